@@ -1,0 +1,24 @@
+// Package nodefile is the small file by which the node daemon tells the CNI plugin what it needs to attach a pod: the
+// node's pod CIDRs, gateway addresses and MTU. The daemon writes it whole (temporary file, fsync, rename) and leaves
+// it in place when it stops, so that pods can be added while it restarts.
+package nodefile
+
+import "net/netip"
+
+// Name is the file's name in the run directory.
+const Name = "node.json"
+
+// File is the content of the file.
+type File struct {
+	Node         string         `json:"node"`
+	Device       string         `json:"device"`       // the TUN's name, "warren0"
+	PodCIDRs     []netip.Prefix `json:"podCIDRs"`     // the node's own
+	Gateways     []netip.Addr   `json:"gateways"`     // one per pod CIDR, the first address of each
+	ClusterCIDRs []netip.Prefix `json:"clusterCIDRs"` // everything that is never masqueraded and never leaves in the clear
+	MTU          int            `json:"mtu"`          // bytes, of the pods' interfaces
+	GSOMaxSize   int            `json:"gsoMaxSize"`   // bytes, for the pods' veths, so that a superpacket fits one send; 0: leave alone
+	Masquerade   bool           `json:"masquerade"`
+	Table        int            `json:"table"`        // the routing table of the policy rules
+	RulePriority int            `json:"rulePriority"` // of the first rule
+	StateDir     string         `json:"stateDir"`
+}
