@@ -1,0 +1,124 @@
+package packet
+
+import (
+	"encoding/binary"
+
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+)
+
+// Transport protocols whose checksum this package knows (IANA protocol numbers).
+const (
+	protoTCP = 6
+	protoUDP = 17
+)
+
+// Offsets of the checksum field, in bytes from the transport header.
+const (
+	tcpChecksumOffset = 16
+	udpChecksumOffset = 6
+)
+
+// Lengths of the fixed headers, in bytes.
+const (
+	ipv4HeaderLen = 20
+	ipv6HeaderLen = 40
+	tcpHeaderLen  = 20
+	udpHeaderLen  = 8
+)
+
+// Sum returns the ones-complement sum (RFC 1071) of initial and the 16-bit words of b, folded to 16 bits and not
+// complemented. A last odd byte counts as the high byte of a word. Every sum over payload goes through here.
+func Sum(initial uint16, b []byte) uint16 { return checksum.Checksum(b, initial) }
+
+// fold adds the carries of a sum of up to 65,536 words back into its low 16 bits.
+func fold(sum uint32) uint16 {
+	sum = sum&0xffff + sum>>16
+	return uint16(sum + sum>>16)
+}
+
+// PseudoHeader returns the folded, not complemented sum of the pseudo header (RFC 9293 section 3.1, RFC 8200
+// section 8.1) of i's addresses and protocol and a transport length of l4len bytes, header included.
+func PseudoHeader(i *Info, l4len int) uint16 {
+	sum := uint32(i.Proto) + uint32(l4len)&0xffff + uint32(l4len)>>16
+	if i.Version == 4 {
+		src, dst := i.Src.As4(), i.Dst.As4()
+		return fold(sum + uint32(Sum(Sum(0, src[:]), dst[:])))
+	}
+	src, dst := i.Src.As16(), i.Dst.As16()
+	return fold(sum + uint32(Sum(Sum(0, src[:]), dst[:])))
+}
+
+// CompleteChecksum stores the final transport checksum of p, a lone packet whose m has NeedsChecksum set: the sum over
+// everything from ChecksumStart on, the pseudo header's sum in the checksum field included. A UDP checksum of 0 becomes
+// 0xFFFF, as 0 means "none" (RFC 768). Without NeedsChecksum it does nothing and returns true.
+//
+// It returns false, with p unchanged, when the field is not inside p or when ChecksumStart lies inside the IP header.
+// ChecksumStart may be beyond the first transport header: a pod's own tunnel leaves the inner checksum to the device.
+func CompleteChecksum(p []byte, m Meta) bool {
+	if !m.NeedsChecksum {
+		return true
+	}
+	start, field := int(m.ChecksumStart), int(m.ChecksumStart)+int(m.ChecksumOffset)
+	if len(p) == 0 || field+2 > len(p) {
+		return false
+	}
+	header := ipv6HeaderLen
+	if p[0]>>4 == 4 {
+		header = max(ipv4HeaderLen, int(p[0]&15)*4)
+	}
+	if start < header {
+		return false
+	}
+	check := ^Sum(0, p[start:])
+	if check == 0 && m.ChecksumOffset == udpChecksumOffset {
+		check = 0xffff
+	}
+	binary.BigEndian.PutUint16(p[field:], check)
+	return true
+}
+
+// VerifyTransport reports whether the transport checksum of p is right. i is what Parse read of p. A UDP checksum of 0
+// over IPv4 is absent, which counts as right (RFC 768); over IPv6 it is wrong (RFC 8200 section 8.1). What has no
+// checksum that could be verified counts as wrong: fragments, protocols other than TCP and UDP, and a UDP length that
+// does not fit into the packet.
+func VerifyTransport(p []byte, i *Info) bool {
+	if i.Is(Fragment) || int(i.Len) > len(p) || i.HeaderLen() > int(i.Len) || i.L4Len < udpHeaderLen {
+		return false
+	}
+	l4 := p[i.L4:i.Len]
+	switch i.Proto {
+	case protoTCP:
+	case protoUDP:
+		n := int(binary.BigEndian.Uint16(l4[4:]))
+		if n < udpHeaderLen || n > len(l4) {
+			return false
+		}
+		if binary.BigEndian.Uint16(l4[udpChecksumOffset:]) == 0 {
+			return i.Version == 4
+		}
+		l4 = l4[:n]
+	default:
+		return false
+	}
+	return Sum(PseudoHeader(i, len(l4)), l4) == 0xffff
+}
+
+// Update16 returns the checksum field check after a 16-bit word that it covers changed from old to new (RFC 1624,
+// equation 3).
+func Update16(check, old, new uint16) uint16 {
+	return ^fold(uint32(^check) + uint32(^old) + uint32(new))
+}
+
+// IPv4Checksum returns the checksum of an IPv4 header, whatever its checksum field holds now. header has at least 20
+// bytes, and its length is the header's.
+func IPv4Checksum(header []byte) uint16 {
+	return ^fold(uint32(Sum(0, header[:10])) + uint32(Sum(0, header[12:])))
+}
+
+// SetIPv4Checksum stores the checksum of an IPv4 header. header is as in IPv4Checksum.
+func SetIPv4Checksum(header []byte) {
+	binary.BigEndian.PutUint16(header[10:], IPv4Checksum(header))
+}
+
+// VerifyIPv4 reports whether the checksum of an IPv4 header is right. header is as in IPv4Checksum.
+func VerifyIPv4(header []byte) bool { return Sum(0, header) == 0xffff }
