@@ -1,0 +1,32 @@
+package worker
+
+import (
+	"sync/atomic"
+
+	"github.com/warren-net/warren/forwarder"
+)
+
+// Counters are one worker's. Only the worker writes them; everybody may read them at any time. Packets are segments
+// (what crosses the wire) unless a name says superpackets or datagrams.
+type Counters struct {
+	QueueReads   atomic.Uint64 // superpackets read from the device
+	QueueWrites  atomic.Uint64 // superpackets written to the device
+	QueueBytes   atomic.Uint64 // bytes read from the device, IP headers included
+	ToPeers      atomic.Uint64 // superpackets encapsulated
+	ToPeersBytes atomic.Uint64 // inner IP bytes in them
+	SegmentsOut  atomic.Uint64 // datagrams handed to the socket
+	Sends        atomic.Uint64 // sends handed to the socket, of one or more datagrams
+	SendCalls    atomic.Uint64 // system calls for them
+	SegmentsIn   atomic.Uint64 // datagrams received
+	BytesIn      atomic.Uint64 // inner IP bytes accepted from peers
+	Receives     atomic.Uint64 // receive slots filled; SegmentsIn/Receives says how well UDP_GRO joins
+	RunsIn       atomic.Uint64 // superpackets made of what was received
+	LocalPackets atomic.Uint64 // superpackets from local pods to this node
+	LocalBytes   atomic.Uint64
+	KernelOut    atomic.Uint64 // superpackets from local pods to the outside
+	KernelBytes  atomic.Uint64
+	ICMPSent     atomic.Uint64 // ICMP errors made
+	ICMPLimited  atomic.Uint64 // ICMP errors not made because of the rate limit
+	Wakeups      atomic.Uint64 // times the worker had nothing to do and waited
+	Drops        [forwarder.NumReasons]atomic.Uint64
+}

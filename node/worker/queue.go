@@ -1,0 +1,162 @@
+package worker
+
+import (
+	"errors"
+
+	"github.com/warren-net/warren/device"
+	"github.com/warren-net/warren/forwarder"
+	"github.com/warren-net/warren/forwarder/packet"
+	"github.com/warren-net/warren/tunnel"
+)
+
+// drainQueue reads at most one batch from the device, decides on each superpacket, and sends what is for peers. It
+// returns the number of superpackets read.
+func (w *Worker) drainQueue() (int, error) {
+	n, bytes := 0, uint64(0)
+	var closed error
+	for n < queueBatch {
+		p, m, err := w.Queue.Read(w.reads[n])
+		if err != nil {
+			if errors.Is(err, device.ErrWouldBlock) {
+				break
+			}
+			if errors.Is(err, device.ErrClosed) {
+				closed = err
+				break
+			}
+			w.drop(forwarder.BadOffload, 1) // an answer of the kernel's that makes no sense, for this packet only
+			break
+		}
+		n++
+		bytes += uint64(len(p))
+		if err := w.fromQueue(p, m); err != nil {
+			closed = err
+			break
+		}
+	}
+	if n > 0 {
+		w.Counters.QueueReads.Add(uint64(n))
+		w.Counters.QueueBytes.Add(bytes)
+	}
+	if err := w.flush(); err != nil && closed == nil {
+		closed = err
+	}
+	return n, closed
+}
+
+// fromQueue carries out the decision on one superpacket. What is for peers is put into w.out; the rest is done at once.
+func (w *Worker) fromQueue(p []byte, m packet.Meta) error {
+	i := &w.info
+	if e := packet.Parse(p, i); e != packet.OK {
+		w.drop(forwarder.FromError(e), 1)
+		return nil
+	}
+	p = p[:i.Len]
+	d := w.snap.FromTUN(i, m)
+	switch d.Verdict {
+	case forwarder.ToPeer:
+		w.toPeer(p, m, &d)
+	case forwarder.Local:
+		w.Counters.LocalPackets.Add(1)
+		w.Counters.LocalBytes.Add(uint64(len(p)))
+		return w.giveBack(p, m)
+	case forwarder.Kernel:
+		w.Counters.KernelOut.Add(1)
+		w.Counters.KernelBytes.Add(uint64(len(p)))
+		return w.giveBack(p, m)
+	case forwarder.Drop:
+		w.drop(d.Reason, 1)
+		if d.Reject != packet.RejectNone {
+			return w.reject(p, &d)
+		}
+	}
+	return nil
+}
+
+// giveBack writes a superpacket of the device back to it.
+func (w *Worker) giveBack(p []byte, m packet.Meta) error {
+	w.pieces = append(w.pieces[:0], p)
+	return w.deliver(m, w.pieces, 1)
+}
+
+// toPeer encapsulates a superpacket into w.out.
+func (w *Worker) toPeer(p []byte, m packet.Meta, d *forwarder.Decision) {
+	i := &w.info
+	if d.Edit&forwarder.ClampMSS != 0 {
+		packet.ClampMSS(p, i, m, d.MTU)
+	}
+	header := d.Peer.Header(i.Version)
+	if e := w.segs.Segment(p, i, m, header, w.arena); e != packet.OK {
+		w.drop(forwarder.FromError(e), 1)
+		return
+	}
+	send := tunnel.Send{To: d.Peer.Endpoint, TOS: packet.EncapTOS(i.TOS), Peer: d.Peer.Index}
+	segments := w.segs.N()
+	if d.Edit&forwarder.Fragment == 0 {
+		for k := range segments {
+			w.out.Append(send, w.segs.Header(k), w.segs.Payload(k))
+		}
+	} else {
+		segments = w.fragment(send, header, d.MTU)
+	}
+	w.Counters.ToPeers.Add(1)
+	w.Counters.ToPeersBytes.Add(uint64(len(p)))
+	cell := d.Peer.Stats.Cell(w.ID)
+	cell.TxPackets.Add(uint64(segments))
+	cell.TxBytes.Add(uint64(len(p)))
+}
+
+// fragment puts the segments in w.segs into w.out in IPv4 fragments of at most mtu bytes and returns their number.
+// Rare (IPv4 without DF over a path narrower than the pods' MTU), so it flattens and copies.
+func (w *Worker) fragment(send tunnel.Send, header []byte, mtu int) int {
+	n := 0
+	for k := range w.segs.N() {
+		h := w.segs.Header(k)[len(header):]
+		payload := w.segs.Payload(k)
+		p := make([]byte, 0, len(h)+len(payload))
+		p = append(append(p, h...), payload...)
+		var i packet.Info
+		if e := packet.Parse(p, &i); e != packet.OK {
+			w.drop(forwarder.FromError(e), 1)
+			continue
+		}
+		if e := w.frags.Split(p, &i, mtu); e != packet.OK {
+			w.drop(forwarder.FromError(e), 1)
+			continue
+		}
+		for f := range w.frags.N() {
+			fh, fp := w.frags.Pieces(f)
+			outer := make([]byte, 0, len(header)+len(fh))
+			w.out.Append(send, append(append(outer, header...), fh...), fp)
+			n++
+		}
+	}
+	return n
+}
+
+// flush sends the batch.
+func (w *Worker) flush() error {
+	if len(w.out.Sends) == 0 {
+		w.arena.Reset()
+		return nil
+	}
+	datagrams := 0
+	for k := range w.out.Sends {
+		datagrams += w.out.Sends[k].Segments
+	}
+	r, err := w.Socket.Send(&w.out)
+	c := &w.Counters
+	c.SegmentsOut.Add(uint64(datagrams))
+	c.Sends.Add(uint64(len(w.out.Sends)))
+	c.SendCalls.Add(uint64(r.Syscalls))
+	if r.Dropped > 0 {
+		w.drop(forwarder.SendFailed, r.Dropped)
+	}
+	if r.TooBig > 0 {
+		w.drop(forwarder.SendTooBig, r.TooBig)
+		w.pathEvents()
+	}
+	w.out.Reset()
+	w.arena.Reset()
+	return err
+}

@@ -1,0 +1,134 @@
+package worker
+
+import (
+	"github.com/warren-net/warren/forwarder"
+	"github.com/warren-net/warren/forwarder/packet"
+	"github.com/warren-net/warren/tunnel"
+	"github.com/warren-net/warren/tunnel/vxlan"
+)
+
+// drainSocket receives at most one batch from the underlay, joins its packets into superpackets, decides on each of
+// these, and writes what is for this node to the device. It returns the number of datagrams received.
+func (w *Worker) drainSocket() (int, error) {
+	if err := w.Socket.Receive(w.in); err != nil {
+		return 0, err
+	}
+	if w.in.N == 0 {
+		return 0, nil
+	}
+	w.join.SetTCP(w.Queue.Takes(packet.GSOTCP4) && w.Queue.Takes(packet.GSOTCP6))
+	w.join.SetUDP(w.Queue.Takes(packet.GSOUDP))
+	w.join.Reset()
+	now := w.Now().UnixNano()
+	datagrams := 0
+	for k := range w.in.Slots[:w.in.N] {
+		datagrams += w.fromWire(&w.in.Slots[k], now)
+	}
+	w.Counters.Receives.Add(uint64(w.in.N))
+	w.Counters.SegmentsIn.Add(uint64(datagrams))
+	w.Counters.RunsIn.Add(uint64(w.join.Len()))
+	for k := range w.join.Len() {
+		if err := w.deliverRun(k); err != nil {
+			return datagrams, err
+		}
+	}
+	return datagrams, nil
+}
+
+// fromWire decapsulates what one receive delivered, hands the packets to the coalescer, and returns their number.
+func (w *Worker) fromWire(s *tunnel.Datagrams, now int64) int {
+	size := s.SegmentSize
+	if size <= 0 {
+		size = s.N
+	}
+	if s.N == 0 {
+		w.drop(forwarder.EncapShort, 1)
+		return 1
+	}
+	n := (s.N + size - 1) / size
+	peer := w.snap.PeerByAddr(s.From.Addr())
+	if peer == nil {
+		w.drop(forwarder.UnknownPeer, n)
+		return n
+	}
+	accepted := false
+	for rest := s.Buf[:s.N]; len(rest) > 0; {
+		d := rest[:min(size, len(rest))]
+		rest = rest[len(d):]
+		inner, why := w.Decoder.Decode(d)
+		if why != vxlan.OK {
+			w.drop(encapReason(why), 1)
+			continue
+		}
+		if s.TOS&packet.ECNMask != 0 && !w.congestion(inner, s.TOS) {
+			continue
+		}
+		if e := w.join.Add(inner, peer.Index); e != packet.OK {
+			w.drop(forwarder.FromError(e), 1)
+			continue
+		}
+		accepted = true
+	}
+	if accepted {
+		peer.Stats.Cell(w.ID).LastSeen.Store(now)
+	}
+	return n
+}
+
+// congestion carries the outer header's ECN mark over to the inner packet (RFC 6040, 4.2) and reports whether the
+// packet may go on.
+func (w *Worker) congestion(inner []byte, outer uint8) bool {
+	i := &w.info
+	if e := packet.Parse(inner, i); e != packet.OK {
+		w.drop(forwarder.FromError(e), 1)
+		return false
+	}
+	tos, drop := packet.DecapECN(i.TOS, outer)
+	if drop {
+		w.drop(forwarder.Congestion, 1)
+		return false
+	}
+	if tos != i.TOS {
+		packet.SetTOS(inner, i, tos)
+	}
+	return true
+}
+
+// deliverRun decides on one run of the coalescer and writes it to the device.
+func (w *Worker) deliverRun(k int) error {
+	run := w.join.Run(k)
+	peer := w.snap.Peers[run.Tag]
+	d := w.snap.FromWire(peer, &run.Info)
+	if d.Verdict != forwarder.Local {
+		w.drop(d.Reason, run.Segments)
+		return nil
+	}
+	m, pieces := w.join.Finish(k)
+	if d.Edit&forwarder.ClampMSS != 0 {
+		packet.ClampMSS(pieces[0], &run.Info, m, d.MTU)
+	}
+	cell := peer.Stats.Cell(w.ID)
+	cell.RxPackets.Add(uint64(run.Segments))
+	cell.RxBytes.Add(uint64(run.Bytes))
+	w.Counters.BytesIn.Add(uint64(run.Bytes))
+	return w.deliver(m, pieces, run.Segments)
+}
+
+// encapReason translates why the encapsulation refused a datagram.
+func encapReason(d vxlan.Drop) forwarder.Reason {
+	switch d {
+	case vxlan.Short:
+		return forwarder.EncapShort
+	case vxlan.BadFlags:
+		return forwarder.EncapFlags
+	case vxlan.WrongVNI:
+		return forwarder.WrongVNI
+	case vxlan.WrongMAC:
+		return forwarder.WrongMAC
+	case vxlan.BroadcastMAC:
+		return forwarder.BroadcastMAC
+	case vxlan.BadEtherType:
+		return forwarder.BadEtherType
+	}
+	return forwarder.UnofferedOffload
+}

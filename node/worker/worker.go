@@ -1,0 +1,213 @@
+// Package worker is the packet loop: it moves superpackets between one queue of the device and the tunnel's socket,
+// as forwarder decides.
+//
+// # One thread, both directions
+//
+// A worker owns one device queue, one socket, its buffers and its counters, and serves both directions from one
+// thread: drain a little from the queue, send what came of it, drain a little from the socket, and wait for both only
+// when both are empty. Acknowledgements then ride on the wake-ups of the data they answer; measured against a thread
+// per direction this is worth 1.3 to 1.5 times the one-stream rate. Nothing on this path is shared for writing with
+// another worker.
+//
+// # Who owns which buffer
+//
+// A packet read from the queue stays in the read buffer that it arrived in until the batch was sent: encapsulation
+// headers are stamped into the arena and sent beside it. A datagram received stays in the Inbound's slot until its
+// superpacket was written to the queue: the coalescer refers to it and edits the first header of a run in place.
+// Nothing is copied but headers.
+//
+// # Failure
+//
+// A bad, unknown or spoofed packet is a counted drop. Only a closed device or socket ends Run with an error.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"time"
+
+	"github.com/warren-net/warren/device"
+	"github.com/warren-net/warren/forwarder"
+	"github.com/warren-net/warren/forwarder/packet"
+	"github.com/warren-net/warren/tunnel"
+	"github.com/warren-net/warren/tunnel/vxlan"
+)
+
+// A Waiter blocks until the queue or the socket may have something, or until Wake.
+type Waiter interface {
+	// Wait returns after at most timeout; spurious returns are fine.
+	Wait(timeout time.Duration) error
+	// Wake makes the current or the next Wait return. Safe for concurrent use.
+	Wake()
+}
+
+// Config says what a worker works with. All of it but Table and Log belongs to the worker from New on.
+type Config struct {
+	ID         int // its number among the node's workers; index of its cell in forwarder.PeerStats
+	Queue      device.Queue
+	Socket     tunnel.Socket
+	Waiter     Waiter
+	Table      *forwarder.Table
+	Decoder    vxlan.Decoder
+	PathEvents func([]tunnel.PathEvent) // called on the worker's thread; must not block. nil: ignored
+	Now        func() time.Time         // nil: time.Now
+	LockThread bool                     // keep to one OS thread: for real devices
+	Log        *slog.Logger             // nil: discards
+}
+
+// Sizes of a batch. The TUN side is bounded by packets, as each read is a system call; the socket side by slots of
+// 64 KiB. Both are small enough that neither direction waits long for the other.
+const (
+	queueBatch  = 32
+	socketSlots = 16
+	// waitLimit bounds a wait, so that counters and path events of an idle worker are never older than this.
+	waitLimit = time.Second
+)
+
+// A Worker is one packet loop. New makes one; Run runs it.
+type Worker struct {
+	Config
+	Counters Counters
+
+	snap *forwarder.Snapshot // in force for the current batch
+	info packet.Info
+	icmp icmpLimit
+
+	// From the queue to the socket.
+	reads [queueBatch][]byte
+	arena *packet.Arena
+	segs  packet.Segments
+	frags packet.Fragments
+	out   tunnel.Outbound
+
+	// From the socket to the queue.
+	in      *tunnel.Inbound
+	join    *packet.Coalescer
+	pieces  [][]byte
+	scratch []byte // an ICMP error, or a run that must be flattened because the device refused it
+
+	events []tunnel.PathEvent
+}
+
+// New makes a worker.
+func New(c Config) *Worker {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	w := &Worker{
+		Config: c,
+		arena:  packet.NewArena(),
+		in:     tunnel.NewInbound(socketSlots),
+		join:   packet.NewCoalescer(packet.CoalescerOptions{TCP: true, UDP: true}),
+		pieces: make([][]byte, 0, 4),
+	}
+	for i := range w.reads {
+		w.reads[i] = make([]byte, device.BufferSize)
+	}
+	return w
+}
+
+// Run moves packets until ctx ends (and returns nil) or the device or the socket is gone.
+func (w *Worker) Run(ctx context.Context) error {
+	if w.LockThread {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+	}
+	stop := context.AfterFunc(ctx, w.Waiter.Wake)
+	defer stop()
+	for ctx.Err() == nil {
+		w.snap = w.Table.Load()
+		fromQueue, err := w.drainQueue()
+		if err != nil {
+			return fmt.Errorf("worker %d: read from the device: %w", w.ID, err)
+		}
+		fromSocket, err := w.drainSocket()
+		if err != nil {
+			return fmt.Errorf("worker %d: receive from the underlay: %w", w.ID, err)
+		}
+		if fromQueue > 0 || fromSocket > 0 {
+			continue
+		}
+		// The error queue makes the socket look readable, so it is emptied before each wait.
+		w.pathEvents()
+		w.Counters.Wakeups.Add(1)
+		if err := w.Waiter.Wait(waitLimit); err != nil {
+			return fmt.Errorf("worker %d: wait: %w", w.ID, err)
+		}
+	}
+	return nil
+}
+
+func (w *Worker) pathEvents() {
+	w.events = w.Socket.PathEvents(w.events[:0])
+	if len(w.events) > 0 && w.PathEvents != nil {
+		w.PathEvents(w.events)
+	}
+}
+
+// drop counts n segments dropped for reason r.
+func (w *Worker) drop(r forwarder.Reason, n int) { w.Counters.Drops[r].Add(uint64(n)) }
+
+// deliver writes a superpacket to the queue and reports whether the kernel took it. A superpacket of a kind that the
+// device does not take (any more) is cut into segments first.
+func (w *Worker) deliver(m packet.Meta, pieces [][]byte, segments int) error {
+	if m.Type != packet.GSONone && !w.Queue.Takes(m.Type) {
+		return w.deliverCut(m, pieces)
+	}
+	err := w.Queue.Write(m, pieces)
+	if err == nil {
+		w.Counters.QueueWrites.Add(1)
+		return nil
+	}
+	if errors.Is(err, device.ErrClosed) {
+		return err
+	}
+	if m.Type != packet.GSONone && !w.Queue.Takes(m.Type) {
+		// This very write showed that the offload is broken.
+		return w.deliverCut(m, pieces)
+	}
+	w.drop(forwarder.DeviceWrite, segments)
+	return nil
+}
+
+// deliverCut writes a superpacket segment by segment.
+func (w *Worker) deliverCut(m packet.Meta, pieces [][]byte) error {
+	p := w.scratch[:0]
+	for _, piece := range pieces {
+		p = append(p, piece...)
+	}
+	w.scratch = p
+	var i packet.Info
+	if e := packet.Parse(p, &i); e != packet.OK {
+		w.drop(forwarder.FromError(e), 1)
+		return nil
+	}
+	// Headers go into the arena behind those of the batch that waits to be sent, if any; segs is free between packets.
+	if e := w.segs.Segment(p, &i, m, nil, w.arena); e != packet.OK {
+		w.drop(forwarder.FromError(e), 1)
+		return nil
+	}
+	for k := range w.segs.N() {
+		w.pieces = w.pieces[:0]
+		if h := w.segs.Header(k); len(h) > 0 {
+			w.pieces = append(w.pieces, h)
+		}
+		w.pieces = append(w.pieces, w.segs.Payload(k))
+		err := w.Queue.Write(packet.Meta{}, w.pieces)
+		switch {
+		case err == nil:
+			w.Counters.QueueWrites.Add(1)
+		case errors.Is(err, device.ErrClosed):
+			return err
+		default:
+			w.drop(forwarder.DeviceWrite, 1)
+		}
+	}
+	return nil
+}
