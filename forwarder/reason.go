@@ -32,9 +32,9 @@ const (
 	EncapFlags
 	WrongVNI
 	WrongMAC
-	BroadcastMAC
+	GroupMAC
 	BadEtherType
-	UnofferedOffload
+	UnofferedExtension
 	Congestion
 	SourceNotPeer
 	NotForThisNode
@@ -44,31 +44,31 @@ const (
 )
 
 var reasons = [NumReasons]struct{ name, text string }{
-	NoReason:         {"none", "not dropped"},
-	Truncated:        {"truncated", "shorter than its headers say"},
-	BadVersion:       {"bad-version", "neither IPv4 nor IPv6"},
-	BadHeader:        {"bad-header", "header fields that contradict each other"},
-	BadOffload:       {"bad-offload", "offload metadata that does not fit the packet"},
-	SourceNotLocal:   {"source-not-local", "from a source outside this node's pod CIDRs and addresses"},
-	NoRoute:          {"no-route", "to a cluster address that no known node holds"},
-	Multicast:        {"multicast", "multicast or broadcast, which the pod network does not carry"},
-	LinkLocal:        {"link-local", "to an IPv6 link-local address, which is never routed"},
-	NodeToOutside:    {"node-to-outside", "the node's own traffic to the outside: a foreign route points at the device"},
-	TooBig:           {"too-big", "larger than the path to the peer carries, and not to be fragmented"},
-	SendFailed:       {"send-failed", "the underlay socket refused it"},
-	SendTooBig:       {"send-too-big", "larger than the underlay's MTU"},
-	UnknownPeer:      {"unknown-peer", "from an underlay address that is no peer's"},
-	EncapShort:       {"encap-short", "a datagram too short for its encapsulation"},
-	EncapFlags:       {"encap-flags", "a VXLAN header without a valid VNI flag"},
-	WrongVNI:         {"wrong-vni", "a VXLAN network identifier other than ours"},
-	WrongMAC:         {"wrong-mac", "an inner frame addressed to another VTEP"},
-	BroadcastMAC:     {"broadcast-mac", "an inner broadcast or multicast frame (ARP and the like)"},
-	BadEtherType:     {"bad-ethertype", "an inner frame that is neither IPv4 nor IPv6"},
-	UnofferedOffload: {"unoffered-offload", "a VXLAN extension that this node did not offer"},
-	Congestion:       {"congestion", "marked congested by the underlay, though its sender knows no ECN (RFC 6040)"},
-	SourceNotPeer:    {"source-not-peer", "from the wire with an inner source that is not the sending peer's"},
-	NotForThisNode:   {"not-for-this-node", "from the wire to an address that is not on this node"},
-	DeviceWrite:      {"device-write", "the kernel refused it at the TUN device"},
+	NoReason:           {"none", "not dropped"},
+	Truncated:          {"truncated", "shorter than its headers say"},
+	BadVersion:         {"bad-version", "neither IPv4 nor IPv6"},
+	BadHeader:          {"bad-header", "header fields that contradict each other"},
+	BadOffload:         {"bad-offload", "offload metadata that does not fit the packet"},
+	SourceNotLocal:     {"source-not-local", "from a source outside this node's pod CIDRs and addresses"},
+	NoRoute:            {"no-route", "to a cluster address that no known node holds"},
+	Multicast:          {"multicast", "multicast or broadcast, which the pod network does not carry"},
+	LinkLocal:          {"link-local", "to an IPv6 link-local address, which is never routed"},
+	NodeToOutside:      {"node-to-outside", "the node's own traffic to the outside: a foreign route points at the device"},
+	TooBig:             {"too-big", "larger than the path to the peer carries, and not to be fragmented"},
+	SendFailed:         {"send-failed", "the underlay socket refused it"},
+	SendTooBig:         {"send-too-big", "larger than the underlay's MTU"},
+	UnknownPeer:        {"unknown-peer", "from an underlay address that is no peer's"},
+	EncapShort:         {"encap-short", "a datagram too short for its encapsulation"},
+	EncapFlags:         {"encap-flags", "a VXLAN header without a valid VNI flag"},
+	WrongVNI:           {"wrong-vni", "a VXLAN network identifier other than ours"},
+	WrongMAC:           {"wrong-mac", "an inner frame addressed to another VTEP"},
+	GroupMAC:           {"group-mac", "an inner broadcast or multicast frame (ARP and the like)"},
+	BadEtherType:       {"bad-ethertype", "an inner frame that is neither IPv4 nor IPv6"},
+	UnofferedExtension: {"unoffered-extension", "a VXLAN extension that this node did not offer"},
+	Congestion:         {"congestion", "marked congested by the underlay, though its sender knows no ECN (RFC 6040)"},
+	SourceNotPeer:      {"source-not-peer", "from the wire with an inner source that is not the sending peer's"},
+	NotForThisNode:     {"not-for-this-node", "from the wire to an address that is not on this node"},
+	DeviceWrite:        {"device-write", "the kernel refused it at the TUN device"},
 }
 
 // Name is the reason's name in lower case with hyphens, stable across versions: metrics carry it.

@@ -86,7 +86,7 @@ func (w *Worker) toPeer(p []byte, m packet.Meta, d *forwarder.Decision) {
 		packet.ClampMSS(p, i, m, d.MTU)
 	}
 	header := d.Peer.Header(i.Version)
-	if e := w.segs.Segment(p, i, m, header, w.arena); e != packet.OK {
+	if e := w.segs.Segment(p, i, m, header); e != packet.OK {
 		w.drop(forwarder.FromError(e), 1)
 		return
 	}

@@ -56,7 +56,7 @@ func (w *Worker) fromWire(s *tunnel.Datagrams, now int64) int {
 		d := rest[:min(size, len(rest))]
 		rest = rest[len(d):]
 		inner, why := w.Decoder.Decode(d)
-		if why != vxlan.OK {
+		if why != vxlan.Accepted {
 			w.drop(encapReason(why), 1)
 			continue
 		}
@@ -117,18 +117,18 @@ func (w *Worker) deliverRun(k int) error {
 // encapReason translates why the encapsulation refused a datagram.
 func encapReason(d vxlan.Drop) forwarder.Reason {
 	switch d {
-	case vxlan.Short:
+	case vxlan.TooShort:
 		return forwarder.EncapShort
-	case vxlan.BadFlags:
+	case vxlan.NoVNI:
 		return forwarder.EncapFlags
 	case vxlan.WrongVNI:
 		return forwarder.WrongVNI
 	case vxlan.WrongMAC:
 		return forwarder.WrongMAC
-	case vxlan.BroadcastMAC:
-		return forwarder.BroadcastMAC
-	case vxlan.BadEtherType:
+	case vxlan.GroupMAC:
+		return forwarder.GroupMAC
+	case vxlan.WrongEtherType:
 		return forwarder.BadEtherType
 	}
-	return forwarder.UnofferedOffload
+	return forwarder.UnofferedExtension
 }

@@ -78,7 +78,7 @@ type Worker struct {
 
 	// From the queue to the socket.
 	reads [queueBatch][]byte
-	arena *packet.Arena
+	arena packet.Arena
 	segs  packet.Segments
 	frags packet.Fragments
 	out   tunnel.Outbound
@@ -102,11 +102,11 @@ func New(c Config) *Worker {
 	}
 	w := &Worker{
 		Config: c,
-		arena:  packet.NewArena(),
 		in:     tunnel.NewInbound(socketSlots),
 		join:   packet.NewCoalescer(packet.CoalescerOptions{TCP: true, UDP: true}),
 		pieces: make([][]byte, 0, 4),
 	}
+	w.segs.Arena = &w.arena
 	for i := range w.reads {
 		w.reads[i] = make([]byte, device.BufferSize)
 	}
@@ -189,7 +189,7 @@ func (w *Worker) deliverCut(m packet.Meta, pieces [][]byte) error {
 		return nil
 	}
 	// Headers go into the arena behind those of the batch that waits to be sent, if any; segs is free between packets.
-	if e := w.segs.Segment(p, &i, m, nil, w.arena); e != packet.OK {
+	if e := w.segs.Segment(p, &i, m, nil); e != packet.OK {
 		w.drop(forwarder.FromError(e), 1)
 		return nil
 	}
