@@ -106,7 +106,8 @@ func (b *builder) node(key string, s *NodeSpec) error {
 		return err
 	}
 	if s.Port < 0 || s.Port > 65535 || s.Port == 0 && b.doc.Has(key+".port") {
-		return b.wrong(key+".port", fmt.Sprint(s.Port), "is not a UDP port", "use 1 to 65535, or leave the key out for the default")
+		return b.wrong(key+".port", fmt.Sprint(s.Port), "is not a UDP port",
+			"use 1 to 65535, or leave the key out for the default")
 	}
 	if len(s.Addresses) == 0 {
 		return b.wrong(key+".addresses", "", "node "+s.Name+" has no underlay address",
@@ -161,7 +162,8 @@ func (b *builder) own(key, value, kind, node string) error {
 	id := kind + " " + value
 	if other, taken := b.owners[id]; taken {
 		if kind == "name" || other == node {
-			return b.wrong(key, value, "is in the list a second time", "each node stands in the list once, with one entry per "+kind)
+			return b.wrong(key, value, "is in the list a second time",
+				"each node stands in the list once, with one entry per "+kind)
 		}
 		return b.wrong(key, value, fmt.Sprintf("is the %s of node %s already", kind, other),
 			"two nodes cannot share one; correct one of them")
@@ -271,7 +273,8 @@ func (b *builder) addressesOutsidePods() error {
 					continue
 				}
 				return b.wrong(fmt.Sprintf("nodes[%d].addresses[%d]", i, j), a.String(),
-					fmt.Sprintf("of node %s lies inside the cluster's range %s, so the tunnel would carry its own packets", n.Name, c),
+					fmt.Sprintf("of node %s lies inside the cluster's range %s, so the tunnel would carry its own packets", n.Name,
+						c),
 					"the ranges of pods and of the underlay must not overlap")
 			}
 		}

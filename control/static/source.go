@@ -86,6 +86,12 @@ type reader struct {
 	seen bool
 }
 
+// A sink is where a source's findings go.
+type sink struct {
+	updates chan<- control.State
+	problem func(error)
+}
+
 // Run implements control.Source. It reads the file at once, and returns only when ctx ends: a file that is missing or
 // bad is reported once for each content and awaited.
 func (s *Source) Run(ctx context.Context, updates chan<- control.State, problem func(error)) error {
@@ -93,7 +99,8 @@ func (s *Source) Run(ctx context.Context, updates chan<- control.State, problem 
 	defer w.close()
 
 	var last reader
-	s.read(ctx, &last, true, updates, problem)
+	out := sink{updates, problem}
+	s.read(ctx, &last, out)
 	poll := time.NewTicker(s.opt.Poll)
 	defer poll.Stop()
 	quiet := time.NewTimer(0)
@@ -101,7 +108,6 @@ func (s *Source) Run(ctx context.Context, updates chan<- control.State, problem 
 		<-quiet.C
 	}
 	for {
-		force := false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -119,18 +125,17 @@ func (s *Source) Run(ctx context.Context, updates chan<- control.State, problem 
 		case <-quiet.C:
 		case <-poll.C:
 		case <-s.reload:
-			force = true
+			last.seen = false
 		}
-		s.read(ctx, &last, force, updates, problem)
+		s.read(ctx, &last, out)
 		w.follow()
 	}
 }
 
-// read reads the file, and sends or reports what it holds when that is new or when force is set.
-func (s *Source) read(ctx context.Context, last *reader, force bool, updates chan<- control.State, problem func(error)) {
+// read reads the file, and sends or reports what it holds when that is news.
+func (s *Source) read(ctx context.Context, last *reader, out sink) {
 	data, err := ReadFile(s.opt.Path)
-	same := last.seen && bytes.Equal(data, last.data) && errorText(err) == errorText(last.err)
-	if same && !force {
+	if last.seen && bytes.Equal(data, last.data) && errorText(err) == errorText(last.err) {
 		return
 	}
 	*last = reader{data: data, err: err, seen: true}
@@ -139,11 +144,11 @@ func (s *Source) read(ctx context.Context, last *reader, force bool, updates cha
 		state, err = s.opt.Load(data)
 	}
 	if err != nil {
-		problem(err)
+		out.problem(err)
 		return
 	}
 	select {
-	case updates <- state:
+	case out.updates <- state:
 	case <-ctx.Done():
 	}
 }
@@ -161,7 +166,8 @@ func ReadFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return nil, &yamldoc.Error{File: path, Why: "there is no such file", Fix: "name another with --config, or write this one"}
+		return nil, &yamldoc.Error{File: path, Why: "there is no such file",
+			Fix: "name another with --config, or write this one"}
 	case errors.Is(err, os.ErrPermission):
 		return nil, &yamldoc.Error{File: path, Why: "the file cannot be read: permission denied",
 			Fix: "run as root, or give this user the right to read it"}
@@ -177,7 +183,8 @@ func ReadFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	if len(data) > maxFile {
-		return nil, &yamldoc.Error{File: path, Why: fmt.Sprintf("is longer than %d bytes", maxFile), Fix: "is it the right file?"}
+		return nil, &yamldoc.Error{File: path, Why: fmt.Sprintf("is longer than %d bytes", maxFile),
+			Fix: "is it the right file?"}
 	}
 	return data, nil
 }

@@ -185,7 +185,8 @@ func (d *Doc) decodeScalar(key string, n *yaml.Node, v reflect.Value) error {
 
 func (d *Doc) decodeSlice(key string, n *yaml.Node, v reflect.Value) error {
 	if n.Kind != yaml.SequenceNode {
-		return d.wrong(key, n, "is "+kindName(n)+" where a list belongs", "write [first, second] or a line `- item` for each")
+		return d.wrong(key, n, "is "+kindName(n)+" where a list belongs",
+			"write [first, second] or a line `- item` for each")
 	}
 	out := reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content))
 	for i, item := range n.Content {
@@ -221,6 +222,9 @@ func (d *Doc) decodeStruct(key string, n *yaml.Node, v reflect.Value) error {
 		}
 		if err := d.decode(full, item, f); err != nil {
 			return err
+		}
+		if d.Has(full) {
+			d.lines[full] = k.Line // the key's own line: a list's or a mapping's content may begin below it
 		}
 	}
 	return nil

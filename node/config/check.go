@@ -1,0 +1,285 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/internal/yamldoc"
+)
+
+const (
+	maxVNI     = 1<<24 - 1 // RFC 7348, 5: 24 bits
+	maxMTU     = 65535     // what the 16-bit lengths of IP can say
+	maxWorkers = 256       // MAX_TAP_QUEUES of the kernel's TUN driver
+	maxDevice  = 15        // IFNAMSIZ less its terminating zero
+	maxSocket  = 107       // sun_path of a Unix socket less its terminating zero
+	ruleCount  = 4         // rules at RulePriority and the three after it
+	mainRule   = 32766     // priority of the kernel's rule `lookup main`
+)
+
+// A checker fills out from raw, key by key.
+type checker struct {
+	doc *yamldoc.Doc
+	raw *raw
+	out Config
+}
+
+func (c *checker) wrong(key string, value any, why, fix string) error {
+	return c.doc.Error(yamldoc.Finding{Key: key, Value: fmt.Sprint(value), Why: why, Fix: fix})
+}
+
+func (c *checker) encapsulation() error {
+	switch e := c.raw.Encapsulation; e {
+	case "vxlan":
+		return nil
+	case "wireguard", "direct", "auto":
+		return c.wrong("encapsulation", e, "is planned, but this version does not have it",
+			"use vxlan, on an underlay that can be trusted")
+	default:
+		return c.wrong("encapsulation", e, "is not an encapsulation", "use vxlan")
+	}
+}
+
+func (c *checker) vxlan() error {
+	if v := c.raw.VXLAN.VNI; v < 0 || v > maxVNI {
+		return c.wrong("vxlan.vni", v, "does not fit the 24 bits of a VXLAN network identifier",
+			fmt.Sprintf("use 0 to %d, the same on every node", maxVNI))
+	}
+	p := c.raw.VXLAN.Port
+	if p < 1 || p > 65535 {
+		return c.wrong("vxlan.port", p, "is not a UDP port", "use 1 to 65535; 4789 is VXLAN's own")
+	}
+	c.out.Port = uint16(p)
+	return nil
+}
+
+// self finds this node in the list.
+func (c *checker) self() error {
+	nodes := c.out.State.Nodes
+	i := slices.IndexFunc(nodes, func(n control.Node) bool { return n.Name == c.out.Node })
+	if i < 0 {
+		names := make([]string, 0, len(nodes))
+		for _, n := range nodes {
+			names = append(names, n.Name)
+		}
+		key, why := "node", "is not in the list of nodes"
+		if c.raw.Node == "" {
+			key, why = "nodes", "(this host's name, as `node` is not set) is not in the list"
+		}
+		return c.wrong(key, c.out.Node, why,
+			"add it to `nodes` with its pod CIDR, or set `node` to one of "+strings.Join(names, ", "))
+	}
+	c.out.Self = nodes[i]
+	return nil
+}
+
+// families refuses a peer that this node could never send to, or whose pods could never talk with its own.
+func (c *checker) families() error {
+	self := c.out.Self
+	for i, n := range c.out.State.Nodes {
+		key := fmt.Sprintf("nodes[%d]", i)
+		if !shareFamily(self.Addresses, n.Addresses) {
+			return c.wrong(key+".addresses", joined(n.Addresses),
+				fmt.Sprintf("of node %s: no common address family with this node %s (%s)", n.Name, self.Name,
+					joined(self.Addresses)),
+				"give both nodes an address of one family")
+		}
+		if !shareFamily(networks(self.PodCIDRs), networks(n.PodCIDRs)) {
+			return c.wrong(key+".podCIDRs", joined(n.PodCIDRs),
+				fmt.Sprintf("of node %s: no common address family with the pods of this node %s (%s)", n.Name, self.Name,
+					joined(self.PodCIDRs)),
+				"give both nodes a pod CIDR of one family")
+		}
+	}
+	return nil
+}
+
+func shareFamily(a, b []netip.Addr) bool {
+	for _, x := range a {
+		if slices.ContainsFunc(b, func(y netip.Addr) bool { return x.Is4() == y.Is4() }) {
+			return true
+		}
+	}
+	return false
+}
+
+func networks(list []netip.Prefix) []netip.Addr {
+	out := make([]netip.Addr, 0, len(list))
+	for _, p := range list {
+		out = append(out, p.Addr())
+	}
+	return out
+}
+
+func joined[T fmt.Stringer](list []T) string {
+	out := make([]string, 0, len(list))
+	for _, v := range list {
+		out = append(out, v.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+func (c *checker) device() error {
+	d := c.out.Device
+	switch {
+	case d == "" || d == "." || d == "..":
+		return c.wrong("device", d, "is not an interface name", "use a name such as warren0")
+	case len(d) > maxDevice:
+		return c.wrong("device", d, fmt.Sprintf("has %d bytes, but an interface name has at most %d", len(d), maxDevice),
+			"shorten it")
+	case strings.ContainsFunc(d, badDeviceRune):
+		return c.wrong("device", d, "has a character that interface names cannot have",
+			"use letters, digits, dots, hyphens and underscores")
+	case d == "all" || d == "default" || d == "lo":
+		return c.wrong("device", d, "is a name that the kernel keeps for itself", "use a name such as warren0")
+	}
+	return nil
+}
+
+// badDeviceRune is stricter than the kernel, which refuses slashes, colons, percent signs and blanks only: names end
+// up in sysctl paths, nftables rules and shell commands.
+func badDeviceRune(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(".-_", r)
+}
+
+func (c *checker) mtu() error {
+	m, least := c.out.MTU, c.out.MinMTU()
+	switch {
+	case m == 0:
+		return nil
+	case m < least && least == MinMTU6:
+		return c.wrong("mtu", m,
+			fmt.Sprintf("is below %d, the minimum of IPv6 (RFC 8200), which this node's pods have", MinMTU6),
+			"raise it, or leave it 0 for the underlay's less 80")
+	case m < least:
+		return c.wrong("mtu", m,
+			fmt.Sprintf("is below %d, which every IPv4 host must be able to receive (RFC 791)", MinMTU4),
+			"raise it, or leave it 0 for the underlay's less 80")
+	case m > maxMTU:
+		return c.wrong("mtu", m, fmt.Sprintf("is above %d, the longest IP packet", maxMTU),
+			"lower it, or leave it 0 for the underlay's less 80")
+	}
+	return nil
+}
+
+func (c *checker) workers() error {
+	if w := c.out.Workers; w < 0 || w > maxWorkers {
+		return c.wrong("workers", w, "is not a number of workers",
+			fmt.Sprintf("use 1 to %d, or 0 for one per CPU, at most 8", maxWorkers))
+	}
+	return nil
+}
+
+func (c *checker) offloads() error {
+	o, r := &c.out.Offloads, &c.raw.Offloads
+	for _, k := range []struct {
+		key, value string
+		use        *bool
+	}{{"tso", r.TSO, &o.TSO}, {"uso", r.USO, &o.USO}, {"udpGSO", r.UDPGSO, &o.UDPGSO}, {"udpGRO", r.UDPGRO, &o.UDPGRO}} {
+		switch k.value {
+		case "auto":
+			*k.use = true
+		case "off":
+		default:
+			return c.wrong("offloads."+k.key, k.value, "is neither auto nor off",
+				"write auto (used where the kernel has it) or off")
+		}
+	}
+	return nil
+}
+
+func (c *checker) routing() error {
+	switch t := c.out.Table; {
+	case t < 1 || t > 1<<32-2:
+		return c.wrong("routing.table", t, "is not a routing table",
+			"use a number of 1 to 4294967294 that nothing else uses")
+	case t >= 253 && t <= 255:
+		return c.wrong("routing.table", t, "is one of the kernel's own tables (default, main, local)",
+			"use a number that nothing else uses")
+	}
+	if p := c.out.RulePriority; p < 1 || p+ruleCount > mainRule {
+		return c.wrong("routing.rulePriority", p, "leaves no room for four rules between the kernel's own at 0 and 32766",
+			fmt.Sprintf("use 1 to %d", mainRule-ruleCount))
+	}
+	return nil
+}
+
+func (c *checker) metrics() error {
+	m := c.out.Metrics
+	if m == "" {
+		return nil
+	}
+	const fix = "write it as 127.0.0.1:9187 or [::1]:9187, or leave it empty for no metrics"
+	host, port, err := net.SplitHostPort(m)
+	if err != nil {
+		return c.wrong("metrics", m, "is not an address with a port", fix)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return c.wrong("metrics", m, "has no valid TCP port", fix)
+	}
+	if host != "" && host != "localhost" {
+		if _, err := netip.ParseAddr(host); err != nil {
+			return c.wrong("metrics", m, "has no IP address before the port", fix)
+		}
+	}
+	return nil
+}
+
+func (c *checker) directories() error {
+	for _, d := range []struct{ key, path string }{{"runDir", c.out.RunDir}, {"stateDir", c.out.StateDir}} {
+		if !filepath.IsAbs(d.path) || filepath.Clean(d.path) == "/" {
+			return c.wrong(d.key, d.path, "is not an absolute path to a directory of Warren's own", "write it as /run/warren")
+		}
+	}
+	c.out.RunDir, c.out.StateDir = filepath.Clean(c.out.RunDir), filepath.Clean(c.out.StateDir)
+	if n := len(c.out.SocketPath()); n > maxSocket {
+		return c.wrong("runDir", c.out.RunDir,
+			fmt.Sprintf("makes the socket's path %d bytes long, but the kernel takes %d", n, maxSocket),
+			"use a shorter path")
+	}
+	return nil
+}
+
+func (c *checker) onExit() error {
+	switch c.out.OnExit {
+	case Remove, Leave:
+		return nil
+	}
+	return c.wrong("onExit", c.out.OnExit, "is neither remove nor leave",
+		"write remove (take everything away at the end) or leave (for a successor)")
+}
+
+func (c *checker) log() error {
+	level, err := ParseLevel(c.raw.Log.Level)
+	if err != nil {
+		return c.wrong("log.level", c.raw.Log.Level, "is not a log level", "use debug, info, warn or error")
+	}
+	c.out.LogLevel = level
+	switch c.out.LogFormat {
+	case "text", "json":
+		return nil
+	}
+	return c.wrong("log.format", c.out.LogFormat, "is not a log format", "use text or json")
+}
+
+// ParseLevel reads a log level: debug, info, warn or error.
+func ParseLevel(s string) (slog.Level, error) {
+	switch s {
+	case "debug":
+		return slog.LevelDebug, nil
+	case "info":
+		return slog.LevelInfo, nil
+	case "warn":
+		return slog.LevelWarn, nil
+	case "error":
+		return slog.LevelError, nil
+	}
+	return 0, fmt.Errorf("log level %q: use debug, info, warn or error", s)
+}

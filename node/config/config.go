@@ -1,0 +1,221 @@
+// Package config is Warren's configuration file: what it may say, the defaults of what it leaves out, and every check
+// that can be made without looking at the host. The list of nodes in it is control/static's.
+//
+// A Config is immutable once Load or Parse returned it. Every error about the file is a *yamldoc.Error: it names the
+// file, the line, the key, the wrong value, why it is wrong and what would be right.
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/control/static"
+	"github.com/warren-net/warren/internal/yamldoc"
+)
+
+// DefaultPath is where the file is looked for.
+const DefaultPath = "/etc/warren/warren.yaml"
+
+// SocketName is the name of the API socket in the run directory.
+const SocketName = "warren.sock"
+
+// The least MTU that pods may get, in bytes. The protocols' own minima are 68 for IPv4 (RFC 791) and 1280 for IPv6
+// (RFC 8200, 5). Nothing works at 68 any more, so for IPv4 it is 576, what every IPv4 host has to be able to receive.
+const (
+	MinMTU4 = 576
+	MinMTU6 = 1280
+)
+
+// PodMTUMargin is how much smaller than the underlay's MTU the pods' is by default, in bytes. It is more than VXLAN
+// takes, and the same for every encapsulation, so that changing that is invisible to pods.
+const PodMTUMargin = 80
+
+// Config is the whole configuration of one node.
+type Config struct {
+	File    string         // path of the file; for messages and for reading it again
+	Node    string         // this node's name
+	Self    control.Node   // this node's entry in State
+	Cluster []netip.Prefix // everything that is pod network
+	State   control.State  // all nodes, this one included
+
+	Device        string
+	MTU           int    // bytes, of the pods' interfaces; 0: the underlay's less PodMTUMargin
+	Encapsulation string // "vxlan"
+	VNI           uint32 // 24 bits
+	Port          uint16 // UDP port of the tunnels of nodes that name no other; PortOf knows
+	Workers       int    // 0: one per CPU, at most 8
+	Masquerade    bool
+	Offloads      Offloads
+	Table         int // routing table of pod traffic
+	RulePriority  int // of the first of the four policy rules
+	Metrics       string
+	RunDir        string // absolute
+	StateDir      string // absolute
+	OnExit        OnExit
+	LogLevel      slog.Level
+	LogFormat     string // "text" or "json"
+}
+
+// Offloads says which offloads may be used; those that the kernel lacks are not, whatever stands here.
+type Offloads struct{ TSO, USO, UDPGSO, UDPGRO bool }
+
+// OnExit says what an orderly end does with what the node made in the kernel.
+type OnExit string
+
+// What the end does.
+const (
+	Remove OnExit = "remove" // take everything away again
+	Leave  OnExit = "leave"  // leave it for a successor: pods wait instead of losing their routes
+)
+
+// raw is the file as it is spelled.
+type raw struct {
+	static.Spec   `yaml:",inline"`
+	Node          string      `yaml:"node"`
+	Device        string      `yaml:"device"`
+	MTU           int         `yaml:"mtu"`
+	Encapsulation string      `yaml:"encapsulation"`
+	VXLAN         rawVXLAN    `yaml:"vxlan"`
+	Workers       int         `yaml:"workers"`
+	Masquerade    bool        `yaml:"masquerade"`
+	Offloads      rawOffloads `yaml:"offloads"`
+	Routing       rawRouting  `yaml:"routing"`
+	Metrics       string      `yaml:"metrics"`
+	RunDir        string      `yaml:"runDir"`
+	StateDir      string      `yaml:"stateDir"`
+	OnExit        string      `yaml:"onExit"`
+	Log           rawLog      `yaml:"log"`
+}
+
+type rawVXLAN struct {
+	VNI  int `yaml:"vni"`
+	Port int `yaml:"port"`
+}
+
+type rawOffloads struct {
+	TSO    string `yaml:"tso"`
+	USO    string `yaml:"uso"`
+	UDPGSO string `yaml:"udpGSO"`
+	UDPGRO string `yaml:"udpGRO"`
+}
+
+type rawRouting struct {
+	Table        int `yaml:"table"`
+	RulePriority int `yaml:"rulePriority"`
+}
+
+type rawLog struct {
+	Level  string `yaml:"level"`
+	Format string `yaml:"format"`
+}
+
+func defaults() raw {
+	return raw{
+		Device:        "warren0",
+		Encapsulation: "vxlan",
+		VXLAN:         rawVXLAN{VNI: 1, Port: 4789},
+		Masquerade:    true,
+		Offloads:      rawOffloads{TSO: "auto", USO: "auto", UDPGSO: "auto", UDPGRO: "auto"},
+		Routing:       rawRouting{Table: 8787, RulePriority: 5200},
+		RunDir:        "/run/warren",
+		StateDir:      "/var/lib/warren",
+		OnExit:        string(Remove),
+		Log:           rawLog{Level: "info", Format: "text"},
+	}
+}
+
+// Load reads and checks the file at path. A file that names no node is for the node that is called as the host is.
+func Load(path string) (*Config, error) {
+	data, err := static.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("host name: %w; set `node` in %s", err, path)
+	}
+	return Parse(Source{File: path, Data: data, Hostname: host})
+}
+
+// A Source is what Parse reads.
+type Source struct {
+	File     string // path, for messages
+	Data     []byte
+	Hostname string // the node's name, when the file has no `node`
+}
+
+// Parse checks a file's content.
+func Parse(src Source) (*Config, error) {
+	r := defaults()
+	doc, err := yamldoc.Decode(src.File, src.Data, &r)
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := r.Spec.Build(doc)
+	if err != nil {
+		return nil, err
+	}
+	c := &checker{doc: doc, raw: &r}
+	c.out = Config{
+		File:          src.File,
+		Node:          cmp.Or(r.Node, src.Hostname),
+		Cluster:       cluster.CIDRs,
+		State:         cluster.State,
+		Device:        r.Device,
+		MTU:           r.MTU,
+		Encapsulation: r.Encapsulation,
+		VNI:           uint32(r.VXLAN.VNI),
+		Workers:       r.Workers,
+		Masquerade:    r.Masquerade,
+		Table:         r.Routing.Table,
+		RulePriority:  r.Routing.RulePriority,
+		Metrics:       r.Metrics,
+		RunDir:        r.RunDir,
+		StateDir:      r.StateDir,
+		OnExit:        OnExit(r.OnExit),
+		LogFormat:     r.Log.Format,
+	}
+	// Spelled out as a list so that the first error found is the one of the key that the others depend on.
+	for _, check := range []func() error{
+		c.encapsulation, c.vxlan, c.self, c.families, c.device, c.mtu, c.workers, c.offloads, c.routing, c.metrics,
+		c.directories, c.onExit, c.log,
+	} {
+		if err := check(); err != nil {
+			return nil, err
+		}
+	}
+	return &c.out, nil
+}
+
+// SocketPath is where the API socket is.
+func (c *Config) SocketPath() string { return c.RunDir + "/" + SocketName }
+
+// MinMTU is the least MTU in bytes that this node's pods may get.
+func (c *Config) MinMTU() int {
+	if slices.ContainsFunc(c.Self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		return MinMTU6
+	}
+	return MinMTU4
+}
+
+// PortOf is the UDP port of a node's tunnel, this one's included.
+func (c *Config) PortOf(n *control.Node) uint16 { return cmp.Or(n.Port, c.Port) }
+
+// Peers are the nodes of a state other than this one.
+func (c *Config) Peers(s control.State) []control.Node {
+	return slices.DeleteFunc(slices.Clone(s.Nodes), func(n control.Node) bool { return n.Name == c.Node })
+}
+
+// Gateways are this node's gateway addresses: the first address of each pod CIDR.
+func (c *Config) Gateways() []netip.Addr {
+	out := make([]netip.Addr, 0, len(c.Self.PodCIDRs))
+	for _, p := range c.Self.PodCIDRs {
+		out = append(out, p.Addr().Next())
+	}
+	return out
+}
