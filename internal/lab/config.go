@@ -1,0 +1,68 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Settings are the optional keys of a node's configuration file; a zero value leaves the key out.
+type Settings struct {
+	MTU           int               `yaml:"mtu,omitempty"` // bytes, of the pods' interfaces
+	Encapsulation string            `yaml:"encapsulation,omitempty"`
+	Workers       int               `yaml:"workers,omitempty"`
+	Masquerade    *bool             `yaml:"masquerade,omitempty"`
+	Offloads      map[string]string `yaml:"offloads,omitempty"` // tso, uso, udpGSO, udpGRO: auto or off
+	Metrics       string            `yaml:"metrics,omitempty"`
+	OnExit        string            `yaml:"onExit,omitempty"` // remove or leave
+	Log           map[string]string `yaml:"log,omitempty"`
+}
+
+// configFile is the form of warren.yaml, written here from its documentation and not from the daemon's own types: what
+// a user would write has to work.
+type configFile struct {
+	Node     string         `yaml:"node"`
+	Cluster  []netip.Prefix `yaml:"cluster"`
+	Nodes    []configNode   `yaml:"nodes"`
+	RunDir   string         `yaml:"runDir"`
+	StateDir string         `yaml:"stateDir"`
+	Settings `yaml:",inline"`
+}
+
+type configNode struct {
+	Name      string         `yaml:"name"`
+	Addresses []netip.Addr   `yaml:"addresses,flow"`
+	PodCIDRs  []netip.Prefix `yaml:"podCIDRs,flow"`
+}
+
+// WriteConfigs writes the configuration file of every node, each listing all nodes of the lab. A file is replaced
+// whole, so that a running daemon never reads a part of it.
+func (l *Lab) WriteConfigs() error {
+	nodes := l.Nodes()
+	list := make([]configNode, len(nodes))
+	for i, n := range nodes {
+		list[i] = configNode{Name: n.Name, Addresses: []netip.Addr{n.V4, n.V6}, PodCIDRs: n.PodCIDRs}
+	}
+	var errs []error
+	for _, n := range nodes {
+		errs = append(errs, n.writeConfig(list))
+	}
+	return errors.Join(errs...)
+}
+
+func (n *Node) writeConfig(list []configNode) error {
+	content, err := yaml.Marshal(configFile{
+		Node:     n.Name,
+		Cluster:  []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
+		Nodes:    list,
+		RunDir:   n.RunDir,
+		StateDir: n.StateDir,
+		Settings: n.Settings,
+	})
+	if err != nil {
+		return fmt.Errorf("configuration of node %s: %w", n.Name, err)
+	}
+	return replaceFile(n.ConfigFile, content)
+}

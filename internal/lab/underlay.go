@@ -1,0 +1,179 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Addresses of the underlay. Node number n (1 to maxNodes) has the n-th address of each subnet.
+var (
+	underlayV4 = netip.MustParsePrefix("192.0.2.0/24")
+	underlayV6 = netip.MustParsePrefix("2001:db8::/64")
+	routerV4   = netip.MustParseAddr("192.0.2.254")
+	routerV6   = netip.MustParseAddr("2001:db8::fe")
+)
+
+const maxNodes = 200
+
+// OutsideV4 and OutsideV6 are the addresses of "the outside world": reached through the nodes' default route, by a
+// host that has no route to any pod.
+func OutsideV4() netip.Addr { return netip.MustParseAddr("198.51.100.1") }
+
+// OutsideV6 is the IPv6 twin of OutsideV4.
+func OutsideV6() netip.Addr { return netip.MustParseAddr("2001:db8:ffff::1") }
+
+// underlayDevice is the name of a node's device on the underlay.
+const underlayDevice = "eth0"
+
+const bridgeName = "br0"
+
+// makeUnderlay makes the switch (a bridge in a namespace of its own, without addresses) and the outside world.
+func (l *Lab) makeUnderlay() error {
+	var err error
+	if l.sw, err = l.AddNS("switch"); err != nil {
+		return err
+	}
+	if err := l.sw.Do(makeBridge); err != nil {
+		return fmt.Errorf("the lab's switch: %w", err)
+	}
+	if l.Outside, err = l.AddNS("outside"); err != nil {
+		return err
+	}
+	if err := l.plug(l.Outside, "outside", []netip.Prefix{onSubnet(routerV4), onSubnet(routerV6)}); err != nil {
+		return err
+	}
+	return l.Outside.Do(func() error {
+		return errors.Join(addAddress("lo", netip.PrefixFrom(OutsideV4(), 32)),
+			addAddress("lo", netip.PrefixFrom(OutsideV6(), 128)))
+	})
+}
+
+// makeBridge runs inside the switch's namespace. The bridge only bridges: no IPv6 of its own, no packet filter, and
+// no multicast snooping, which without a querier would eat neighbour discovery.
+func makeBridge() error {
+	for _, key := range []string{"net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/default/disable_ipv6"} {
+		if err := writeSysctl(key, "1"); err != nil {
+			return err
+		}
+	}
+	for _, key := range []string{"iptables", "ip6tables", "arptables"} {
+		// The files are missing where the kernel has no br_netfilter: then there is nothing to switch off.
+		err := writeSysctl("net/bridge/bridge-nf-call-"+key, "0")
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	snooping := false
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName, TxQLen: -1}, MulticastSnooping: &snooping}
+	if err := netlink.LinkAdd(bridge); err != nil {
+		return fmt.Errorf("making bridge %s: %w", bridgeName, err)
+	}
+	return netlink.LinkSetUp(bridge)
+}
+
+// plug joins a namespace to the switch: a veth pair whose end eth0 is in the namespace, the other in the bridge. Both
+// are made where they belong, so that the machine's own namespace never sees a device.
+func (l *Lab) plug(ns *NS, port string, addresses []netip.Prefix) error {
+	file, err := os.Open(ns.Path())
+	if err != nil {
+		return fmt.Errorf("namespace %s: %w", ns.Name, err)
+	}
+	defer file.Close()
+	err = l.sw.Do(func() error {
+		bridge, err := netlink.LinkByName(bridgeName)
+		if err != nil {
+			return err
+		}
+		veth := &netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{
+				Name: port, MTU: l.Options.MTU, TxQLen: -1, MasterIndex: bridge.Attrs().Index, Flags: net.FlagUp,
+			},
+			PeerName:      underlayDevice,
+			PeerNamespace: netlink.NsFd(file.Fd()),
+		}
+		return netlink.LinkAdd(veth)
+	})
+	if err != nil {
+		return fmt.Errorf("plugging %s into the switch: %w", port, err)
+	}
+	return ns.Do(func() error { return setUpPort(addresses) })
+}
+
+// setUpPort runs inside the namespace that was plugged in.
+func setUpPort(addresses []netip.Prefix) error {
+	// Nobody else is on this segment; waiting a second for the link-local address would only make tests slower.
+	if err := writeSysctl("net/ipv6/conf/"+underlayDevice+"/accept_dad", "0"); err != nil {
+		return err
+	}
+	link, err := netlink.LinkByName(underlayDevice)
+	if err != nil {
+		return err
+	}
+	for _, a := range addresses {
+		if err := addAddress(underlayDevice, a); err != nil {
+			return err
+		}
+	}
+	return netlink.LinkSetUp(link)
+}
+
+// addAddress gives a device of the calling thread's namespace an address that can be used at once.
+func addAddress(device string, p netip.Prefix) error {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("device %s: %w", device, err)
+	}
+	addr := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	if err := netlink.AddrAdd(link, addr); err != nil {
+		return fmt.Errorf("address %s on %s: %w", p, device, err)
+	}
+	return nil
+}
+
+// addDefaultRoutes runs inside a node's namespace.
+func addDefaultRoutes() error {
+	link, err := netlink.LinkByName(underlayDevice)
+	if err != nil {
+		return err
+	}
+	for _, gateway := range []netip.Addr{routerV4, routerV6} {
+		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if gateway.Is6() {
+			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(all), Gw: gateway.AsSlice()}
+		if err := netlink.RouteAdd(route); err != nil {
+			return fmt.Errorf("default route by %s: %w", gateway, err)
+		}
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// onSubnet is an underlay address with its subnet's prefix length.
+func onSubnet(a netip.Addr) netip.Prefix {
+	if a.Is4() {
+		return netip.PrefixFrom(a, underlayV4.Bits())
+	}
+	return netip.PrefixFrom(a, underlayV6.Bits())
+}
+
+// nth is the n-th address of a subnet; n fits a byte.
+func nth(p netip.Prefix, n int) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	b[len(b)-1] = byte(n)
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
