@@ -1,0 +1,196 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/ip"
+	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/allocator"
+)
+
+// ErrTaken is the sentinel for an address that was asked for and belongs to somebody else.
+var ErrTaken = errors.New("the address is in use")
+
+// FullError says that a range set has no free address.
+type FullError struct {
+	Set        string // the ranges, as the user knows them
+	Total      string // addresses that the ranges hold for pods
+	Unreadable int    // of the addresses in use, those whose file does not name an owner
+}
+
+// Error implements error.
+func (e *FullError) Error() string {
+	msg := fmt.Sprintf("all %s addresses of %s are in use", e.Total, e.Set)
+	if e.Unreadable > 0 {
+		msg += fmt.Sprintf(" (%d of them by an unreadable address file, which a garbage collection frees)", e.Unreadable)
+	}
+	return msg
+}
+
+// Request asks for one address of each range set, for one interface of a container.
+type Request struct {
+	ContainerID string
+	IfName      string
+	Sets        []allocator.RangeSet // canonical (RangeSet.Canonicalize), one family each
+	Wanted      []netip.Addr         // addresses that must be the ones given, at most one per range set
+}
+
+// Allocation is an address given.
+type Allocation struct {
+	Addr    netip.Addr
+	Subnet  netip.Prefix // of the range
+	Gateway netip.Addr   // of the range
+}
+
+// Allocate reserves what req asks for: all of it, or nothing. Errors: *FullError, ErrTaken, ErrBusy, and those of the
+// file system.
+func (s *Store) Allocate(req Request) (given []Allocation, err error) {
+	if err := s.Lock(); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.Unlock()) }()
+	wanted, err := assign(req)
+	if err != nil {
+		return nil, err
+	}
+	if has := s.GetByID(req.ContainerID, req.IfName); len(has) > 0 {
+		return nil, fmt.Errorf("interface %s of container %s has %v already: delete it first (CNI DEL)",
+			req.IfName, req.ContainerID, has)
+	}
+	for i := range req.Sets {
+		a, err := s.allocateOne(req, i, wanted[i])
+		if err != nil {
+			return nil, errors.Join(err, s.ReleaseByID(req.ContainerID, req.IfName))
+		}
+		given = append(given, a)
+	}
+	return given, nil
+}
+
+func (s *Store) allocateOne(req Request, i int, wanted netip.Addr) (Allocation, error) {
+	set := &req.Sets[i]
+	view := &held{Store: s}
+	conf, err := allocator.NewIPAllocator(set, view, i).Get(req.ContainerID, req.IfName, wanted.AsSlice())
+	switch {
+	case err == nil:
+		return allocation(set, conf.Address.IP, conf.Gateway)
+	case view.failure != nil:
+		return Allocation{}, view.failure
+	case wanted.IsValid():
+		return Allocation{}, fmt.Errorf("%s was asked for: %w", wanted, ErrTaken)
+	}
+	return Allocation{}, s.full(set)
+}
+
+// held is the store as the allocator sees it during one Allocate: its lock is held for all range sets together, the
+// interface is known to hold nothing, and a failure is kept apart from "nothing free", for which the allocator has no
+// sentinel.
+type held struct {
+	*Store
+	failure error
+}
+
+func (*held) Lock() error                  { return nil }
+func (*held) Unlock() error                { return nil }
+func (*held) GetByID(_, _ string) []net.IP { return nil }
+func (h *held) Reserve(id, ifname string, ip net.IP, rangeID string) (bool, error) {
+	ok, err := h.Store.Reserve(id, ifname, ip, rangeID)
+	h.failure = errors.Join(h.failure, err)
+	return ok, err
+}
+
+// assign finds the range set of each address that was asked for.
+func assign(req Request) ([]netip.Addr, error) {
+	wanted := make([]netip.Addr, len(req.Sets))
+	for _, addr := range req.Wanted {
+		i := indexOf(req.Sets, addr)
+		switch {
+		case i < 0:
+			return nil, fmt.Errorf("%s was asked for, but no range of this network gives it (%s)", addr, describe(req.Sets))
+		case wanted[i].IsValid():
+			return nil, fmt.Errorf("%s and %s were asked for, but they come from the same ranges, of which a pod gets one"+
+				" address", wanted[i], addr)
+		}
+		wanted[i] = addr
+	}
+	return wanted, nil
+}
+
+func indexOf(sets []allocator.RangeSet, addr netip.Addr) int {
+	for i := range sets {
+		if r, _ := sets[i].RangeFor(addr.AsSlice()); r != nil && !r.Gateway.Equal(addr.AsSlice()) {
+			return i
+		}
+	}
+	return -1
+}
+
+func allocation(set *allocator.RangeSet, addr, gateway net.IP) (Allocation, error) {
+	r, err := set.RangeFor(addr)
+	if err != nil {
+		return Allocation{}, err
+	}
+	a, ok := netip.AddrFromSlice(addr)
+	g, gok := netip.AddrFromSlice(gateway)
+	base, bok := netip.AddrFromSlice(r.Subnet.IP)
+	ones, _ := r.Subnet.Mask.Size()
+	if !ok || !gok || !bok {
+		return Allocation{}, fmt.Errorf("range %s gave %s with gateway %s", r, addr, gateway)
+	}
+	return Allocation{Addr: a.Unmap(), Gateway: g.Unmap(), Subnet: netip.PrefixFrom(base.Unmap(), ones)}, nil
+}
+
+func (s *Store) full(set *allocator.RangeSet) error {
+	e := &FullError{Set: describe([]allocator.RangeSet{*set}), Total: Capacity(*set).String()}
+	entries, err := s.Entries()
+	if err != nil {
+		return errors.Join(e, err)
+	}
+	for _, entry := range entries {
+		if entry.Err != nil && set.Contains(entry.Addr.AsSlice()) {
+			e.Unreadable++
+		}
+	}
+	return e
+}
+
+// Capacity is the number of addresses that the ranges of a set hold for pods.
+func Capacity(set allocator.RangeSet) *big.Int {
+	total := new(big.Int)
+	for i := range set {
+		r := &set[i]
+		n := new(big.Int).SetBytes(r.RangeEnd)
+		n.Sub(n, new(big.Int).SetBytes(r.RangeStart))
+		total.Add(total, n.Add(n, big.NewInt(1)))
+		if ip.Cmp(r.Gateway, r.RangeStart) >= 0 && ip.Cmp(r.Gateway, r.RangeEnd) <= 0 {
+			total.Sub(total, big.NewInt(1))
+		}
+	}
+	return total
+}
+
+// describe names ranges by subnet, and by their ends where they do not fill it.
+func describe(sets []allocator.RangeSet) string {
+	var names []string
+	for _, set := range sets {
+		for i := range set {
+			r := &set[i]
+			whole := allocator.Range{Subnet: r.Subnet, Gateway: r.Gateway}
+			name := (*net.IPNet)(&r.Subnet).String()
+			if err := whole.Canonicalize(); err != nil || !startsAt(r, whole.RangeStart) || !r.RangeEnd.Equal(whole.RangeEnd) {
+				name = r.String()
+			}
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// startsAt reports whether the range leaves out nothing but the gateway from first on.
+func startsAt(r *allocator.Range, first net.IP) bool {
+	return r.RangeStart.Equal(first) || (r.Gateway.Equal(first) && r.RangeStart.Equal(ip.NextIP(first)))
+}

@@ -1,0 +1,281 @@
+package ipam
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend"
+	"github.com/warren-net/warren/internal/atomicfile"
+)
+
+const (
+	lockName   = ".lock" // no network can have this name
+	lastPrefix = "last."
+)
+
+// errNotLocked guards the store: host-local's allocator does not look at what Lock returned.
+var errNotLocked = errors.New("the address store is not locked")
+
+// owner is the content of an address file.
+type owner struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifname"`
+}
+
+// Entry is one address in use.
+type Entry struct {
+	Addr        netip.Addr
+	ContainerID string
+	IfName      string
+	Err         error // why the owner can't be told; the two names are empty then
+}
+
+// Store keeps the addresses of one network. It implements backend.Store of host-local's allocator.
+type Store struct {
+	root, network, dir string
+	wait               time.Duration
+	lock               *os.File // held while not nil
+	others             []string // directories of the other networks, read when the lock was taken
+}
+
+var _ backend.Store = (*Store)(nil)
+
+// Open opens the store of a network under root; directories are made by the first Lock. wait bounds how long Lock waits
+// for other processes.
+func Open(root, network string, wait time.Duration) (*Store, error) {
+	if network == "" || strings.ContainsAny(network, "/\x00") || strings.HasPrefix(network, ".") {
+		return nil, fmt.Errorf("network name %q can't name a directory: use letters, digits, dots and dashes", network)
+	}
+	return &Store{root: root, network: network, dir: filepath.Join(root, network), wait: wait}, nil
+}
+
+// Used reports whether an address of this network was ever given; when not, there is nothing to release.
+func (s *Store) Used() (bool, error) {
+	_, err := os.Lstat(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Lock takes the lock of all address stores under the same root, and removes what killed writers left.
+func (s *Store) Lock() error {
+	if s.lock != nil {
+		return errors.New("the address store is locked already")
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("making the address directory: %w", err)
+	}
+	lock, err := flock(filepath.Join(s.root, lockName), s.wait)
+	if err != nil {
+		return err
+	}
+	s.lock = lock
+	if err := s.prepare(); err != nil {
+		return errors.Join(err, s.Unlock())
+	}
+	return nil
+}
+
+// prepare removes leftover temporary files and learns which other networks there are.
+func (s *Store) prepare() error {
+	networks, err := os.ReadDir(s.root)
+	if err != nil {
+		return fmt.Errorf("listing the networks: %w", err)
+	}
+	s.others = s.others[:0]
+	for _, n := range networks {
+		if n.IsDir() && n.Name() != s.network {
+			s.others = append(s.others, filepath.Join(s.root, n.Name()))
+		}
+	}
+	files, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("listing the addresses in use: %w", err)
+	}
+	for _, f := range files {
+		if atomicfile.IsTemp(f.Name()) {
+			if err := os.Remove(filepath.Join(s.dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("removing a leftover: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Unlock releases the lock.
+func (s *Store) Unlock() error {
+	if s.lock == nil {
+		return errNotLocked
+	}
+	err := s.lock.Close()
+	s.lock = nil
+	return err
+}
+
+// Close releases what the store holds.
+func (s *Store) Close() error {
+	if s.lock != nil {
+		return s.Unlock()
+	}
+	return nil
+}
+
+func (s *Store) path(addr netip.Addr) string { return filepath.Join(s.dir, addr.String()) }
+
+// Reserve takes an address for an interface of a container: true when it was free, or was this interface's already. The
+// reservation survives a loss of power once Reserve returned. The store must be locked.
+func (s *Store) Reserve(id, ifname string, ip net.IP, rangeID string) (bool, error) {
+	if s.lock == nil {
+		return false, errNotLocked
+	}
+	addr, ok := netip.AddrFromSlice(ip)
+	if !ok {
+		return false, fmt.Errorf("%v is not an IP address", ip)
+	}
+	addr = addr.Unmap()
+	for _, dir := range s.others {
+		if _, err := os.Lstat(filepath.Join(dir, addr.String())); err == nil {
+			return false, nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return false, fmt.Errorf("looking for %s in another network: %w", addr, err)
+		}
+	}
+	// Looked up first, because the allocator walks over every address in use and a look is cheaper than a write.
+	if _, err := os.Lstat(s.path(addr)); err == nil {
+		held, err := s.read(addr)
+		return err == nil && held == owner{id, ifname}, nil
+	}
+	data, err := json.Marshal(owner{id, ifname})
+	if err != nil {
+		return false, fmt.Errorf("encoding the owner of %s: %w", addr, err)
+	}
+	switch err := atomicfile.Create(s.path(addr), append(data, '\n'), 0o600); {
+	case errors.Is(err, fs.ErrExist):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("reserving %s: %w", addr, err)
+	}
+	s.remember(addr, rangeID)
+	return true, nil
+}
+
+// remember notes the address given last. It is renamed into place but not flushed, and an error is not reported: all
+// that a lost or broken one costs is that the round robin begins anew.
+func (s *Store) remember(addr netip.Addr, rangeID string) {
+	path := filepath.Join(s.dir, lastPrefix+rangeID)
+	temp := atomicfile.Temp(path)
+	if os.WriteFile(temp, []byte(addr.String()), 0o600) == nil {
+		_ = os.Rename(temp, path)
+	}
+}
+
+// LastReservedIP returns the address given last, or an error for which os.IsNotExist holds when none is known.
+func (s *Store) LastReservedIP(rangeID string) (net.IP, error) {
+	data, err := os.ReadFile(filepath.Join(s.dir, lastPrefix+rangeID))
+	if err != nil {
+		return nil, err
+	}
+	addr, err := netip.ParseAddr(strings.TrimSpace(string(data)))
+	if err != nil {
+		return nil, fs.ErrNotExist // a torn or foreign file: the round robin begins anew
+	}
+	return addr.AsSlice(), nil
+}
+
+// ReleaseByID frees the addresses of one interface of a container. None held is no error. The store must be locked.
+func (s *Store) ReleaseByID(id, ifname string) error {
+	entries, err := s.Entries()
+	if err != nil {
+		return err
+	}
+	var addrs []netip.Addr
+	for _, e := range entries {
+		if e.Err == nil && e.ContainerID == id && e.IfName == ifname {
+			addrs = append(addrs, e.Addr)
+		}
+	}
+	return s.Free(addrs...)
+}
+
+// Free frees addresses, whoever holds them. One that is free already is no error. The store must be locked.
+func (s *Store) Free(addrs ...netip.Addr) error {
+	if s.lock == nil {
+		return errNotLocked
+	}
+	freed := false
+	for _, addr := range addrs {
+		switch err := os.Remove(s.path(addr)); {
+		case err == nil:
+			freed = true
+		case !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("freeing %s: %w", addr, err)
+		}
+	}
+	if !freed {
+		return nil
+	}
+	if err := atomicfile.SyncDir(s.dir); err != nil {
+		return fmt.Errorf("flushing the freed addresses: %w", err)
+	}
+	return nil
+}
+
+// GetByID returns the addresses of one interface of a container.
+func (s *Store) GetByID(id, ifname string) []net.IP {
+	entries, err := s.Entries()
+	if err != nil {
+		return nil
+	}
+	var ips []net.IP
+	for _, e := range entries {
+		if e.Err == nil && e.ContainerID == id && e.IfName == ifname {
+			ips = append(ips, e.Addr.AsSlice())
+		}
+	}
+	return ips
+}
+
+// Entries lists the network's addresses in use, by address file name.
+func (s *Store) Entries() ([]Entry, error) {
+	files, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("listing the addresses in use: %w", err)
+	}
+	entries := make([]Entry, 0, len(files))
+	for _, f := range files {
+		addr, err := netip.ParseAddr(f.Name())
+		if err != nil {
+			continue // the last.* files, temporary files, and whatever else somebody put here
+		}
+		o, err := s.read(addr)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // freed since the directory was read
+		}
+		entries = append(entries, Entry{Addr: addr, ContainerID: o.ContainerID, IfName: o.IfName, Err: err})
+	}
+	return entries, nil
+}
+
+func (s *Store) read(addr netip.Addr) (owner, error) {
+	data, err := os.ReadFile(s.path(addr))
+	if err != nil {
+		return owner{}, err
+	}
+	var o owner
+	if err := json.Unmarshal(data, &o); err != nil {
+		return owner{}, fmt.Errorf("%s is not what Warren writes: %w", s.path(addr), err)
+	}
+	if o.ContainerID == "" || o.IfName == "" {
+		return owner{}, fmt.Errorf("%s names no owner", s.path(addr))
+	}
+	return o, nil
+}
