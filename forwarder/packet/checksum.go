@@ -58,23 +58,27 @@ func CompleteChecksum(p []byte, m Meta) bool {
 	if !m.NeedsChecksum {
 		return true
 	}
-	start, field := int(m.ChecksumStart), int(m.ChecksumStart)+int(m.ChecksumOffset)
-	if len(p) == 0 || field+2 > len(p) {
+	if !checksumFieldInside(p, m) {
+		return false
+	}
+	check := ^Sum(0, p[m.ChecksumStart:])
+	if check == 0 && m.ChecksumOffset == udpChecksumOffset {
+		check = 0xffff
+	}
+	binary.BigEndian.PutUint16(p[int(m.ChecksumStart)+int(m.ChecksumOffset):], check)
+	return true
+}
+
+// checksumFieldInside reports whether m's checksum field lies inside p and behind its IP header.
+func checksumFieldInside(p []byte, m Meta) bool {
+	if len(p) == 0 || int(m.ChecksumStart)+int(m.ChecksumOffset)+2 > len(p) {
 		return false
 	}
 	header := ipv6HeaderLen
 	if p[0]>>4 == 4 {
 		header = max(ipv4HeaderLen, int(p[0]&15)*4)
 	}
-	if start < header {
-		return false
-	}
-	check := ^Sum(0, p[start:])
-	if check == 0 && m.ChecksumOffset == udpChecksumOffset {
-		check = 0xffff
-	}
-	binary.BigEndian.PutUint16(p[field:], check)
-	return true
+	return int(m.ChecksumStart) >= header
 }
 
 // VerifyTransport reports whether the transport checksum of p is right. i is what Parse read of p. A UDP checksum of 0

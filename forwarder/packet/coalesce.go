@@ -1,0 +1,324 @@
+package packet
+
+import (
+	"bytes"
+	"encoding/binary"
+)
+
+// maxOpen is the number of runs that can grow at the same time. With more flows than that in one batch the run that
+// was opened first is closed, which costs joins and never order.
+const maxOpen = 32
+
+// CoalescerOptions says what a Coalescer joins.
+type CoalescerOptions struct {
+	TCP bool // join TCP segments (the device takes GSOTCP4 and GSOTCP6)
+	UDP bool // join UDP datagrams (the device takes GSOUDP)
+
+	MaxBytes    int // largest superpacket in bytes, headers included; 0: MaxPacket
+	MaxSegments int // most segments of a superpacket; 0: MaxSegments
+
+	// TrustChecksums joins without verifying transport checksums: something else has proven the payload. A segment that
+	// was broken before gets a right checksum by joining.
+	TrustChecksums bool
+}
+
+// A Run is what became of the packets of one flow that followed each other: a superpacket, or a lone packet.
+type Run struct {
+	Info     Info  // of the superpacket as Finish makes it: Len and TCPFlags are those of all segments together
+	Tag      int32 // as given to Add
+	Segments int   // 1: a lone packet
+	Bytes    int   // of the superpacket, headers once
+
+	head, tail int32  // indices of its first and last piece
+	size       uint16 // payload bytes of each segment but the last
+	id, idStep uint16 // IPv4 ID of the last segment, and its distance from one segment to the next
+	seq        uint32 // TCP sequence number that follows the last segment
+	verified   bool   // the first segment's checksums were found right
+}
+
+// A Coalescer joins the packets of a received batch to superpackets by reference: a superpacket's pieces are its first
+// packet, whose headers speak for all, and the payloads of the others. A worker adds what it received, then finishes
+// each run and writes it, then resets.
+//
+// Joined is only what cutting the superpacket again gives back byte for byte (Segments does, the receiving kernel
+// would): the same headers but for lengths, checksums, sequence number and IPv4 ID; contiguous data; equal sizes but
+// for the last; right checksums. The one exception is the IPv4 ID of packets with DF whose sender never changes it: it
+// means nothing there (RFC 6864 section 4.1). Everything else is a run of one, whose bytes are not changed.
+//
+// Runs come in the order of their first packets, and no packet joins a run after another packet of its flow was put
+// elsewhere: within a flow the order is kept.
+type Coalescer struct {
+	opts   CoalescerOptions
+	info   Info // of the packet being added
+	runs   []Run
+	pieces []piece
+	out    [][]byte // what Finish returned slices of
+
+	open  [maxOpen]openRun
+	opens int // open[:opens] are in use
+	evict int // the next one to give up when all are
+}
+
+// piece is an element of a run's list of pieces.
+type piece struct {
+	b    []byte
+	next int32 // index of the next piece, -1 at the end
+}
+
+// openRun is a run that can still grow.
+type openRun struct {
+	key uint64 // of its flow, see flowKey
+	run int32
+}
+
+// NewCoalescer makes an empty Coalescer.
+func NewCoalescer(opts CoalescerOptions) *Coalescer {
+	if opts.MaxBytes <= 0 || opts.MaxBytes > MaxPacket {
+		opts.MaxBytes = MaxPacket
+	}
+	if opts.MaxSegments <= 0 || opts.MaxSegments > MaxSegments {
+		opts.MaxSegments = MaxSegments
+	}
+	return &Coalescer{opts: opts}
+}
+
+// SetTCP says whether TCP segments are joined from now on.
+func (c *Coalescer) SetTCP(on bool) { c.opts.TCP = on }
+
+// SetUDP says whether UDP datagrams are joined from now on.
+func (c *Coalescer) SetUDP(on bool) { c.opts.UDP = on }
+
+// Reset forgets all packets. The capacity stays.
+func (c *Coalescer) Reset() {
+	clear(c.pieces)
+	clear(c.out)
+	c.runs, c.pieces, c.out = c.runs[:0], c.pieces[:0], c.out[:0]
+	c.opens = 0
+}
+
+// Len is the number of runs.
+func (c *Coalescer) Len() int { return len(c.runs) }
+
+// Run is the k-th run, k < Len. It is valid until the next Add or Reset.
+func (c *Coalescer) Run(k int) *Run { return &c.runs[k] }
+
+// Add takes the packet p, received from the peer tag; packets of different tags never join. p stays referenced until
+// Reset, and Finish may change its headers. Bytes beyond the length in p's IP header are left out. A packet that Parse
+// refuses is not kept; the error is Parse's.
+func (c *Coalescer) Add(p []byte, tag int32) Error {
+	i := &c.info
+	if err := Parse(p, i); err != OK {
+		return err
+	}
+	p = p[:i.Len]
+	grows := c.mayJoin(p, i)
+	if i.Is(Fragment) {
+		// Only first fragments say what flow they are of.
+		c.closeBetween(i, tag)
+	} else if slot := c.find(i, tag); slot >= 0 {
+		r := &c.runs[c.open[slot].run]
+		if grows && c.follows(r, p, i) {
+			if c.verifyFirst(r) {
+				if c.verify(p, i) {
+					c.join(r, slot, p, i)
+					return OK
+				}
+				grows = false
+			}
+		}
+		c.close(slot)
+	}
+	c.start(p, i, tag, grows && i.TCPFlags&(tcpPSH|tcpFIN) == 0)
+	return OK
+}
+
+// mayJoin reports whether p is of a kind that can be part of a run of several.
+func (c *Coalescer) mayJoin(p []byte, i *Info) bool {
+	if i.Flags&(HasPorts|Fragment|HasOptions) != HasPorts || i.HeaderLen() >= int(i.Len) {
+		return false
+	}
+	l4 := p[i.L4:]
+	if i.Proto == protoTCP {
+		// The low half of byte 12 is reserved, or AccECN's (RFC 9768): joined packets would lose its changes.
+		return c.opts.TCP && i.TCPFlags&^(tcpPSH|tcpFIN|tcpECE) == tcpACK && l4[12]&15 == 0
+	}
+	return c.opts.UDP && int(binary.BigEndian.Uint16(l4[4:])) == len(l4) &&
+		binary.BigEndian.Uint16(l4[udpChecksumOffset:]) != 0
+}
+
+// flowKey is equal for packets of the same flow, and seldom for others.
+func flowKey(i *Info, tag int32) uint64 {
+	return uint64(i.SrcPort)<<48 | uint64(i.DstPort)<<32 | uint64(uint32(tag)<<8^uint32(i.Proto))
+}
+
+// find returns the slot of the open run of i's flow, or -1.
+func (c *Coalescer) find(i *Info, tag int32) int {
+	if i.Flags&HasPorts == 0 {
+		return -1
+	}
+	key := flowKey(i, tag)
+	for slot := range c.open[:c.opens] {
+		if c.open[slot].key != key {
+			continue
+		}
+		r := &c.runs[c.open[slot].run]
+		if r.Tag == tag && r.Info.Proto == i.Proto && r.Info.Src == i.Src && r.Info.Dst == i.Dst {
+			return slot
+		}
+	}
+	return -1
+}
+
+// close keeps a run from growing.
+func (c *Coalescer) close(slot int) {
+	c.opens--
+	c.open[slot] = c.open[c.opens]
+}
+
+// closeBetween closes the runs between i's addresses.
+func (c *Coalescer) closeBetween(i *Info, tag int32) {
+	for slot := c.opens - 1; slot >= 0; slot-- {
+		r := &c.runs[c.open[slot].run]
+		if r.Tag == tag && r.Info.Src == i.Src && r.Info.Dst == i.Dst {
+			c.close(slot)
+		}
+	}
+}
+
+// follows reports whether p, which mayJoin, goes on where r ends, apart from its checksums.
+func (c *Coalescer) follows(r *Run, p []byte, i *Info) bool {
+	payload := int(i.Len) - i.HeaderLen()
+	if payload > int(r.size) || r.Bytes+payload > c.opts.MaxBytes || r.Segments >= c.opts.MaxSegments ||
+		r.Info.L4 != i.L4 || r.Info.L4Len != i.L4Len {
+		return false
+	}
+	first := c.pieces[r.head].b
+	if i.Version == 4 {
+		// Version, IHL and TOS; DF and offset; TTL.
+		if [2]byte(p) != [2]byte(first) || [3]byte(p[6:]) != [3]byte(first[6:]) {
+			return false
+		}
+		step := binary.BigEndian.Uint16(p[4:]) - r.id
+		if r.Segments == 1 {
+			r.idStep = step
+			if step != 1 && !(step == 0 && i.Is(DontFragment)) {
+				return false
+			}
+		}
+		if step != r.idStep {
+			return false
+		}
+	} else if [4]byte(p) != [4]byte(first) || p[7] != first[7] { // version, class and flow label; hop limit
+		return false
+	}
+	if i.Proto != protoTCP {
+		return true
+	}
+	a, b := first[i.L4:i.HeaderLen()], p[i.L4:i.HeaderLen()]
+	return binary.BigEndian.Uint32(b[4:]) == r.seq &&
+		[4]byte(a[8:]) == [4]byte(b[8:]) && // acknowledgement
+		(a[13]^b[13])&^(tcpPSH|tcpFIN) == 0 &&
+		[2]byte(a[14:]) == [2]byte(b[14:]) && // window
+		bytes.Equal(a[18:], b[18:]) // urgent pointer and options
+}
+
+// verify reports whether p's checksums are right, and what cutting gives back: a sum of 0 is written as 0xFFFF by UDP
+// alone, though everybody has to take it.
+func (c *Coalescer) verify(p []byte, i *Info) bool {
+	if i.Version == 4 && (binary.BigEndian.Uint16(p[10:]) == 0xffff || !VerifyIPv4(p[:i.L4])) {
+		return false
+	}
+	if i.Proto == protoTCP && binary.BigEndian.Uint16(p[i.L4+tcpChecksumOffset:]) == 0xffff {
+		return false
+	}
+	return c.opts.TrustChecksums || VerifyTransport(p, i)
+}
+
+// verifyFirst reports whether the checksums of r's first packet are right. Nobody asks before a second packet comes:
+// a lone packet is not summed.
+func (c *Coalescer) verifyFirst(r *Run) bool {
+	if !r.verified {
+		r.verified = c.verify(c.pieces[r.head].b, &r.Info)
+	}
+	return r.verified
+}
+
+// join appends p to r, the run of slot.
+func (c *Coalescer) join(r *Run, slot int, p []byte, i *Info) {
+	payload := p[i.HeaderLen():]
+	c.pieces = append(c.pieces, piece{payload, -1})
+	last := int32(len(c.pieces) - 1)
+	c.pieces[r.tail].next = last
+	r.tail = last
+	r.Segments++
+	r.Bytes += len(payload)
+	r.Info.Len = uint16(r.Bytes)
+	r.Info.TCPFlags |= i.TCPFlags
+	r.seq += uint32(len(payload))
+	r.id += r.idStep
+	if len(payload) < int(r.size) || i.TCPFlags&(tcpPSH|tcpFIN) != 0 {
+		c.close(slot)
+	}
+}
+
+// start begins a run with p, open for others when grows is set.
+func (c *Coalescer) start(p []byte, i *Info, tag int32, grows bool) {
+	at := int32(len(c.pieces))
+	c.pieces = append(c.pieces, piece{p, -1})
+	c.runs = append(c.runs, Run{Info: *i, Tag: tag, Segments: 1, Bytes: len(p), head: at, tail: at})
+	if !grows {
+		return
+	}
+	r := &c.runs[len(c.runs)-1]
+	r.size = i.Len - uint16(i.HeaderLen())
+	r.id = binary.BigEndian.Uint16(p[4:])
+	if i.Proto == protoTCP {
+		r.seq = binary.BigEndian.Uint32(p[i.L4+4:]) + uint32(r.size)
+	}
+	slot := c.opens
+	if slot == maxOpen {
+		slot = c.evict
+		c.evict = (c.evict + 1) % maxOpen
+	} else {
+		c.opens++
+	}
+	c.open[slot] = openRun{flowKey(i, tag), int32(len(c.runs) - 1)}
+}
+
+// Finish makes the k-th run ready to be written, k < Len: it returns its offload metadata, zero for a lone packet, and
+// its pieces, which are valid until Reset. The headers of a superpacket's first packet are changed in place: lengths,
+// IPv4 checksum, TCP flags, and the pseudo header's sum as transport checksum. After the first Finish nothing is added
+// until Reset.
+func (c *Coalescer) Finish(k int) (Meta, [][]byte) {
+	r := &c.runs[k]
+	start := len(c.out)
+	for j := r.head; j >= 0; j = c.pieces[j].next {
+		c.out = append(c.out, c.pieces[j].b)
+	}
+	pieces := c.out[start:len(c.out):len(c.out)]
+	if r.Segments == 1 {
+		return Meta{}, pieces
+	}
+
+	i, p := &r.Info, pieces[0]
+	m := Meta{Type: GSOUDP, NeedsChecksum: true, SegmentSize: r.size, ChecksumStart: i.L4}
+	if i.Version == 4 {
+		binary.BigEndian.PutUint16(p[2:], i.Len)
+		SetIPv4Checksum(p[:i.L4])
+	} else {
+		binary.BigEndian.PutUint16(p[4:], i.Len-ipv6HeaderLen)
+	}
+	length := i.Len - i.L4
+	if i.Proto == protoTCP {
+		m.Type, m.ChecksumOffset = GSOTCP4, tcpChecksumOffset
+		if i.Version == 6 {
+			m.Type = GSOTCP6
+		}
+		p[i.L4+13] = i.TCPFlags
+	} else {
+		m.ChecksumOffset = udpChecksumOffset
+		binary.BigEndian.PutUint16(p[i.L4+4:], length)
+	}
+	binary.BigEndian.PutUint16(p[i.L4+m.ChecksumOffset:], PseudoHeader(i, int(length)))
+	return m, pieces
+}
