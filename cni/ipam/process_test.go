@@ -115,6 +115,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 				all = append(all, scan.Text())
 				begun <- true
 			}
+			close(begun)
 			lines <- all
 		}()
 		<-begun // it is past its start-up, and in the loop

@@ -1,0 +1,110 @@
+package podrecord_test
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/cni/podrecord"
+)
+
+func record(id string) podrecord.Record {
+	return podrecord.Record{
+		ContainerID: id, IfName: "eth0", Netns: "/run/netns/" + id, Network: "pods", Mode: "routed",
+		HostIfName: podrecord.HostIfName(id, "eth0"), MAC: "02:00:00:00:00:01",
+		Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:10:244:1::2")},
+		PodName:   "web", PodNamespace: "default", PodUID: "1234", Since: time.Unix(1700000000, 0).UTC(),
+	}
+}
+
+func TestLifeOfARecord(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	if list, err := podrecord.List(dir); err != nil || list != nil {
+		t.Errorf("no directory: %v %v", list, err)
+	}
+	r := record("c1")
+	full := r
+	r.Addresses = nil
+	if err := podrecord.Create(dir, r); err != nil {
+		t.Fatal(err)
+	}
+	if err := podrecord.Create(dir, full); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("second Create: %v", err)
+	}
+	if err := podrecord.Replace(dir, full); err != nil {
+		t.Fatal(err)
+	}
+	got, err := podrecord.Read(dir, r.HostIfName)
+	if err != nil || !reflect.DeepEqual(got, full) {
+		t.Errorf("read %+v (%v), want %+v", got, err, full)
+	}
+	for range 2 {
+		if err := podrecord.Remove(dir, r.HostIfName); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := podrecord.Read(dir, r.HostIfName); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("read after Remove: %v", err)
+	}
+}
+
+func TestListReturnsTheGoodAndNamesTheBad(t *testing.T) {
+	dir := t.TempDir()
+	for _, id := range []string{"c1", "c2", "c3"} {
+		if err := podrecord.Create(dir, record(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bad := podrecord.HostIfName("c2", "eth0")
+	for name, content := range map[string]string{
+		bad + ".json":                    `{"containerID": "c2`,
+		".wrn00000000000.json.tmp":       "half",
+		"README":                         "somebody's notes",
+		"wrnnothexatall.json":            "{}",
+		".wrn" + bad[3:] + ".json.tmp":   "{}",
+		podrecord.HostIfName("c4", "x"):  "no suffix",
+		"wrn000000000001234567890a.json": "{}",
+	} {
+		if err := os.WriteFile(filepath.Join(podrecord.Dir(dir), name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := podrecord.List(dir)
+	if len(list) != 2 || err == nil || !strings.Contains(err.Error(), bad) {
+		t.Errorf("%d records, error %v; want two and an error that names %s", len(list), err, bad)
+	}
+	names, err := podrecord.Names(dir)
+	if err != nil || len(names) != 4 {
+		t.Errorf("names %v (%v), want the three and the leftover", names, err)
+	}
+	for _, name := range names {
+		if err := podrecord.Remove(dir, name); err != nil {
+			t.Error(err)
+		}
+	}
+	if names, err := podrecord.Names(dir); err != nil || len(names) != 0 {
+		t.Errorf("after all were removed: %v %v", names, err)
+	}
+}
+
+func TestHostIfName(t *testing.T) {
+	seen := map[string]bool{}
+	for _, c := range [][2]string{{"a", "beth0"}, {"ab", "eth0"}, {"a", "eth0"}, {"a", "net1"}, {strings.Repeat("x", 300), "eth0"}} {
+		name := podrecord.HostIfName(c[0], c[1])
+		if len(name) != 14 || !podrecord.IsHostIfName(name) || seen[name] {
+			t.Errorf("%v: %q", c, name)
+		}
+		seen[name] = true
+	}
+	for _, name := range []string{"", "wrn", "wrn1234567890", "wrn1234567890G", "wrn123456789012", "eth0", "warren0"} {
+		if podrecord.IsHostIfName(name) {
+			t.Errorf("%q was taken for one of ours", name)
+		}
+	}
+}
