@@ -1,0 +1,151 @@
+// Package api is what a running node answers over its Unix socket: HTTP with JSON bodies, read only. The node daemon
+// serves it (Handler, Listen), the command line asks it (Client), and both share the types here.
+//
+// The types are plain values; whoever receives one owns it. A Source is asked from several goroutines at once.
+package api
+
+import (
+	"net/netip"
+	"time"
+)
+
+// A Source answers the questions. Its methods are safe for concurrent use and return values that nobody else changes.
+type Source interface {
+	Status() Status
+	Peers() []Peer
+	Routes() []Route
+	Pods() ([]Pod, error)
+	Drops() []Drop // every reason, also those that were never counted
+}
+
+// Status is the node as a whole.
+type Status struct {
+	Node          string         `json:"node"`
+	Version       string         `json:"version"`
+	PID           int            `json:"pid"`
+	Started       time.Time      `json:"started"`
+	UptimeSeconds float64        `json:"uptimeSeconds"`
+	Config        string         `json:"config"` // path of the file
+	Device        Device         `json:"device"`
+	Tunnel        Tunnel         `json:"tunnel"`
+	PodCIDRs      []netip.Prefix `json:"podCIDRs"`
+	Gateways      []netip.Addr   `json:"gateways"`
+	ClusterCIDRs  []netip.Prefix `json:"clusterCIDRs"`
+	Offloads      []Offload      `json:"offloads"`
+	Workers       []Worker       `json:"workers"`
+	Snapshot      Snapshot       `json:"snapshot"`
+	LastReload    *Reload        `json:"lastReload,omitempty"` // nil: none since the start
+	Warnings      []string       `json:"warnings"`
+}
+
+// Device is the TUN device.
+type Device struct {
+	Name   string `json:"name"`
+	Queues int    `json:"queues"`
+	MTU    int    `json:"mtu"` // bytes; the pods' as well
+}
+
+// Tunnel is the encapsulation and what it runs over.
+type Tunnel struct {
+	Encapsulation string     `json:"encapsulation"`
+	VNI           uint32     `json:"vni"`
+	Port          uint16     `json:"port"`
+	MAC           string     `json:"mac"` // of this node's VTEP
+	Underlay      []Underlay `json:"underlay"`
+}
+
+// Underlay is one of this node's underlay addresses.
+type Underlay struct {
+	Address netip.Addr `json:"address"`
+	Device  string     `json:"device,omitempty"` // that holds the address; empty: none does now
+	MTU     int        `json:"mtu"`              // bytes; 0 when unknown
+}
+
+// Offload is the state of one offload of the device or of the sockets.
+type Offload struct {
+	Name    string `json:"name"`
+	Enabled bool   `json:"enabled"`
+	Reason  string `json:"reason,omitempty"` // why it is not in use
+}
+
+// Worker is one packet loop's counters since the start. Packets are segments, as they cross the wire, unless the name
+// says superpackets.
+type Worker struct {
+	ID              int    `json:"id"`
+	TxSuperpackets  uint64 `json:"txSuperpackets"`  // from pods to peers
+	TxBytes         uint64 `json:"txBytes"`         // inner IP bytes in them
+	TxSegments      uint64 `json:"txSegments"`      // datagrams that they became
+	TxCalls         uint64 `json:"txCalls"`         // system calls that sent these
+	RxSuperpackets  uint64 `json:"rxSuperpackets"`  // from peers, after joining
+	RxBytes         uint64 `json:"rxBytes"`         // inner IP bytes
+	RxSegments      uint64 `json:"rxSegments"`      // datagrams received
+	LocalPackets    uint64 `json:"localPackets"`    // superpackets between pods of this node
+	LocalBytes      uint64 `json:"localBytes"`      //
+	OutsidePackets  uint64 `json:"outsidePackets"`  // superpackets given back to the kernel for the outside
+	OutsideBytes    uint64 `json:"outsideBytes"`    //
+	DeviceReads     uint64 `json:"deviceReads"`     // superpackets
+	DeviceWrites    uint64 `json:"deviceWrites"`    // superpackets
+	ICMPSent        uint64 `json:"icmpSent"`        //
+	ICMPRateLimited uint64 `json:"icmpRateLimited"` //
+	Wakeups         uint64 `json:"wakeups"`         // times it had nothing to do and waited
+	Drops           uint64 `json:"drops"`           // all reasons together
+}
+
+// Snapshot is the state that the forwarder decides on.
+type Snapshot struct {
+	Generation uint64    `json:"generation"`
+	Since      time.Time `json:"since"`
+	Peers      int       `json:"peers"`
+	Routes     int       `json:"routes"`
+}
+
+// Reload is the outcome of the last reading of the configuration.
+type Reload struct {
+	Time         time.Time `json:"time"`
+	Error        string    `json:"error,omitempty"`        // why the old state stays in force
+	NeedsRestart []string  `json:"needsRestart,omitempty"` // what the file says and a restart alone can apply
+}
+
+// Peer is another node.
+type Peer struct {
+	Name      string         `json:"name"`
+	Endpoint  netip.AddrPort `json:"endpoint"`
+	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
+	MAC       string         `json:"mac"`
+	MTU       int            `json:"mtu"` // bytes of the largest inner packet
+	TxPackets uint64         `json:"txPackets"`
+	TxBytes   uint64         `json:"txBytes"`
+	RxPackets uint64         `json:"rxPackets"`
+	RxBytes   uint64         `json:"rxBytes"`
+	LastSeen  *time.Time     `json:"lastSeen,omitempty"` // nil: never
+}
+
+// Route is one line of the forwarder's table.
+type Route struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Kind   string       `json:"kind"` // "pod", "node", "peer" or "unreachable"
+	Peer   string       `json:"peer,omitempty"`
+}
+
+// Pod is a pod that the CNI plugin attached to this node.
+type Pod struct {
+	Namespace     string       `json:"namespace,omitempty"` // of Kubernetes
+	Name          string       `json:"name,omitempty"`
+	ContainerID   string       `json:"containerID"`
+	Interface     string       `json:"interface"`     // in the pod
+	HostInterface string       `json:"hostInterface"` // its other end
+	Mode          string       `json:"mode"`          // "routed" or "bridge"
+	Addresses     []netip.Addr `json:"addresses"`
+}
+
+// Drop is the count of one reason.
+type Drop struct {
+	Reason  string `json:"reason"`
+	Count   uint64 `json:"count"`
+	Meaning string `json:"meaning"`
+}
+
+// An Error is the body of every answer that is not 200.
+type Error struct {
+	Message string `json:"error"`
+}
