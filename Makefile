@@ -1,0 +1,113 @@
+# Everything here works on a fresh clone. Run `make help` for the list.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+GO ?= go
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+# The version comes from git describe; Go's own stamping fails in a clone that belongs to another user.
+BUILD := CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)'
+
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
+
+FUZZTIME ?= 10s
+TESTTIME ?= 20m
+BENCH ?= .
+
+# What the demo and the tests execute, and the Debian package that holds it.
+TOOLS := ip:iproute2 bridge:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ethtool:ethtool tcpdump:tcpdump \
+	nsenter:util-linux
+
+export KEEP
+# Where Debian keeps ip and nft; a plain `su` leaves it out.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: help
+help: ## This list
+	@echo "Warren $(VERSION)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: need-go ## Build bin/warren and bin/warren-cni
+	@mkdir -p bin
+	$(BUILD) -o bin/ ./cmd/...
+
+.PHONY: demo
+demo: need-root deps build ## Three nodes and their pods in network namespaces, every promise checked; KEEP=1 leaves them up
+	@$(BUILD) -o bin/warren-demo ./internal/lab/demo
+	@bin/warren-demo
+
+.PHONY: demo-down
+demo-down: need-root need-go ## Take down what `make demo KEEP=1` left up
+	@$(BUILD) -o bin/warren-demo ./internal/lab/demo
+	@bin/warren-demo down
+
+.PHONY: test
+test: need-root deps deps-race build ## All tests with the race detector, as root; a skipped test fails
+	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -race -timeout $(TESTTIME) ./...
+
+.PHONY: test-unit
+test-unit: need-go ## The tests that need no root; the others say that they are skipped
+	$(GO) test -buildvcs=false -timeout $(TESTTIME) ./...
+
+.PHONY: lint
+lint: $(GOLANGCI) ## Static checks: golangci-lint with .golangci.yml
+	$(GOLANGCI) run ./...
+
+$(GOLANGCI): | need-go
+	@mkdir -p bin/tools
+	@echo "building golangci-lint $(GOLANGCI_VERSION) (once, some minutes)"
+	@GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	@mv bin/tools/golangci-lint $@
+
+.PHONY: fuzz
+fuzz: need-go ## Every fuzz target for FUZZTIME each (default 10s)
+	@for dir in $$(grep -rlE '^func Fuzz' --include='*_test.go' . | xargs -r -n1 dirname | sort -u); do \
+		for target in $$($(GO) test -buildvcs=false -list '^Fuzz' "$$dir" | grep '^Fuzz'); do \
+			echo "== $$dir $$target"; \
+			$(GO) test -buildvcs=false -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir"; \
+		done; \
+	done
+
+.PHONY: bench
+bench: need-go ## Micro-benchmarks of the data path; BENCH=regexp chooses
+	$(GO) test -buildvcs=false -run '^$$' -bench '$(BENCH)' -benchmem ./forwarder/...
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin bench/out
+
+.PHONY: need-go
+need-go:
+	@command -v $(GO) >/dev/null || { echo "Go is missing: install $$(awk '/^go /{print $$2}' go.mod) or newer" \
+		"from https://go.dev/dl/" >&2; exit 1; }
+
+.PHONY: need-root
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo "This makes network namespaces and TUN devices, which needs root:" \
+		"run it as root or with sudo." >&2; exit 1; }
+
+.PHONY: deps
+deps: ## Install what the demo and the tests execute, where it is missing (Debian, Ubuntu)
+	@missing=$$(for tool in $(TOOLS); do \
+		command -v "$${tool%%:*}" >/dev/null || echo "$${tool##*:}"; done | sort -u); \
+	$(install-missing)
+
+# The race detector links C code.
+.PHONY: deps-race
+deps-race:
+	@missing=""; echo 'int main(void) { return 0; }' | gcc -include stdlib.h -x c -o /dev/null - 2>/dev/null || \
+		missing="gcc libc6-dev"; \
+	$(install-missing)
+
+define install-missing
+[ -z "$$missing" ] && exit 0; \
+command -v apt-get >/dev/null || { echo "missing:" $$missing "- install the like of these Debian packages" >&2; exit 1; }; \
+[ "$$(id -u)" = 0 ] || { echo "missing packages:" $$missing "- run as root: apt-get install" $$missing >&2; exit 1; }; \
+echo "installing" $$missing; export DEBIAN_FRONTEND=noninteractive; \
+apt-get update -qq </dev/null && apt-get install -y -qq --no-install-recommends $$missing </dev/null
+endef
