@@ -45,7 +45,7 @@ const GSOUnknown packet.GSOType = 255
 type OffloadState struct {
 	Name    string `json:"name"`             // "tun-checksum", "tun-tso", "tun-uso"
 	Enabled bool   `json:"enabled"`          // in use now, in both directions
-	Reason  string `json:"reason,omitempty"` // why not: "configuration", or the error that showed that it is missing or broken
+	Reason  string `json:"reason,omitempty"` // why not: "configuration", or what showed that it is missing or broken
 }
 
 // A Queue is one queue of the device.

@@ -22,8 +22,8 @@ const (
 
 // Inspect checks that m fits the packet that pieces make up, as the kernel does before it takes one, and measures it.
 // Whoever writes to a kernel device needs this: the kernel says EINVAL to a lie as it does to an offload that it lacks,
-// and a lie must not switch an offload off. Inspect returns ErrBadPacket or nil; it does not verify the IP header beyond
-// its version, nor any checksum.
+// and a lie must not switch an offload off. Inspect returns ErrBadPacket or nil; it does not verify the IP header
+// beyond its version, nor any checksum.
 func Inspect(m packet.Meta, pieces [][]byte) (Shape, error) {
 	s := Shape{Segments: 1}
 	for _, p := range pieces {

@@ -15,6 +15,10 @@ func tcp4(n int) []byte {
 	return p
 }
 
+func meta(t packet.GSOType, start, offset uint16) packet.Meta {
+	return packet.Meta{Type: t, NeedsChecksum: true, SegmentSize: 1000, ChecksumStart: start, ChecksumOffset: offset}
+}
+
 func ipv6(n int) []byte {
 	p := make([]byte, n)
 	p[0] = 0x60
@@ -23,9 +27,9 @@ func ipv6(n int) []byte {
 }
 
 func TestInspect(t *testing.T) {
-	tso4 := packet.Meta{Type: packet.GSOTCP4, NeedsChecksum: true, SegmentSize: 1000, ChecksumStart: 20, ChecksumOffset: 16}
-	tso6 := packet.Meta{Type: packet.GSOTCP6, NeedsChecksum: true, SegmentSize: 1000, ChecksumStart: 40, ChecksumOffset: 16}
-	uso := packet.Meta{Type: packet.GSOUDP, NeedsChecksum: true, SegmentSize: 1000, ChecksumStart: 40, ChecksumOffset: 6}
+	tso4 := meta(packet.GSOTCP4, 20, 16)
+	tso6 := meta(packet.GSOTCP6, 40, 16)
+	uso := meta(packet.GSOUDP, 40, 6)
 	with := func(m packet.Meta, f func(*packet.Meta)) packet.Meta { f(&m); return m }
 	cwr := tcp4(3052)
 	cwr[20+tcpFlags] = tcpCWR
@@ -58,8 +62,8 @@ func TestInspect(t *testing.T) {
 		{"IPv6 as IPv4", tso4, ipv6(2000), Shape{}, true},
 		{"no partial checksum", with(tso4, func(m *packet.Meta) { m.NeedsChecksum = false }), tcp4(2000), Shape{}, true},
 		{"segment size 0", with(tso4, func(m *packet.Meta) { m.SegmentSize = 0 }), tcp4(2000), Shape{}, true},
-		{"segment size GSO_BY_FRAGS", with(tso4, func(m *packet.Meta) { m.SegmentSize = 0xffff }), tcp4(2000), Shape{}, true},
-		{"transport inside the IP header", with(tso4, func(m *packet.Meta) { m.ChecksumStart = 8 }), tcp4(2000), Shape{}, true},
+		{"GSO_BY_FRAGS", with(tso4, func(m *packet.Meta) { m.SegmentSize = 0xffff }), tcp4(2000), Shape{}, true},
+		{"transport in the IP header", with(tso4, func(m *packet.Meta) { m.ChecksumStart = 8 }), tcp4(2000), Shape{}, true},
 		{"UDP checksum offset for TCP", with(tso4, func(m *packet.Meta) { m.ChecksumOffset = 6 }), tcp4(2000), Shape{}, true},
 		{"TCP checksum offset for UDP", with(uso, func(m *packet.Meta) { m.ChecksumOffset = 16 }), ipv6(2000), Shape{}, true},
 		{"data offset 4", tso4, short, Shape{}, true},
