@@ -200,6 +200,7 @@ func (r *naiveRun) super() ([]byte, int) {
 	size := len(p) - data
 	l4, _, proto := naiveL4(p)
 	for _, q := range r.packets[1:] {
+		_, data, _ := naiveL4(q)
 		p = append(p, q[data:]...)
 		if proto == 6 {
 			p[l4+13] |= q[l4+13]
