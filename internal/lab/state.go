@@ -141,3 +141,6 @@ func filesWith(dir string, mention *regexp.Regexp) ([]string, error) {
 	}
 	return found, nil
 }
+
+// Mentions reports whether a text names an address, not only a longer one that contains it.
+func Mentions(text string, a netip.Addr) bool { return mentions(a).MatchString(text) }
