@@ -36,12 +36,13 @@ func (l *icmpLimit) allow(now time.Time) bool {
 }
 
 // reject answers a dropped packet of the device with an ICMP error from the gateway address.
-func (w *Worker) reject(p []byte, d *forwarder.Decision) error {
+func (w *Worker) reject(p []byte, m packet.Meta, d *forwarder.Decision) error {
 	from := w.snap.Gateway(w.info.Version)
 	if !from.IsValid() {
 		return nil
 	}
-	msg, ok := packet.AppendICMPError(w.scratch[:0], d.Reject, d.MTU, from, p, &w.info)
+	e := packet.ICMPError{Reject: d.Reject, MTU: d.MTU, From: from, Meta: m}
+	msg, ok := packet.AppendICMPError(w.scratch[:0], e, p, &w.info)
 	if !ok {
 		return nil
 	}

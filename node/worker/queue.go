@@ -2,6 +2,7 @@ package worker
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/warren-net/warren/device"
 	"github.com/warren-net/warren/forwarder"
@@ -67,7 +68,7 @@ func (w *Worker) fromQueue(p []byte, m packet.Meta) error {
 	case forwarder.Drop:
 		w.drop(d.Reason, 1)
 		if d.Reject != packet.RejectNone {
-			return w.reject(p, &d)
+			return w.reject(p, m, &d)
 		}
 	}
 	return nil
@@ -106,30 +107,30 @@ func (w *Worker) toPeer(p []byte, m packet.Meta, d *forwarder.Decision) {
 	cell.TxBytes.Add(uint64(len(p)))
 }
 
-// fragment puts the segments in w.segs into w.out in IPv4 fragments of at most mtu bytes and returns their number.
-// Rare (IPv4 without DF over a path narrower than the pods' MTU), so it flattens and copies.
+// fragment puts the segments in w.segs into w.out in IPv4 fragments of at most mtu bytes and returns their number. It
+// is rare (IPv4 without DF over a path narrower than the pods' MTU), so a superpacket's segments are copied.
 func (w *Worker) fragment(send tunnel.Send, header []byte, mtu int) int {
+	w.frags.Arena, w.frags.Prefix = &w.arena, header
 	n := 0
 	for k := range w.segs.N() {
-		h := w.segs.Header(k)[len(header):]
-		payload := w.segs.Payload(k)
-		p := make([]byte, 0, len(h)+len(payload))
-		p = append(append(p, h...), payload...)
-		var i packet.Info
-		if e := packet.Parse(p, &i); e != packet.OK {
-			w.drop(forwarder.FromError(e), 1)
-			continue
+		p := w.segs.Payload(k)
+		if h := w.segs.Header(k)[len(header):]; len(h) > 0 {
+			p = slices.Concat(h, p)
 		}
-		if e := w.frags.Split(p, &i, mtu); e != packet.OK {
+		var i packet.Info
+		e := packet.Parse(p, &i)
+		if e == packet.OK {
+			e = w.frags.Split(p, &i, mtu)
+		}
+		if e != packet.OK {
 			w.drop(forwarder.FromError(e), 1)
 			continue
 		}
 		for f := range w.frags.N() {
 			fh, fp := w.frags.Pieces(f)
-			outer := make([]byte, 0, len(header)+len(fh))
-			w.out.Append(send, append(append(outer, header...), fh...), fp)
-			n++
+			w.out.Append(send, fh, fp)
 		}
+		n += w.frags.N()
 	}
 	return n
 }
