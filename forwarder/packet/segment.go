@@ -185,7 +185,7 @@ func (s *Segments) stampIP(i *Info) {
 	first := s.inner(0)[:i.L4]
 	id := binary.BigEndian.Uint16(first[4:])
 	// The sum of what all have in common: all but total length, ID and checksum.
-	common := uint32(Sum(0, first[:2])) + uint32(Sum(0, first[6:10])) + uint32(Sum(0, first[12:]))
+	common := uint32(binary.BigEndian.Uint16(first)) + uint32(sumHeader(first[6:10])) + uint32(sumHeader(first[12:]))
 	for k := range s.n {
 		h := s.inner(k)
 		length := uint16(len(h) + len(s.Payload(k)))
@@ -209,8 +209,8 @@ func (s *Segments) stampTCP(i *Info) {
 	l4 := s.inner(0)[i.L4:]
 	pseudo := s.pseudo(i, l4, tcpChecksumOffset)
 	// What all have in common: ports, acknowledgement, window and options.
-	common := pseudo + uint32(Sum(0, l4[:4])) + uint32(Sum(0, l4[8:12])) + uint32(Sum(0, l4[14:16])) +
-		uint32(Sum(0, l4[20:]))
+	common := pseudo + uint32(sumHeader(l4[:4])) + uint32(sumHeader(l4[8:12])) +
+		uint32(binary.BigEndian.Uint16(l4[14:])) + uint32(sumHeader(l4[20:]))
 	seq := binary.BigEndian.Uint32(l4[4:])
 	flags := binary.BigEndian.Uint16(l4[12:]) // data offset and flags
 	urgent := binary.BigEndian.Uint16(l4[18:])
@@ -256,7 +256,7 @@ func urgentAt(flags, urgent uint16, at int) (uint16, uint16) {
 func (s *Segments) stampUDP(i *Info) {
 	l4 := s.inner(0)[i.L4:]
 	pseudo := s.pseudo(i, l4, udpChecksumOffset)
-	ports := uint32(Sum(0, l4[:4]))
+	ports := uint32(sumHeader(l4[:4]))
 	for k := range s.n {
 		h, payload := s.inner(k)[i.L4:], s.Payload(k)
 		length := uint16(len(h) + len(payload))
