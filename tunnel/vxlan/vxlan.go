@@ -47,7 +47,7 @@ const (
 // Bits of the first 32-bit word of the VXLAN header. RFC 7348 defines one flag, I; all others are reserved there.
 const (
 	flagVNI = 1 << 27 // I: the VNI is valid
-	flagGPE = 1 << 26 // P of VXLAN-GPE (draft-ietf-nvo3-vxlan-gpe): the last byte of this word names the payload's protocol
+	flagGPE = 1 << 26 // P of VXLAN-GPE (draft-ietf-nvo3-vxlan-gpe): the last byte names the payload
 	flagRCO = 1 << 21 // remote checksum offload (draft-herbert-vxlan-rco); VXLAN_HF_RCO in Linux
 )
 

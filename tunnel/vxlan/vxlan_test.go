@@ -83,7 +83,7 @@ var decodeTable = []struct {
 	{"ipv4", frame(EtherTypeIPv4, "\x45 packet", nil), Accepted},
 	{"ipv6", frame(EtherTypeIPv6, "\x60 packet", nil), Accepted},
 	{"one inner byte", frame(EtherTypeIPv4, "\x45", nil), Accepted},
-	{"reserved fields set", frame(EtherTypeIPv4, "\x45", func(b []byte) { b[1], b[2], b[3], b[7] = 0x40, 2, 3, 4 }), Accepted},
+	{"reserved fields", frame(EtherTypeIPv4, "\x45", func(b []byte) { b[1], b[2], b[7] = 0x40, 2, 4 }), Accepted},
 	{"reserved flags and GBP", frame(EtherTypeIPv4, "\x45", func(b []byte) { b[0] = 0xfb }), Accepted},
 	{"empty", nil, TooShort},
 	{"headers only", frame(EtherTypeIPv4, "", nil), TooShort},
