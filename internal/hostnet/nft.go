@@ -1,0 +1,369 @@
+package hostnet
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	mdnetlink "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// nftTimeout bounds a conversation with the kernel: one that knows no nftables answers a batch of messages with a
+// single error, and waiting for the answers to the others would last for ever.
+const nftTimeout = 10 * time.Second
+
+// A firewall speaks nftables. Lists and transactions each open a socket in the calling thread's namespace.
+//
+// A list that changes while it is read may be wrong, as the library hides that from us. Then a transaction is made that
+// was not needed and changes nothing, or one that is needed comes with the next Apply: transactions are written so that
+// they leave the right state whatever was there.
+type firewall struct {
+	conn  func() *nftables.Conn
+	extra []chain // for tests: chains that the kernel refuses
+}
+
+func newFirewall() *firewall {
+	deadline := nftables.WithSockOptions(func(c *mdnetlink.Conn) error { return c.SetDeadline(time.Now().Add(nftTimeout)) })
+	return &firewall{conn: func() *nftables.Conn {
+		conn, err := nftables.New(deadline)
+		if err != nil {
+			// Only a lasting connection is dialled here, and this one is not.
+			return &nftables.Conn{}
+		}
+		return conn
+	}}
+}
+
+// tables lists which of Warren's tables exist. ErrNoNftables when the kernel has none at all.
+func (fw *firewall) tables() (inet, bridge bool, err error) {
+	ts, err := fw.conn().ListTables()
+	if err != nil {
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
+			return false, false, fmt.Errorf("%w: %w", ErrNoNftables, err)
+		}
+		return false, false, missing(err)
+	}
+	for _, t := range ts {
+		if t.Name == tableName {
+			inet = inet || t.Family == nftables.TableFamilyINet
+			bridge = bridge || t.Family == nftables.TableFamilyBridge
+		}
+	}
+	return inet, bridge, nil
+}
+
+// missing adds ErrNoNftables to the errors of a kernel that lacks a part of nf_tables: the subsystem, a table family, or
+// an expression or chain type (ENOENT). Without the subsystem a single message is answered EINVAL, which tables knows,
+// and without netfilter's netlink there is no such socket.
+func missing(err error) error {
+	for _, e := range []error{unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ENOENT} {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%w: %w", ErrNoNftables, err)
+		}
+	}
+	return err
+}
+
+// apply makes table inet what spec says, and keeps the sets. What the kernel lacks goes to c.Lost.
+func (fw *firewall) apply(spec Spec, found []Pod, c *Changes) error {
+	inet, bridge, err := fw.tables()
+	if errors.Is(err, ErrNoNftables) {
+		c.Lost = append(c.Lost, fmt.Sprintf("%v: pods' IPv6 sources and bridge mode's sources are unchecked (IPv4: only by "+
+			"rp_filter), nothing is masqueraded, and translated connections (kube-proxy, host ports) fail", err))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("listing tables: %w", err)
+	}
+	chains := append(spec.chains(spec.kernelHas()), fw.extra...)
+	state, err := fw.read(inetTable(), inet)
+	if err != nil {
+		return err
+	}
+	wrong := slices.DeleteFunc(slices.Clone(chains), state.has)
+	stale := slices.DeleteFunc(slices.Clone(state.chains), func(c *nftables.Chain) bool {
+		return slices.ContainsFunc(chains, func(w chain) bool { return w.name == c.Name })
+	})
+	if len(wrong) > 0 || len(stale) > 0 {
+		if err := fw.rebuild(state, wrong, stale, c); err != nil {
+			return err
+		}
+	}
+	wantInet, wantBridge := map[string][][]byte{}, map[string][][]byte{}
+	for _, p := range slices.Concat(spec.Pods, found) {
+		i, b := p.keys()
+		for set, keys := range i {
+			wantInet[set] = append(wantInet[set], keys...)
+		}
+		for set, keys := range b {
+			wantBridge[set] = append(wantBridge[set], keys...)
+		}
+	}
+	errs := []error{fw.addMissing(inetTable(), wantInet, c)}
+	if bridge || len(wantBridge) > 0 {
+		errs = append(errs, fw.applyBridge(bridge, c), fw.addMissing(bridgeTable(), wantBridge, c))
+	}
+	return errors.Join(errs...)
+}
+
+// kernelHas lists the families of spec that the kernel has; apply of the whole Spec reports those that it has not.
+func (s Spec) kernelHas() []family {
+	return slices.DeleteFunc(kernelFamilies(), func(f family) bool { return !s.wants(f) })
+}
+
+// applyBridge makes table bridge what it should be; only nodes with pods in bridge mode have one.
+func (fw *firewall) applyBridge(exists bool, c *Changes) error {
+	state, err := fw.read(bridgeTable(), exists)
+	if err != nil || state.has(bridgeChain()) {
+		return err
+	}
+	return fw.rebuild(state, []chain{bridgeChain()}, nil, c)
+}
+
+// rebuild sets the wrong chains up anew and removes the stale ones, in one transaction. When the kernel refuses it, each
+// chain gets its own, and those that are refused alone are what is lost.
+func (fw *firewall) rebuild(state tableState, wrong []chain, stale []*nftables.Chain, c *Changes) error {
+	all := fw.begin(state.table)
+	all.removeChains(stale)
+	for _, w := range wrong {
+		all.putChain(w, state)
+	}
+	err := all.commit()
+	if err == nil {
+		for _, w := range wrong {
+			c.add("nftables: chain %s set up", w.name)
+		}
+		for _, s := range stale {
+			c.add("nftables: chain %s removed", s.Name)
+		}
+		return nil
+	}
+	if !errors.Is(missing(err), ErrNoNftables) {
+		return fmt.Errorf("setting up the nftables table: %w", err)
+	}
+	one := fw.begin(state.table)
+	one.removeChains(stale)
+	errs := []error{one.commit()}
+	for _, w := range wrong {
+		one := fw.begin(state.table)
+		one.putChain(w, state)
+		err := one.commit()
+		switch {
+		case err == nil:
+			c.add("nftables: chain %s set up", w.name)
+		case w.lost != "" && errors.Is(missing(err), ErrNoNftables):
+			c.Lost = append(c.Lost, fmt.Sprintf("the kernel refuses the nftables chain %s (%v): %s", w.name, err, w.lost))
+		default:
+			errs = append(errs, fmt.Errorf("setting up the nftables chain %s: %w", w.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// remove deletes both tables; with keepSource the source checks and their sets stay.
+func (fw *firewall) remove(keepSource bool) error {
+	inet, bridge, err := fw.tables()
+	if errors.Is(err, ErrNoNftables) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("listing tables: %w", err)
+	}
+	conn := fw.conn()
+	if keepSource {
+		if !inet {
+			return nil
+		}
+		state, err := fw.read(inetTable(), true)
+		if err != nil {
+			return err
+		}
+		tx := fw.begin(state.table)
+		tx.removeChains(slices.DeleteFunc(state.chains, func(c *nftables.Chain) bool { return c.Name == chainSource }))
+		return tx.commit()
+	}
+	if inet {
+		conn.DelTable(inetTable())
+	}
+	if bridge {
+		conn.DelTable(bridgeTable())
+	}
+	return conn.Flush()
+}
+
+// A tableState is what a table holds now: its chains, and the fingerprints of their rules.
+type tableState struct {
+	table  *nftables.Table
+	chains []*nftables.Chain
+	rules  map[string][]string
+}
+
+func (fw *firewall) read(t *nftables.Table, exists bool) (tableState, error) {
+	s := tableState{table: t, rules: map[string][]string{}}
+	if !exists {
+		return s, nil
+	}
+	cs, err := fw.conn().ListChainsOfTableFamily(t.Family)
+	if err != nil {
+		return s, fmt.Errorf("listing nftables chains: %w", err)
+	}
+	for _, c := range cs {
+		if c.Table.Name != t.Name {
+			continue
+		}
+		s.chains = append(s.chains, c)
+		if s.rules[c.Name], err = fw.fingerprints(t, c.Name); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// fingerprints reads the comments of a chain's rules; nil when the chain has none or does not exist.
+func (fw *firewall) fingerprints(t *nftables.Table, chain string) ([]string, error) {
+	rules, err := fw.conn().GetRules(t, &nftables.Chain{Table: t, Name: chain})
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing the rules of nftables chain %s: %w", chain, err)
+	}
+	var marks []string
+	for _, r := range rules {
+		comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+		marks = append(marks, comment)
+	}
+	return marks, nil
+}
+
+// has reports whether the table holds the chain as it should be.
+func (s tableState) has(w chain) bool {
+	c := s.chain(w.name)
+	return c != nil && w.sameHook(c) && slices.Equal(s.rules[w.name], w.fingerprints())
+}
+
+func (s tableState) chain(name string) *nftables.Chain {
+	if i := slices.IndexFunc(s.chains, func(c *nftables.Chain) bool { return c.Name == name }); i >= 0 {
+		return s.chains[i]
+	}
+	return nil
+}
+
+func (w chain) sameHook(c *nftables.Chain) bool {
+	return c.Type == w.kind && c.Hooknum != nil && *c.Hooknum == w.hook && c.Priority != nil && *c.Priority == w.priority
+}
+
+func (w chain) fingerprints() []string {
+	marks := make([]string, len(w.rules))
+	for i, r := range w.rules {
+		marks[i] = r.comment()
+	}
+	return marks
+}
+
+// comment is a rule's comment in the kernel: why it is there, and a hash of what it does, by which Apply sees that it is
+// still the one that this version of Warren would write.
+func (r chainRule) comment() string {
+	h := fnv.New32a()
+	for _, e := range r.exprs {
+		// The types are plain structs; what can't be marshalled would show as a rule that never settles, in every test.
+		text, err := json.Marshal(e)
+		if set, ok := e.(anonSet); ok {
+			text, err = json.Marshal(struct {
+				Key    string
+				Elems  [][]byte
+				Invert bool
+			}{set.key.Name, set.elems, set.invert})
+		}
+		fmt.Fprintf(h, "%T %s %v;", e, text, err)
+	}
+	return fmt.Sprintf("%s #%08x", r.why, h.Sum32())
+}
+
+// A txn is a transaction on one table: all of it happens, or nothing.
+type txn struct {
+	conn  *nftables.Conn
+	table *nftables.Table
+	setID uint32 // the library would count in a global variable, without a lock
+	errs  []error
+}
+
+// begin starts a transaction that makes the table, its counter and its sets when they are missing.
+func (fw *firewall) begin(t *nftables.Table) *txn {
+	tx := &txn{conn: fw.conn(), table: t}
+	tx.conn.AddTable(t)
+	tx.conn.AddObj(&nftables.NamedObj{Table: t, Name: counterSpoofed, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
+	for _, s := range setsOf(t) {
+		tx.addSet(s, nil)
+	}
+	return tx
+}
+
+func (tx *txn) addSet(s *nftables.Set, elems []nftables.SetElement) {
+	tx.setID++
+	s.ID = tx.setID
+	if err := tx.conn.AddSet(s, elems); err != nil {
+		tx.errs = append(tx.errs, err)
+	}
+}
+
+// putChain makes the chain hold exactly its rules, whether it exists or not. One that hangs on another hook is made anew.
+func (tx *txn) putChain(w chain, state tableState) {
+	if old := state.chain(w.name); old != nil && !w.sameHook(old) {
+		tx.removeChains([]*nftables.Chain{old})
+	}
+	policy := nftables.ChainPolicyAccept
+	c := tx.conn.AddChain(&nftables.Chain{
+		Table: tx.table, Name: w.name, Type: w.kind, Hooknum: &w.hook, Priority: &w.priority, Policy: &policy,
+	})
+	tx.conn.FlushChain(c)
+	for _, r := range w.rules {
+		tx.addRule(c, r)
+	}
+}
+
+func (tx *txn) addRule(c *nftables.Chain, r chainRule) {
+	rule := &nftables.Rule{
+		Table: tx.table, Chain: c, UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment()),
+	}
+	for _, e := range r.exprs {
+		switch e := e.(type) {
+		case expr.Any:
+			rule.Exprs = append(rule.Exprs, e)
+		case anonSet:
+			set := &nftables.Set{Table: tx.table, Name: "__set%d", Anonymous: true, Constant: true, KeyType: e.key}
+			elems := make([]nftables.SetElement, len(e.elems))
+			for i, key := range e.elems {
+				elems[i].Key = key
+			}
+			tx.addSet(set, elems)
+			rule.Exprs = append(rule.Exprs, &expr.Lookup{
+				SourceRegister: 1, SetName: set.Name, SetID: set.ID, Invert: e.invert,
+			})
+		}
+	}
+	tx.conn.AddRule(rule)
+}
+
+func (tx *txn) removeChains(cs []*nftables.Chain) {
+	for _, c := range cs {
+		tx.conn.FlushChain(c)
+	}
+	for _, c := range cs {
+		tx.conn.DelChain(c)
+	}
+}
+
+func (tx *txn) commit() error {
+	if err := errors.Join(tx.errs...); err != nil {
+		return err
+	}
+	return tx.conn.Flush()
+}

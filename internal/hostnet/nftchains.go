@@ -1,0 +1,229 @@
+package hostnet
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// Names of Warren's nftables objects.
+const (
+	tableName      = "warren"
+	setPods4       = "pods4"   // interface . IPv4 address
+	setPods6       = "pods6"   // interface . IPv6 address
+	setMACs        = "macs"    // interface . Ethernet address; table bridge only
+	setBridges     = "bridges" // bridges of bridge mode; table inet only
+	counterSpoofed = "spoofed"
+	chainSource    = "source"
+)
+
+func podSet(f family) string {
+	if f == v4 {
+		return setPods4
+	}
+	return setPods6
+}
+
+// A chain is a base chain with its rules.
+type chain struct {
+	name     string
+	kind     nftables.ChainType
+	hook     nftables.ChainHook
+	priority nftables.ChainPriority
+	rules    []chainRule
+	lost     string // what does not work when the kernel refuses the chain; "": the table is of no use without it
+}
+
+// A chainRule is a rule with the reason that `nft list ruleset` shows beside it.
+type chainRule struct {
+	why   string
+	exprs match
+}
+
+// inetTable and bridgeTable are the tables by their kernel names.
+func inetTable() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
+}
+
+func bridgeTable() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyBridge, Name: tableName}
+}
+
+func setsOf(t *nftables.Table) []*nftables.Set {
+	concat := func(name string, second nftables.SetDatatype) *nftables.Set {
+		return &nftables.Set{
+			Table: t, Name: name, Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, second),
+		}
+	}
+	sets := []*nftables.Set{concat(setPods4, nftables.TypeIPAddr), concat(setPods6, nftables.TypeIP6Addr)}
+	if t.Family == nftables.TableFamilyBridge {
+		return append(sets, concat(setMACs, nftables.TypeEtherAddr))
+	}
+	return append(sets, &nftables.Set{Table: t, Name: setBridges, KeyType: nftables.TypeIFName})
+}
+
+var (
+	linkLocal          = netip.MustParsePrefix("fe80::/10")
+	multicast6         = netip.MustParsePrefix("ff00::/8")
+	multicast4         = netip.MustParsePrefix("224.0.0.0/4")
+	unspecified6       = netip.MustParsePrefix("::/128")
+	linkScopeMulticast = netip.MustParsePrefix("ff02::/16")
+)
+
+// sourceChain is the source check of routed mode. It comes before everything that looks at a packet's addresses, and
+// after defragmentation (-400). It depends on nothing but the sets, so that the CNI plugin can make it as well.
+func sourceChain() chain {
+	var rules []chainRule
+	add := func(why string, ms ...match) { rules = append(rules, chainRule{why, join(ms...)}) }
+	add("not from a pod", notFromPods(), accept())
+	add("a bridge's ports are checked in table bridge", fromBridges(), accept())
+	add("the pod's own IPv4 address", isFamily(v4), isOwnSource(v4), accept())
+	add("the pod's own IPv6 address", isFamily(v6), isOwnSource(v6), accept())
+	addNeighborRules(add, isFamily(v6))
+	// Every pod reports multicast groups when it starts: no spoofing, and of no use on a point-to-point link.
+	add("multicast listener reports, uncounted", isFamily(v6), sourceIn(linkLocal),
+		icmp6Type(icmpv6MLDReport1, icmpv6MLDDone, icmpv6MLDReport2), drop())
+	add("multicast listener reports, uncounted", isFamily(v6), sourceIn(unspecified6),
+		icmp6Type(icmpv6MLDReport1, icmpv6MLDDone, icmpv6MLDReport2), drop())
+	add("not the pod's own address", countedDrop())
+	return chain{
+		name: chainSource, kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: -310, rules: rules,
+	}
+}
+
+// addNeighborRules lets link-local neighbour discovery through (RFC 4861): solicitations and advertisements of
+// neighbours, and router solicitations, but neither router advertisements nor redirects.
+func addNeighborRules(add func(string, ...match), isIPv6 match) {
+	types := []byte{icmpv6RouterSol, icmpv6NeighborSol, icmpv6NeighborAdv}
+	add("neighbour discovery", isIPv6, sourceIn(linkLocal), destinationIn(linkLocal), icmp6Type(types...), accept())
+	add("neighbour discovery", isIPv6, sourceIn(linkLocal), destinationIn(linkScopeMulticast), icmp6Type(types...), accept())
+	add("duplicate address detection", isIPv6, sourceIn(unspecified6), destinationIn(linkScopeMulticast),
+		icmp6Type(icmpv6RouterSol, icmpv6NeighborSol), accept())
+}
+
+// bridgeChain is the source check of bridge mode, by bridge port: addresses of frames, ARP and IP, and what a pod may
+// tell its neighbours about addresses.
+func bridgeChain() chain {
+	var rules []chainRule
+	add := func(why string, ms ...match) { rules = append(rules, chainRule{why, join(ms...)}) }
+	network, link := expr.PayloadBaseNetworkHeader, expr.PayloadBaseLLHeader
+	add("not from a pod", notFromPods(), accept())
+	add("not the pod's Ethernet address", pair(setMACs, link, etherSource, 6, true), countedDrop())
+	add("the pod's own IPv4 address", isEther(v4), isOwnSource(v4), accept())
+	isARP := match{payload(link, etherTypeOffset, 2, 1), eq(etherTypeARP>>8, etherTypeARP&0xff)}
+	add("ARP for the pod's own address", isARP, pair(setPods4, network, arpSenderIPv4, 4, false), accept())
+	add("ARP probe (RFC 5227)", isARP,
+		match{payload(network, arpSenderIPv4, 4, 1), eq(0, 0, 0, 0)}, accept())
+	add("pods are no routers", isEther(v6), icmp6Type(icmpv6RouterAdv, icmpv6Redirect), countedDrop())
+	target := inPrefix(expr.CmpOpNeq, neighborAdvTarget, linkLocal)
+	target[0] = payload(expr.PayloadBaseTransportHeader, neighborAdvTarget, 16, 1)
+	add("advertises an address of somebody else", isEther(v6), icmp6Type(icmpv6NeighborAdv), target,
+		pair(setPods6, expr.PayloadBaseTransportHeader, neighborAdvTarget, 16, true), countedDrop())
+	add("the pod's own IPv6 address", isEther(v6), isOwnSource(v6), accept())
+	addNeighborRules(add, isEther(v6))
+	// Here a snooping bridge needs them.
+	for _, source := range []netip.Prefix{linkLocal, unspecified6} {
+		add("multicast listener reports", isEther(v6), sourceIn(source), destinationIn(linkScopeMulticast),
+			icmp6Type(icmpv6MLDReport1, icmpv6MLDDone, icmpv6MLDReport2), accept())
+	}
+	add("not the pod's own address", countedDrop())
+	return chain{
+		name: chainSource, kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: -300, rules: rules,
+	}
+}
+
+// chains are the chains of table inet.
+func (s Spec) chains(families []family) []chain {
+	cs := []chain{sourceChain(), s.untracked(families), s.replies()}
+	if s.Masquerade {
+		cs = append(cs, s.masquerade(families))
+	}
+	return cs
+}
+
+// untracked keeps connection tracking from seeing a packet twice. A packet of a pod that goes on to the TUN is first
+// tracked when it comes back, or never, when a tunnel takes it; a packet between local pods is tracked as it leaves the
+// pod and not when it comes back from the TUN.
+func (s Spec) untracked(families []family) chain {
+	var rules []chainRule
+	for _, f := range families {
+		outside := match{}
+		for _, p := range s.podCIDRs(f) {
+			outside = join(outside, destinationNotIn(p))
+			for _, q := range s.podCIDRs(f) {
+				rules = append(rules, chainRule{"between local pods, second time",
+					join(iifIs(s.Device), isFamily(f), sourceIn(p), destinationIn(q), notrack())})
+			}
+		}
+		for _, from := range []match{fromPods(), fromBridges()} {
+			rules = append(rules, chainRule{"from a pod to the TUN, first time",
+				join(from, isFamily(f), outside, destinationNotLocal(), notrack())})
+		}
+	}
+	return chain{
+		name: "untracked", kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting,
+		priority: *nftables.ChainPriorityRaw, rules: rules,
+		lost: "translated connections of pods (kube-proxy, host ports, masquerading) fail: connection tracking sees packets twice",
+	}
+}
+
+// replies marks answers of local pods whose connection was translated on its way in: the mark's policy rule keeps them
+// out of the TUN, where they would lose their connection.
+func (s Spec) replies() chain {
+	var rules []chainRule
+	for _, from := range []match{fromPods(), fromBridges()} {
+		rules = append(rules, chainRule{"answer of a translated connection", join(from, isTranslatedReply(), setMark(s.Mark))})
+	}
+	return chain{
+		name: "replies", kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting,
+		priority: *nftables.ChainPriorityMangle, rules: rules,
+		lost: "answers to ClusterIPs and host ports of pods on this node are lost",
+	}
+}
+
+// masquerade gives what pods send out of the cluster the node's address. Nothing is translated that goes to the
+// cluster, to one of its nodes, or to a multicast group.
+func (s Spec) masquerade(families []family) chain {
+	var rules []chainRule
+	add := func(why string, ms ...match) { rules = append(rules, chainRule{why, join(ms...)}) }
+	add("to the TUN", oifIs(s.Device), accept())
+	for _, f := range families {
+		for _, c := range s.ClusterCIDRs {
+			if familyOf(c.Addr()) == f {
+				add("inside the cluster", isFamily(f), destinationIn(c), accept())
+			}
+		}
+		nodes := slices.DeleteFunc(slices.Concat(s.NodeAddrs, s.PeerNodeAddrs),
+			func(a netip.Addr) bool { return familyOf(a) != f })
+		slices.SortFunc(nodes, netip.Addr.Compare)
+		for part := range slices.Chunk(slices.Compact(nodes), anonymousSetMax) {
+			add("to a node", isFamily(f), destinationOneOf(f, part), accept())
+		}
+		if f == v4 {
+			add("multicast", isFamily(f), destinationIn(multicast4), accept())
+		} else {
+			add("multicast", isFamily(f), destinationIn(multicast6), accept())
+		}
+		for _, p := range s.podCIDRs(f) {
+			// Random ports: two nodes behind one address, or many connections at once, otherwise collide.
+			add("from a pod to the outside", isFamily(f), sourceIn(p), match{&expr.Masq{FullyRandom: true}})
+		}
+	}
+	return chain{
+		name: "masquerade", kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPostrouting,
+		priority: *nftables.ChainPriorityNATSource, rules: rules,
+		lost: "pods reach the outside only if it has routes to them: nothing is masqueraded (or set `masquerade: false`)",
+	}
+}
+
+func (s Spec) podCIDRs(f family) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, p := range s.PodCIDRs {
+		if familyOf(p.Addr()) == f {
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}

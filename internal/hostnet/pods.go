@@ -1,0 +1,233 @@
+package hostnet
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// podAttempts is how often EnsurePod and RemovePod start over when somebody else changed the sets between their look
+// and their transaction.
+const podAttempts = 10
+
+// setChunk is how many elements go into one netlink message, whose attributes hold 64 KiB.
+const setChunk = 500
+
+// EnsurePod makes the source check accept exactly p.Addrs from p.Interface. It makes the tables when they are missing,
+// so that it works while the daemon is down, and may run at the same time as any other call, in any process. Calling
+// it again changes nothing. ErrNoNftables: the kernel can't check sources by it, see EnsurePodLink.
+func EnsurePod(p Pod) error {
+	if err := p.validate(); err != nil {
+		return fmt.Errorf("source check: %w", err)
+	}
+	return newFirewall().ensurePod(p)
+}
+
+// RemovePod takes the interface out of the source check. It is no error when it is not there, or when the kernel has no
+// nftables.
+func RemovePod(ifname string) error {
+	fw := newFirewall()
+	inet, bridge, err := fw.tables()
+	if errors.Is(err, ErrNoNftables) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("source check: listing nftables tables: %w", err)
+	}
+	var errs []error
+	for _, t := range existing(inet, bridge) {
+		errs = append(errs, fw.syncElements(t, ifname, nil, false))
+	}
+	return errors.Join(errs...)
+}
+
+// Spoofed is the number of packets that the source checks dropped since their tables were made. ErrNoNftables when there
+// is no check.
+func Spoofed() (uint64, error) {
+	fw := newFirewall()
+	inet, bridge, err := fw.tables()
+	if err != nil {
+		return 0, err
+	}
+	if !inet && !bridge {
+		return 0, fmt.Errorf("%w: no table %s", ErrNoNftables, tableName)
+	}
+	var sum uint64
+	for _, t := range existing(inet, bridge) {
+		obj, err := fw.conn().GetObject(&nftables.CounterObj{Table: t, Name: counterSpoofed})
+		if err != nil {
+			return 0, fmt.Errorf("reading the nftables counter %s: %w", counterSpoofed, err)
+		}
+		if c, ok := obj.(*nftables.CounterObj); ok {
+			sum += c.Packets
+		}
+	}
+	return sum, nil
+}
+
+func existing(inet, bridge bool) []*nftables.Table {
+	var ts []*nftables.Table
+	if inet {
+		ts = append(ts, inetTable())
+	}
+	if bridge {
+		ts = append(ts, bridgeTable())
+	}
+	return ts
+}
+
+// keys are the pod's elements in the sets of table inet, and of table bridge.
+func (p Pod) keys() (inet, bridge map[string][][]byte) {
+	elems := map[string][][]byte{}
+	for _, a := range p.Addrs {
+		set := podSet(familyOf(a))
+		elems[set] = append(elems[set], slices.Concat(ifname(p.Interface), a.AsSlice()))
+	}
+	if p.Bridge == "" {
+		return elems, nil
+	}
+	elems[setMACs] = [][]byte{slices.Concat(ifname(p.Interface), p.MAC, []byte{0, 0})} // padded to four bytes
+	return map[string][][]byte{setBridges: {ifname(p.Bridge)}}, elems
+}
+
+// ensurePod makes the sets hold exactly the pod's elements.
+func (fw *firewall) ensurePod(p Pod) error {
+	inet, bridge := p.keys()
+	if p.Bridge != "" {
+		if err := fw.syncElements(bridgeTable(), p.Interface, bridge, true); err != nil {
+			return err
+		}
+	}
+	return fw.syncElements(inetTable(), p.Interface, inet, true)
+}
+
+// addMissing puts back what the sets of table t lost, in one transaction; wanted has the keys by set.
+func (fw *firewall) addMissing(t *nftables.Table, wanted map[string][][]byte, c *Changes) error {
+	tx := fw.begin(t)
+	n := 0
+	for _, s := range setsOf(t) {
+		if len(wanted[s.Name]) == 0 {
+			continue
+		}
+		have, err := fw.elements(s)
+		if err != nil {
+			return err
+		}
+		there := map[string]bool{}
+		for _, k := range have {
+			there[string(k)] = true
+		}
+		add := slices.DeleteFunc(wanted[s.Name], func(k []byte) bool { return there[string(k)] })
+		n += len(add)
+		tx.change(s, add, tx.conn.SetAddElements)
+	}
+	if n == 0 {
+		return nil
+	}
+	if err := tx.commit(); err != nil {
+		return fmt.Errorf("putting pods back into the source check: %w", err)
+	}
+	c.add("nftables: %d elements of pods put back into the source check", n)
+	return nil
+}
+
+// syncElements makes the sets of t hold exactly elems for the interface. With withCheck it also makes the table and its
+// source check where they are missing or not as they should be.
+func (fw *firewall) syncElements(t *nftables.Table, ifname string, elems map[string][][]byte, withCheck bool) error {
+	var err error
+	for range podAttempts {
+		err = fw.trySyncElements(t, ifname, elems, withCheck)
+		// ENOENT: an element or the whole table went away meanwhile; EEXIST, EBUSY: the table is being made or deleted.
+		if err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EBUSY) {
+			return wrapSource(ifname, err)
+		}
+	}
+	return wrapSource(ifname, missing(err))
+}
+
+func wrapSource(ifname string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("source check of %s: %w", ifname, err)
+}
+
+func (fw *firewall) trySyncElements(t *nftables.Table, ifn string, elems map[string][][]byte, withCheck bool) error {
+	inet, bridge, err := fw.tables()
+	if err != nil {
+		return err
+	}
+	there, check := inet, sourceChain()
+	if t.Family == nftables.TableFamilyBridge {
+		there, check = bridge, bridgeChain()
+	}
+	if !there && !withCheck {
+		return nil
+	}
+	state, err := fw.read(t, there)
+	if err != nil {
+		return err
+	}
+	tx, changed := fw.begin(t), false
+	if withCheck && !state.has(check) {
+		tx.putChain(check, state)
+		changed = true
+	}
+	for _, s := range setsOf(t) {
+		var have [][]byte
+		if there {
+			if have, err = fw.elements(s); err != nil {
+				return err
+			}
+		}
+		want := elems[s.Name]
+		add := slices.DeleteFunc(slices.Clone(want), func(k []byte) bool { return containsKey(have, k) })
+		// Other pods' elements are theirs, and a bridge may have other ports.
+		del := slices.DeleteFunc(have, func(k []byte) bool {
+			return s.Name == setBridges || !bytes.HasPrefix(k, ifname(ifn)) || containsKey(want, k)
+		})
+		changed = changed || len(add)+len(del) > 0
+		tx.change(s, add, tx.conn.SetAddElements)
+		tx.change(s, del, tx.conn.SetDeleteElements)
+	}
+	if !changed {
+		return nil
+	}
+	return tx.commit()
+}
+
+// elements lists the keys of a set.
+func (fw *firewall) elements(s *nftables.Set) ([][]byte, error) {
+	all, err := fw.conn().GetSetElements(s)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing nftables set %s: %w", s.Name, err)
+	}
+	keys := make([][]byte, len(all))
+	for i, e := range all {
+		keys[i] = e.Key
+	}
+	return keys, nil
+}
+
+func containsKey(keys [][]byte, key []byte) bool {
+	return slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, key) })
+}
+
+func (tx *txn) change(s *nftables.Set, keys [][]byte, call func(*nftables.Set, []nftables.SetElement) error) {
+	for part := range slices.Chunk(keys, setChunk) {
+		elems := make([]nftables.SetElement, len(part))
+		for i, k := range part {
+			elems[i].Key = k
+		}
+		if err := call(s, elems); err != nil {
+			tx.errs = append(tx.errs, err)
+		}
+	}
+}
