@@ -6,7 +6,7 @@
 // # Ownership and concurrency
 //
 // A Socket, an Outbound and an Inbound belong to one worker; nothing here is safe for concurrent use but
-// Socket.Status and Socket.Close. An Outbound refers to the pieces that were put into it (headers beside payload,
+// Socket.Offloads, Socket.LocalPort and Socket.Close. An Outbound refers to the pieces that were put into it (headers beside payload,
 // never copied) until Reset: whoever adds a piece leaves the bytes alone until the batch was sent. An Inbound owns its
 // buffers; what refers to them is valid until the next Receive.
 package tunnel
@@ -22,7 +22,7 @@ const (
 	MaxSendSegments = 64    // datagrams per send that every kernel takes
 )
 
-// ErrTooBig is the sentinel for a datagram larger than the path carries; errors.As finds a *TooBigError.
+// ErrTooBig is the sentinel for a datagram larger than the path carries. How large it may be is in a PathEvent.
 var ErrTooBig = errors.New("datagram larger than the path MTU")
 
 // A Send is one datagram, or several of one size to one peer, that leave in one system call.

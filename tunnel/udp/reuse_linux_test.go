@@ -2,6 +2,7 @@ package udp
 
 import (
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,3 +16,5 @@ func reusePort(_, _ string, c syscall.RawConn) (err error) {
 	}
 	return err
 }
+
+func ptr[T any](v *T) unsafe.Pointer { return unsafe.Pointer(v) }
