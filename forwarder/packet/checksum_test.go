@@ -58,27 +58,25 @@ func TestPseudoHeader(t *testing.T) {
 }
 
 func TestCompleteChecksum(t *testing.T) {
-	for _, v6 := range []bool{false, true} {
-		for _, udp := range []bool{false, true} {
-			for n := range 300 {
-				want := naiveSpec{v6: v6, udp: udp, seq: 5, flags: tcpACK, payload: randomBytes(n, uint64(n))}.build()
-				p := append([]byte(nil), want...)
-				m := naiveMeta(p, 0)
-				m.Type = GSONone
-				if !CompleteChecksum(p, m) {
-					t.Fatal("refused")
-				}
-				if string(p) != string(want) {
-					t.Fatalf("v6 %v, udp %v, %d bytes: %x, want %x", v6, udp, n, p, want)
-				}
-				var i Info
-				if Parse(p, &i); !VerifyTransport(p, &i) {
-					t.Fatal("does not verify")
-				}
-				p[len(p)-1] ^= 1
-				if VerifyTransport(p, &i) {
-					t.Fatal("a wrong checksum verifies")
-				}
+	for n := range 300 {
+		for name, spec := range kinds(randomBytes(n, uint64(n))) {
+			want := spec.build()
+			p := append([]byte(nil), want...)
+			m := naiveMeta(p, 0)
+			m.Type = GSONone
+			if !CompleteChecksum(p, m) {
+				t.Fatal("refused")
+			}
+			if string(p) != string(want) {
+				t.Fatalf("%s, %d bytes: %x, want %x", name, n, p, want)
+			}
+			var i Info
+			if Parse(p, &i); !VerifyTransport(p, &i) {
+				t.Fatalf("%s, %d bytes: does not verify", name, n)
+			}
+			p[len(p)-1] ^= 1
+			if VerifyTransport(p, &i) {
+				t.Fatalf("%s, %d bytes: a wrong checksum verifies", name, n)
 			}
 		}
 	}
@@ -156,7 +154,7 @@ func TestCompleteChecksumRefusesLies(t *testing.T) {
 }
 
 func TestVerifyTransportRefuses(t *testing.T) {
-	udp := func(length uint16) []byte {
+	udp := func(length uint16) []byte { // with a checksum over so many bytes
 		p := naiveSpec{udp: true, payload: []byte("ten bytes!")}.build()
 		binary.BigEndian.PutUint16(p[24:], length)
 		p[26], p[27] = 0, 0
@@ -165,6 +163,10 @@ func TestVerifyTransportRefuses(t *testing.T) {
 		return p
 	}
 	fragment := naiveSpec{frag: 0x2000, payload: make([]byte, 8)}.build()
+	// The sum of pseudo header and the first 4 bytes is right: nothing but the length itself speaks against it.
+	four := udp(4)
+	binary.BigEndian.PutUint16(four[20:], ^fold(uint32(Sum(17+4, four[12:20]))+uint32(Sum(0, four[22:24]))))
+	four[26] = 1
 	icmp := naiveSpec{udp: true, payload: make([]byte, 8)}.build()
 	icmp[9] = 1
 	for _, c := range []struct {
@@ -175,6 +177,7 @@ func TestVerifyTransportRefuses(t *testing.T) {
 		{"UDP", udp(18), true},
 		{"UDP shorter than the packet", udp(11), true},
 		{"UDP shorter than its header", udp(7), false},
+		{"UDP of 4 bytes", four, false},
 		{"UDP longer than the packet", udp(19), false},
 		{"first fragment", fragment, false},
 		{"ICMP", icmp, false},

@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 )
 
-// maxOpen is the number of runs that can grow at the same time. With more flows than that in one batch the run that
-// was opened first is closed, which costs joins and never order.
+// maxOpen is the number of runs that can grow at the same time. With more flows than that in one batch they take turns,
+// which costs joins and never order.
 const maxOpen = 32
 
 // CoalescerOptions says what a Coalescer joins.
@@ -56,7 +56,7 @@ type Coalescer struct {
 
 	open  [maxOpen]openRun
 	opens int // open[:opens] are in use
-	evict int // the next one to give up when all are
+	evict int // the next one to give up when all are in use
 }
 
 // piece is an element of a run's list of pieces.
@@ -117,14 +117,9 @@ func (c *Coalescer) Add(p []byte, tag int32) Error {
 		c.closeBetween(i, tag)
 	} else if slot := c.find(i, tag); slot >= 0 {
 		r := &c.runs[c.open[slot].run]
-		if grows && c.follows(r, p, i) {
-			if c.verifyFirst(r) {
-				if c.verify(p, i) {
-					c.join(r, slot, p, i)
-					return OK
-				}
-				grows = false
-			}
+		if grows && c.follows(r, p, i) && c.verifyFirst(r) && c.verify(p, i) {
+			c.join(r, slot, p, i)
+			return OK
 		}
 		c.close(slot)
 	}
@@ -146,9 +141,9 @@ func (c *Coalescer) mayJoin(p []byte, i *Info) bool {
 		binary.BigEndian.Uint16(l4[udpChecksumOffset:]) != 0
 }
 
-// flowKey is equal for packets of the same flow, and seldom for others.
+// flowKey is the part of a flow that fits a word, and tells most flows apart: the ports and the tag.
 func flowKey(i *Info, tag int32) uint64 {
-	return uint64(i.SrcPort)<<48 | uint64(i.DstPort)<<32 | uint64(uint32(tag)<<8^uint32(i.Proto))
+	return uint64(i.SrcPort)<<48 | uint64(i.DstPort)<<32 | uint64(uint32(tag))
 }
 
 // find returns the slot of the open run of i's flow, or -1.
@@ -162,7 +157,7 @@ func (c *Coalescer) find(i *Info, tag int32) int {
 			continue
 		}
 		r := &c.runs[c.open[slot].run]
-		if r.Tag == tag && r.Info.Proto == i.Proto && r.Info.Src == i.Src && r.Info.Dst == i.Dst {
+		if r.Info.Proto == i.Proto && r.Info.Src == i.Src && r.Info.Dst == i.Dst {
 			return slot
 		}
 	}

@@ -69,7 +69,7 @@ func (s naiveSpec) build() []byte {
 	if s.udp {
 		proto = 17
 		t = binary.BigEndian.AppendUint16(t, s.sport)
-		t = binary.BigEndian.AppendUint16(t, 53)
+		t = binary.BigEndian.AppendUint16(t, 443)
 		t = append(t, 0, 0, 0, 0)
 	} else {
 		t = binary.BigEndian.AppendUint16(t, s.sport)

@@ -161,7 +161,7 @@ func countSegments(p []byte, i *Info, m Meta) int {
 	}
 	n := (payload + int(m.SegmentSize) - 1) / int(m.SegmentSize)
 	// SYN takes a sequence number of its own and RST ends the connection: neither can be on several segments.
-	if n > MaxSegments || n > 1 && i.TCPFlags&(tcpSYN|tcpRST) != 0 && proto == protoTCP {
+	if n > MaxSegments || n > 1 && i.TCPFlags&(tcpSYN|tcpRST) != 0 {
 		return 0
 	}
 	return n

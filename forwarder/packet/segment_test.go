@@ -244,6 +244,9 @@ func TestSegmentRefusesLies(t *testing.T) {
 		{"lone UDP, checksum of TCP", udp6, func(_ []byte, m *Meta, _ *Info) {
 			*m = Meta{NeedsChecksum: true, ChecksumStart: 40, ChecksumOffset: 16}
 		}, ErrGSO},
+		{"lone, checksum in an extension header", specs["udp6 with extension"], func(_ []byte, m *Meta, _ *Info) {
+			*m = Meta{NeedsChecksum: true, ChecksumStart: 40, ChecksumOffset: 6}
+		}, ErrGSO},
 		{"lone fragment", fragmentUDP, func(_ []byte, m *Meta, _ *Info) { m.Type = GSONone }, ErrGSO},
 	} {
 		p := c.spec.build()
@@ -270,7 +273,8 @@ func TestSegmentRefusesLies(t *testing.T) {
 // One batch: the headers of all superpackets stay until the arena is reset, though it grows on the way.
 func TestArenaKeepsHeadersOfABatch(t *testing.T) {
 	var arena Arena
-	for range 2 {
+	for round := range 3 {
+		chunks := len(arena.chunks)
 		s := make([]Segments, 40)
 		var want [][][]byte
 		for k := range s {
@@ -289,30 +293,14 @@ func TestArenaKeepsHeadersOfABatch(t *testing.T) {
 		if len(arena.chunks) < 2 {
 			t.Errorf("%d chunks; the test wants the arena to grow", len(arena.chunks))
 		}
+		if round > 0 && len(arena.chunks) > chunks {
+			t.Errorf("the same batch again made %d chunks of %d", len(arena.chunks), chunks)
+		}
 		arena.Reset()
 	}
 	big := arena.take(arenaChunk * 3)
 	if len(big) != arenaChunk*3 {
 		t.Errorf("%d bytes", len(big))
-	}
-}
-
-func TestSegmentDoesNotAllocate(t *testing.T) {
-	for name, spec := range kinds(make([]byte, 65000)) {
-		p := spec.build()
-		m := naiveMeta(p, 1448)
-		i := parsed(t, p)
-		var arena Arena
-		s := Segments{Arena: &arena}
-		prefix := make([]byte, 22)
-		if n := testing.AllocsPerRun(100, func() {
-			arena.Reset()
-			if s.Segment(p, i, m, prefix) != OK || s.Segment(p, i, Meta{}, prefix) != OK {
-				t.Fatal("refused")
-			}
-		}); n != 0 {
-			t.Errorf("%s: %v allocations, want 0", name, n)
-		}
 	}
 }
 
@@ -375,45 +363,6 @@ func FuzzSegment(f *testing.F) {
 			}
 			if total != int(i.Len)-i.HeaderLen() || string(p) != before {
 				t.Fatalf("%d bytes of payload, want %d", total, int(i.Len)-i.HeaderLen())
-			}
-		}
-	})
-}
-
-func BenchmarkSegment(b *testing.B) {
-	const size, count = 1398, 45
-	for _, mode := range []ChecksumMode{ChecksumFull, ChecksumPartial} {
-		for _, name := range []string{"tcp4 with TCP options", "tcp6", "udp4"} {
-			b.Run(fmt.Sprintf("checksum=%v/%s", mode == ChecksumFull, name), func(b *testing.B) {
-				p := kinds(randomBytes(size*count, 8))[name].build()
-				m := naiveMeta(p, size)
-				i := parsed(b, p)
-				var arena Arena
-				s := Segments{Arena: &arena, Checksum: mode}
-				prefix := make([]byte, 22)
-				b.SetBytes(int64(len(p)))
-				b.ReportAllocs()
-				for b.Loop() {
-					arena.Reset()
-					if s.Segment(p, i, m, prefix) != OK || s.N() != count {
-						b.Fatal("refused")
-					}
-				}
-			})
-		}
-	}
-	b.Run("lone", func(b *testing.B) {
-		p := kinds(make([]byte, 64))["udp4"].build()
-		i := parsed(b, p)
-		var arena Arena
-		s := Segments{Arena: &arena}
-		prefix := make([]byte, 22)
-		b.SetBytes(int64(len(p)))
-		b.ReportAllocs()
-		for b.Loop() {
-			arena.Reset()
-			if s.Segment(p, i, Meta{}, prefix) != OK {
-				b.Fatal("refused")
 			}
 		}
 	})
