@@ -343,3 +343,22 @@ func BenchmarkICMPError(b *testing.B) {
 		})
 	}
 }
+
+// Extension headers may fill the quotation, so that the transport header is not in it.
+func TestICMPErrorLongExtensionHeaders(t *testing.T) {
+	long := make([]byte, 1399)
+	long[0] = 1400/8 - 1
+	orig := ipSpec{v6: true, proto: 6, ext: []extension{{60, long}}, data: tcpData(0x19, nil, 2000)}.build()
+	i := infoOf(orig)
+	m := Meta{Type: GSOTCP6, NeedsChecksum: true, SegmentSize: 500, ChecksumStart: i.L4, ChecksumOffset: 16}
+	p, ok := AppendICMPError(nil, ICMPError{Reject: RejectTooBig, MTU: 1300, From: gateway(true), Meta: m}, orig, i)
+	if !ok {
+		t.Fatal("not sent")
+	}
+	_, _, _, quote := checkICMPError(t, p, orig)
+	want := bytes.Clone(orig[:1232])
+	binary.BigEndian.PutUint16(want[4:], 1400+20+500)
+	if !bytes.Equal(quote, want) {
+		t.Errorf("\n got %x\nwant %x", quote, want)
+	}
+}
