@@ -40,7 +40,7 @@ func apply(spec Spec, log *slog.Logger, fw *firewall) (Changes, error) {
 
 	step("guard routes", syncRoutes(h, families, spec.guards(families), keepOthers, &c))
 	step("policy rules", syncRules(h, families, spec.rules(families), &c))
-	step("nftables", fw.apply(spec, podsOfRoutes(h, families), &c))
+	step("nftables", fw.apply(spec, podsOfRoutes(h, families), func() (map[string]bool, error) { return names(h) }, &c))
 	dev, err := setUpDevice(h, spec, families, &c)
 	step("device "+spec.Device, err)
 	want := spec.guards(families)

@@ -72,7 +72,9 @@ func missing(err error) error {
 }
 
 // apply makes table inet what spec says, and keeps the sets. What the kernel lacks goes to c.Lost.
-func (fw *firewall) apply(spec Spec, found []Pod, c *Changes) error {
+//
+// found are pods that were found in the kernel, links lists the names of the interfaces that exist.
+func (fw *firewall) apply(spec Spec, found []Pod, links linkNames, c *Changes) error {
 	inet, bridge, err := fw.tables()
 	if errors.Is(err, ErrNoNftables) {
 		c.Lost = append(c.Lost, fmt.Sprintf("%v: pods' IPv6 sources and bridge mode's sources are unchecked (IPv4: only by "+
@@ -106,9 +108,9 @@ func (fw *firewall) apply(spec Spec, found []Pod, c *Changes) error {
 			wantBridge[set] = append(wantBridge[set], keys...)
 		}
 	}
-	errs := []error{fw.addMissing(inetTable(), wantInet, c)}
+	errs := []error{fw.repairSets(inetTable(), wantInet, links, c)}
 	if bridge || len(wantBridge) > 0 {
-		errs = append(errs, fw.applyBridge(bridge, c), fw.addMissing(bridgeTable(), wantBridge, c))
+		errs = append(errs, fw.applyBridge(bridge, c), fw.repairSets(bridgeTable(), wantBridge, links, c))
 	}
 	return errors.Join(errs...)
 }

@@ -18,7 +18,7 @@ const podAttempts = 10
 const setChunk = 500
 
 // EnsurePod makes the source check accept exactly p.Addrs from p.Interface. It makes the tables when they are missing,
-// so that it works while the daemon is down, and may run at the same time as any other call, in any process. Calling
+// so that it works while the daemon is down. The interface exists when it is called. It may run at the same time as any other call, in any process. Calling
 // it again changes nothing. ErrNoNftables: the kernel can't check sources by it, see EnsurePodLink.
 func EnsurePod(p Pod) error {
 	if err := p.validate(); err != nil {
@@ -105,33 +105,57 @@ func (fw *firewall) ensurePod(p Pod) error {
 	return fw.syncElements(inetTable(), p.Interface, inet, true)
 }
 
-// addMissing puts back what the sets of table t lost, in one transaction; wanted has the keys by set.
-func (fw *firewall) addMissing(t *nftables.Table, wanted map[string][][]byte, c *Changes) error {
-	tx := fw.begin(t)
-	n := 0
-	for _, s := range setsOf(t) {
-		if len(wanted[s.Name]) == 0 {
-			continue
-		}
-		have, err := fw.elements(s)
-		if err != nil {
+// A linkNames lists the names of the interfaces that exist.
+type linkNames func() (map[string]bool, error)
+
+// repairSets puts back what the sets of table t lost of wanted (keys by set), and drops the elements of interfaces that
+// are gone: the plugin may have been killed, or the pod's namespace deleted before the plugin could say so.
+//
+// EnsurePod is called when the interface exists, and elements are read before interfaces are: so an element without
+// interface is one whose interface is gone, and not one that is to come.
+func (fw *firewall) repairSets(t *nftables.Table, wanted map[string][][]byte, links linkNames, c *Changes) error {
+	sets := setsOf(t)
+	have := make([][][]byte, len(sets))
+	var err error
+	for i, s := range sets {
+		if have[i], err = fw.elements(s); err != nil {
 			return err
 		}
+	}
+	names, err := links()
+	if err != nil {
+		return err
+	}
+	gone := func(key []byte) bool { return !names[string(bytes.TrimRight(key[:ifnameBytes], "\x00"))] }
+	tx, added, dropped := fw.begin(t), 0, 0
+	for i, s := range sets {
 		there := map[string]bool{}
-		for _, k := range have {
+		for _, k := range have[i] {
 			there[string(k)] = true
 		}
-		add := slices.DeleteFunc(wanted[s.Name], func(k []byte) bool { return there[string(k)] })
-		n += len(add)
+		var add, del [][]byte
+		for _, k := range wanted[s.Name] {
+			if !there[string(k)] && !gone(k) {
+				there[string(k)] = true
+				add = append(add, k)
+			}
+		}
+		for _, k := range have[i] {
+			if gone(k) {
+				del = append(del, k)
+			}
+		}
+		added, dropped = added+len(add), dropped+len(del)
 		tx.change(s, add, tx.conn.SetAddElements)
+		tx.change(s, del, tx.conn.SetDeleteElements)
 	}
-	if n == 0 {
+	if added+dropped == 0 {
 		return nil
 	}
-	if err := tx.commit(); err != nil {
-		return fmt.Errorf("putting pods back into the source check: %w", err)
+	if err := tx.commit(); err != nil && !errors.Is(err, unix.ENOENT) { // the plugin was faster; the next Apply sees
+		return fmt.Errorf("repairing the sets of the source check: %w", err)
 	}
-	c.add("nftables: %d elements of pods put back into the source check", n)
+	c.add("nftables: source check of pods: %d elements put back, %d of interfaces that are gone removed", added, dropped)
 	return nil
 }
 
