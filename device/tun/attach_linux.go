@@ -54,7 +54,8 @@ func attach(fd int, name string, create bool) error {
 		return fmt.Errorf("attach to device %s: %w: %w: find it with `grep -l %s /proc/*/fdinfo/*` and stop it", name,
 			ErrBusy, err, name)
 	case errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("attach to device %s: %w: %w: it is no multi-queue TUN device", name, ErrNotOurs, err)
+		return fmt.Errorf("attach to device %s: %w: %w: it is no multi-queue TUN device; remove it with "+
+			"`ip link delete %s` if nobody needs it", name, ErrNotOurs, err, name)
 	case errors.Is(err, unix.E2BIG):
 		return fmt.Errorf("attach to device %s: %w: it has %d queues already, as many as the kernel allows", name, err,
 			maxQueues)
