@@ -6,9 +6,9 @@
 // # Ownership and concurrency
 //
 // A Socket, an Outbound and an Inbound belong to one worker; nothing here is safe for concurrent use but
-// Socket.Offloads, Socket.LocalPort and Socket.Close. An Outbound refers to the pieces that were put into it (headers beside payload,
-// never copied) until Reset: whoever adds a piece leaves the bytes alone until the batch was sent. An Inbound owns its
-// buffers; what refers to them is valid until the next Receive.
+// Socket.Offloads, Socket.LocalPort and Socket.Close. An Outbound refers to the pieces that were put into it (headers
+// beside payload, never copied) until Reset: whoever adds a piece leaves the bytes alone until the batch was sent. An
+// Inbound owns its buffers; what refers to them is valid until the next Receive.
 package tunnel
 
 import (
@@ -84,7 +84,7 @@ type PathEvent struct {
 type OffloadState struct {
 	Name    string `json:"name"`             // "udp-gso", "udp-gro", "tun-tso", "tun-uso", …
 	Enabled bool   `json:"enabled"`          // in use now
-	Reason  string `json:"reason,omitempty"` // why not: "configuration", or the error that showed that it is missing or broken
+	Reason  string `json:"reason,omitempty"` // why not: "configuration", or the error that showed it missing or broken
 }
 
 // A Socket moves datagrams for one worker. It never blocks.
