@@ -1,0 +1,264 @@
+// Package node is one node, assembled: it takes a configuration, opens the device and the sockets, sets the kernel up,
+// starts a worker per device queue, follows the node list, and answers questions about all that.
+//
+// # Threads
+//
+//   - Each worker (node/worker) has a goroutine of its own and reads the snapshot that is in force.
+//   - One writer goroutine (Run's own) owns everything that changes: the configuration, the node list, what is known of
+//     path MTUs. It computes a new snapshot from them and puts it in force, and tells hostnet what the kernel should be.
+//   - Questions (API, metrics) read an immutable view that the writer publishes, and the workers' atomic counters.
+//
+// # Start and end
+//
+// A start that fails undoes what it made itself, and nothing that a predecessor left. An orderly end takes everything
+// away, or leaves it for a successor (onExit). A worker that fails ends the node like a crash: everything stays as it
+// is, so that the restarted daemon takes over and pods keep their routes.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/warren-net/warren/device/tun"
+	"github.com/warren-net/warren/forwarder"
+	"github.com/warren-net/warren/node/api"
+	"github.com/warren-net/warren/node/config"
+	"github.com/warren-net/warren/node/metrics"
+	"github.com/warren-net/warren/node/worker"
+	"github.com/warren-net/warren/tunnel"
+	"github.com/warren-net/warren/tunnel/udp"
+)
+
+// Options are what Run gets beside the configuration.
+type Options struct {
+	Version string
+	Log     *slog.Logger
+	Level   *slog.LevelVar  // of Log; moved when a new configuration says so. nil: it stays
+	Reload  <-chan struct{} // asks to read the configuration again. nil: nobody asks
+	Ready   func()          // called when pods can talk and questions are answered. nil: not called
+}
+
+// maxDefaultWorkers is the number of workers beyond which more CPUs bring nothing by default.
+const maxDefaultWorkers = 8
+
+// A Node is a running node. Run makes one.
+type Node struct {
+	opt     Options
+	cfg     *config.Config // as it was at the start; what the writer goroutine goes by is plan.cfg
+	started time.Time
+	podMTU  int
+
+	lock     *instance
+	device   *tun.Device
+	sockets  []*udp.Socket
+	workers  []*worker.Worker
+	table    forwarder.Table
+	next     atomic.Pointer[config.Config] // parsed by the source, fetched by the writer
+	view     atomic.Pointer[view]
+	paths    chan tunnel.PathEvent
+	pokeLink chan struct{} // the host's devices or addresses changed
+	applied  chan applied  // what became of setting the kernel up again
+	failed   chan error    // a worker's or a server's end
+	serving  sync.WaitGroup
+	closers  []func() error // what a stop closes, in reverse order
+	serverMu sync.Mutex
+	servers  []*http.Server
+}
+
+// Run runs a node until ctx ends (the result is nil), or until something fails that it cannot go on without.
+func Run(ctx context.Context, cfg *config.Config, opt Options) error {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	n := &Node{
+		opt: opt, cfg: cfg, started: time.Now(),
+		paths: make(chan tunnel.PathEvent, 256), failed: make(chan error, 1),
+		pokeLink: make(chan struct{}, 1), applied: make(chan applied),
+	}
+	if err := checkPrivilege(); err != nil {
+		return err
+	}
+	if err := n.claim(); err != nil {
+		return err
+	}
+	defer func() { _ = n.lock.release() }()
+	return n.run(ctx)
+}
+
+// checkPrivilege says what is missing in one sentence, before the first of many system calls fails with EPERM.
+func checkPrivilege() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read this process's capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return errors.New("this process lacks the capability CAP_NET_ADMIN; run warren as root")
+	}
+	return nil
+}
+
+// claim makes the directories and takes the run directory's lock.
+func (n *Node) claim() (err error) {
+	for _, dir := range []string{n.cfg.RunDir, n.cfg.StateDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	n.lock, err = acquire(n.cfg.RunDir)
+	return err
+}
+
+// workerCount is the number of workers, one per device queue.
+func workerCount(cfg *config.Config) int {
+	if cfg.Workers > 0 {
+		return cfg.Workers
+	}
+	return min(runtime.GOMAXPROCS(0), maxDefaultWorkers)
+}
+
+// run starts everything, follows changes, and ends everything.
+func (n *Node) run(ctx context.Context) error {
+	w, err := n.start()
+	if err != nil {
+		return errors.Join(err, n.undo())
+	}
+	workersCtx, stopWorkers := context.WithCancel(context.Background())
+	defer stopWorkers()
+	workersDone := n.runWorkers(workersCtx)
+	stop := func() error {
+		stopWorkers()
+		<-workersDone
+		return n.close()
+	}
+	if err := w.begin(); err != nil {
+		return errors.Join(err, stop(), n.undo())
+	}
+	if n.opt.Ready != nil {
+		n.opt.Ready()
+	}
+	if err := w.follow(ctx); err != nil {
+		n.opt.Log.Error("node fails; everything is left as it is for the next start", "error", err)
+		return errors.Join(err, stop(), n.device.Close())
+	}
+	n.opt.Log.Info("node stops", "onExit", string(w.plan.cfg.OnExit))
+	err = stop()
+	if w.plan.cfg.OnExit == config.Leave {
+		return errors.Join(err, n.device.Close())
+	}
+	return errors.Join(err, n.remove(w.plan.cfg))
+}
+
+// start opens everything that a worker needs. What it opened, n.undo closes.
+func (n *Node) start() (*writer, error) {
+	cfg := n.cfg
+	if err := checkUnderlay(cfg.Self.Addresses); err != nil {
+		return nil, err
+	}
+	underlay, err := underlayOf(cfg.Self.Addresses)
+	if err != nil {
+		return nil, err
+	}
+	if n.podMTU, err = podMTU(cfg, underlay); err != nil {
+		return nil, err
+	}
+	workers := workerCount(cfg)
+	w := &writer{node: n, log: n.opt.Log, plan: plan{
+		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{},
+		stats: map[string]*forwarder.PeerStats{}, workers: workers,
+	}}
+	if err := w.publish(); err != nil {
+		return nil, err
+	}
+	if err := n.openSockets(workers); err != nil {
+		return nil, err
+	}
+	if err := n.openDevice(workers); err != nil {
+		return nil, err
+	}
+	if err := n.makeWorkers(); err != nil {
+		return nil, err
+	}
+	if cfg.Metrics != "" {
+		if err := n.serveMetrics(); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// undo takes back what a failed start made.
+func (n *Node) undo() error {
+	err := n.close()
+	if n.device == nil {
+		return err
+	}
+	if !n.device.Created() {
+		return errors.Join(err, n.device.Close())
+	}
+	return errors.Join(err, n.remove(n.cfg))
+}
+
+// close closes what the workers used and stops the servers; not the device.
+func (n *Node) close() error {
+	n.serverMu.Lock()
+	servers := n.servers
+	n.servers = nil
+	n.serverMu.Unlock()
+	var errs []error
+	for _, s := range servers {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		if s.Shutdown(ctx) != nil {
+			errs = append(errs, s.Close())
+		}
+		cancel()
+	}
+	n.serving.Wait()
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		errs = append(errs, n.closers[i]())
+	}
+	n.closers = nil
+	return errors.Join(errs...)
+}
+
+// fail ends the node with err; the first one counts.
+func (n *Node) fail(err error) {
+	select {
+	case n.failed <- err:
+	default:
+	}
+}
+
+// serveMetrics opens the metrics' address.
+func (n *Node) serveMetrics() error {
+	h, err := metrics.Handler(answers{n})
+	if err != nil {
+		return err
+	}
+	l, err := metrics.Listen(n.cfg.Metrics)
+	if err != nil {
+		return err
+	}
+	n.serve(l, h)
+	return nil
+}
+
+// serveAPI opens the API socket: from then on `warren status` answers, which is how others know that the node is up.
+func (n *Node) serveAPI() error {
+	l, err := api.Listen(n.cfg.SocketPath())
+	if err != nil {
+		return err
+	}
+	n.serve(l, api.Handler(answers{n}))
+	return nil
+}

@@ -1,0 +1,193 @@
+package node
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/forwarder"
+	"github.com/warren-net/warren/node/api"
+	"github.com/warren-net/warren/node/config"
+	"github.com/warren-net/warren/tunnel"
+	"github.com/warren-net/warren/tunnel/vxlan"
+)
+
+// A plan is everything that a snapshot is computed from. Computing changes nothing but stats.
+type plan struct {
+	cfg      *config.Config
+	podMTU   int // bytes, of the device and the pods
+	underlay []api.Underlay
+	paths    pathLimits
+	stats    map[string]*forwarder.PeerStats // by peer name; entries survive as long as the peer
+	workers  int
+}
+
+// An outcome is a computed snapshot and what people want to know of it.
+type outcome struct {
+	snapshot *forwarder.Snapshot
+	macs     map[string]string // peer name → VTEP address
+	warnings []string
+}
+
+// macOf is the VTEP address of a node.
+func macOf(n *control.Node) net.HardwareAddr {
+	if n.MAC != nil {
+		return n.MAC
+	}
+	return vxlan.MAC(n.Addresses[0])
+}
+
+// overhead is what the tunnel adds to an inner packet on its way to the address, in bytes.
+func overhead(to netip.Addr) int {
+	if to.Is4() {
+		return vxlan.Overhead4
+	}
+	return vxlan.Overhead6
+}
+
+// build computes the snapshot of this generation.
+func (p *plan) build(generation uint64) (*outcome, error) {
+	cfg := p.cfg
+	own, err := vxlan.Address(macOf(&cfg.Self))
+	if err != nil {
+		return nil, fmt.Errorf("this node: %w", err)
+	}
+	out := &outcome{macs: map[string]string{}, warnings: p.underlayWarnings()}
+	stats := map[string]*forwarder.PeerStats{}
+	var peers []*forwarder.Peer
+	for _, n := range cfg.Peers(cfg.State) {
+		mac, err := vxlan.Address(macOf(&n))
+		if err != nil {
+			return nil, fmt.Errorf("peer %s: %w", n.Name, err)
+		}
+		to, ok := p.endpoint(&n)
+		if !ok {
+			return nil, fmt.Errorf("peer %s: no common address family with this node", n.Name)
+		}
+		mtu, warning := p.peerMTU(&n, to)
+		if warning != "" {
+			out.warnings = append(out.warnings, warning)
+		}
+		if stats[n.Name] = p.stats[n.Name]; stats[n.Name] == nil {
+			stats[n.Name] = forwarder.NewPeerStats(p.workers)
+		}
+		header := vxlan.NewTemplate(cfg.VNI, mac, own)
+		peers = append(peers, &forwarder.Peer{
+			Name:      n.Name,
+			Endpoint:  netip.AddrPortFrom(to, cfg.PortOf(&n)),
+			PodCIDRs:  n.PodCIDRs,
+			NodeAddrs: n.Addresses,
+			MTU:       mtu,
+			Header4:   header.V4[:],
+			Header6:   header.V6[:],
+			Stats:     stats[n.Name],
+		})
+		out.macs[n.Name] = net.HardwareAddr(mac[:]).String()
+	}
+	out.snapshot, err = forwarder.Build(forwarder.Spec{
+		Generation:   generation,
+		PodCIDRs:     cfg.Self.PodCIDRs,
+		NodeAddrs:    cfg.Self.Addresses,
+		Gateways:     cfg.Gateways(),
+		ClusterCIDRs: cfg.Cluster,
+		Peers:        peers,
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.stats = stats
+	return out, nil
+}
+
+// endpoint is the peer's first address of a family that this node has too.
+func (p *plan) endpoint(n *control.Node) (netip.Addr, bool) {
+	for _, a := range n.Addresses {
+		if slices.ContainsFunc(p.cfg.Self.Addresses, func(o netip.Addr) bool { return o.Is4() == a.Is4() }) {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// underlayMTU is the MTU in bytes of the device that packets to the address leave from, as far as it is known.
+func (p *plan) underlayMTU(to netip.Addr) int {
+	for _, u := range p.underlay {
+		if u.Address.Is4() == to.Is4() && u.MTU > 0 {
+			return u.MTU
+		}
+	}
+	return p.podMTU + overhead(to)
+}
+
+// peerMTU is the largest inner packet that reaches the peer, and a warning when the path is narrower than its device.
+// An IPv6 path carries at least 1280 bytes (RFC 8200, 5), so a smaller figure would not help pods that talk IPv6.
+func (p *plan) peerMTU(n *control.Node, to netip.Addr) (mtu int, warning string) {
+	least := config.MinMTU4
+	if hasIPv6(p.cfg.Self.PodCIDRs) && hasIPv6(n.PodCIDRs) {
+		least = config.MinMTU6
+	}
+	outer := p.underlayMTU(to)
+	if limit, ok := p.paths[to]; ok && limit.mtu < outer {
+		outer = limit.mtu
+		warning = fmt.Sprintf("the path to peer %s (%s) carries packets of at most %d bytes, so its pods get %d", n.Name, to,
+			outer, max(outer-overhead(to), least))
+	}
+	inner := outer - overhead(to)
+	if inner < least {
+		warning = fmt.Sprintf("the path to peer %s (%s) carries packets of at most %d bytes, but %d are needed for the %d "+
+			"that its pods are entitled to: larger packets are lost; raise the MTU of the underlay", n.Name, to, outer,
+			least+overhead(to), least)
+		inner = least
+	}
+	return min(inner, p.podMTU), warning
+}
+
+func hasIPv6(list []netip.Prefix) bool {
+	return slices.ContainsFunc(list, func(c netip.Prefix) bool { return c.Addr().Is6() })
+}
+
+// underlayWarnings says which of the node's underlay devices cannot carry what the pods' MTU promises.
+func (p *plan) underlayWarnings() []string {
+	var out []string
+	for _, u := range p.underlay {
+		need := p.podMTU + overhead(u.Address)
+		switch {
+		case u.Device == "":
+			out = append(out, fmt.Sprintf("underlay address %s is on no device of this host any more", u.Address))
+		case u.MTU < need:
+			out = append(out, fmt.Sprintf("underlay device %s (%s) has MTU %d, but pods with MTU %d need %d: pods are told to "+
+				"send smaller packets; raise it to %d, or set `mtu: %d` and restart", u.Device, u.Address, u.MTU, p.podMTU,
+				need, need, u.MTU-overhead(u.Address)))
+		}
+	}
+	return out
+}
+
+// podMTU is the MTU of the pods: the configured one, or the narrowest underlay's less the margin.
+func podMTU(cfg *config.Config, underlay []api.Underlay) (int, error) {
+	if cfg.MTU != 0 {
+		return cfg.MTU, nil
+	}
+	narrow := underlay[0]
+	for _, u := range underlay[1:] {
+		if u.MTU < narrow.MTU {
+			narrow = u
+		}
+	}
+	mtu := min(narrow.MTU, 1<<16-1) - config.PodMTUMargin
+	if least := cfg.MinMTU(); mtu < least {
+		return 0, fmt.Errorf("underlay device %s (%s) has MTU %d, which leaves the pods %d bytes, below the least of %d; "+
+			"raise it to %d or more", narrow.Device, narrow.Address, narrow.MTU, mtu, least, least+config.PodMTUMargin)
+	}
+	return mtu, nil
+}
+
+// gsoMaxSize is the size in bytes of superpackets whose segments, with the tunnel's headers, fit one send: a longer one
+// costs a second system call for a few segments. 72 bytes are the longest usual headers (IPv6, TCP with timestamps).
+func gsoMaxSize(podMTU int) int {
+	const headers = 72
+	n := min(tunnel.MaxSendBytes/(podMTU+vxlan.HeaderLen), tunnel.MaxSendSegments)
+	return min(max(n, 1)*(podMTU-headers)+headers, 1<<16-1)
+}

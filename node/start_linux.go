@@ -1,0 +1,163 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/warren-net/warren/device/tun"
+	"github.com/warren-net/warren/internal/hostnet"
+	"github.com/warren-net/warren/internal/nodefile"
+	"github.com/warren-net/warren/internal/poll"
+	"github.com/warren-net/warren/node/api"
+	"github.com/warren-net/warren/node/config"
+	"github.com/warren-net/warren/node/worker"
+	"github.com/warren-net/warren/tunnel"
+	"github.com/warren-net/warren/tunnel/udp"
+	"github.com/warren-net/warren/tunnel/vxlan"
+)
+
+func udpMode(use bool) udp.Mode {
+	if use {
+		return udp.Auto
+	}
+	return udp.Off
+}
+
+func tunMode(use bool) tun.Mode {
+	if use {
+		return tun.Auto
+	}
+	return tun.Off
+}
+
+// openSockets opens the workers' underlay sockets.
+func (n *Node) openSockets(workers int) error {
+	cfg := n.cfg
+	port := cfg.PortOf(&cfg.Self)
+	sockets, err := udp.OpenGroup(workers, udp.Config{
+		Port: port, Addrs: cfg.Self.Addresses,
+		GSO: udpMode(cfg.Offloads.UDPGSO), GRO: udpMode(cfg.Offloads.UDPGRO),
+	})
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("UDP port %d is in use by another program or by a kernel VXLAN device; "+
+			"stop that (`ss -ulpn`, `ip -d link show type vxlan`), or set another vxlan.port on all nodes: %w", port, err)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("underlay address not usable, perhaps still being checked for duplicates: %w", err)
+	case err != nil:
+		return err
+	}
+	n.sockets = sockets
+	for _, s := range sockets {
+		n.closers = append(n.closers, s.Close)
+	}
+	return nil
+}
+
+// openDevice opens the TUN device with a queue per worker, or takes over the one that a predecessor left.
+func (n *Node) openDevice(workers int) error {
+	cfg := n.cfg
+	d, err := tun.Open(tun.Config{
+		Name: cfg.Device, Queues: workers, MTU: n.podMTU, GSOMaxSize: gsoMaxSize(n.podMTU),
+		TSO: tunMode(cfg.Offloads.TSO), USO: tunMode(cfg.Offloads.USO),
+	})
+	if err != nil {
+		return err
+	}
+	n.device = d
+	if err := d.ProbeError(); err != nil {
+		n.opt.Log.Info("the device's offloads could not be tried beforehand; they are watched in use", "error", err)
+	}
+	return nil
+}
+
+// makeWorkers makes a worker for each queue.
+func (n *Node) makeWorkers() error {
+	own, err := vxlan.Address(macOf(&n.cfg.Self))
+	if err != nil {
+		return fmt.Errorf("this node: %w", err)
+	}
+	for i, q := range n.device.Queues() {
+		p, err := poll.New(append([]int{q.FD()}, n.sockets[i].FDs()...)...)
+		if err != nil {
+			return err
+		}
+		n.closers = append(n.closers, p.Close)
+		n.workers = append(n.workers, worker.New(worker.Config{
+			ID: i, Queue: q, Socket: n.sockets[i], Waiter: worker.PollWaiter{Poller: p}, Table: &n.table,
+			Decoder:    vxlan.Decoder{VNI: n.cfg.VNI, MAC: own},
+			PathEvents: n.pathEvents, LockThread: true, Log: n.opt.Log,
+		}))
+	}
+	return nil
+}
+
+// pathEvents passes events on to the writer. When it cannot keep up some are lost: the underlay says them again.
+func (n *Node) pathEvents(events []tunnel.PathEvent) {
+	for _, e := range events {
+		select {
+		case n.paths <- e:
+		default:
+			return
+		}
+	}
+}
+
+// runWorkers runs the workers until ctx ends; the result is closed when all of them have returned.
+func (n *Node) runWorkers(ctx context.Context) <-chan struct{} {
+	var wg sync.WaitGroup
+	for _, w := range n.workers {
+		wg.Go(func() {
+			if err := w.Run(ctx); err != nil {
+				n.fail(err)
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	return done
+}
+
+// serve answers on l until n.close.
+func (n *Node) serve(l net.Listener, h http.Handler) {
+	s := api.NewServer(h)
+	n.serverMu.Lock()
+	n.servers = append(n.servers, s)
+	n.serverMu.Unlock()
+	n.serving.Go(func() {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			n.opt.Log.Error("server ends", "address", l.Addr().String(), "error", err)
+		}
+	})
+}
+
+// hostSpec is what the kernel should be for a configuration.
+func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
+	spec := hostnet.Spec{
+		Device: cfg.Device, MTU: n.podMTU, GSOMaxSize: gsoMaxSize(n.podMTU),
+		Gateways: cfg.Gateways(), PodCIDRs: cfg.Self.PodCIDRs, ClusterCIDRs: cfg.Cluster, NodeAddrs: cfg.Self.Addresses,
+		Table: cfg.Table, RulePriority: cfg.RulePriority, Masquerade: cfg.Masquerade, Pods: pods,
+	}
+	for _, peer := range cfg.Peers(cfg.State) {
+		spec.PeerNodeAddrs = append(spec.PeerNodeAddrs, peer.Addresses...)
+	}
+	return spec
+}
+
+// writeNodeFile tells the CNI plugin what it needs.
+func (n *Node) writeNodeFile(cfg *config.Config) error {
+	return nodefile.Write(cfg.RunDir, nodefile.File{
+		Node: cfg.Node, Device: cfg.Device, PodCIDRs: cfg.Self.PodCIDRs, Gateways: cfg.Gateways(),
+		ClusterCIDRs: cfg.Cluster, MTU: n.podMTU, GSOMaxSize: gsoMaxSize(n.podMTU), Masquerade: cfg.Masquerade,
+		Table: cfg.Table, RulePriority: cfg.RulePriority, StateDir: cfg.StateDir,
+	})
+}

@@ -1,0 +1,144 @@
+package node
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/warren-net/warren/cni/podrecord"
+	"github.com/warren-net/warren/forwarder"
+	"github.com/warren-net/warren/node/api"
+	"github.com/warren-net/warren/node/worker"
+)
+
+// answers is the api.Source over a node: it reads the view that the writer published and the workers' counters.
+type answers struct{ n *Node }
+
+var _ api.Source = answers{}
+
+// Status implements api.Source.
+func (a answers) Status() api.Status {
+	n, v := a.n, a.n.view.Load()
+	cfg := v.cfg
+	s := api.Status{
+		Node: cfg.Node, Version: n.opt.Version, PID: os.Getpid(), Config: cfg.File,
+		Started: n.started, UptimeSeconds: time.Since(n.started).Seconds(),
+		Device: api.Device{Name: cfg.Device, Queues: len(n.workers), MTU: n.podMTU},
+		Tunnel: api.Tunnel{
+			Encapsulation: cfg.Encapsulation, VNI: cfg.VNI, Port: cfg.PortOf(&cfg.Self), MAC: macOf(&cfg.Self).String(),
+			Underlay: v.underlay,
+		},
+		PodCIDRs: cfg.Self.PodCIDRs, Gateways: cfg.Gateways(), ClusterCIDRs: cfg.Cluster,
+		Offloads: a.offloads(),
+		Workers:  make([]api.Worker, 0, len(n.workers)),
+		Snapshot: api.Snapshot{
+			Generation: v.snapshot.Generation, Since: v.since, Peers: len(v.snapshot.Peers), Routes: len(v.snapshot.Routes()),
+		},
+		LastReload: v.lastReload,
+		Warnings:   append([]string{}, v.warnings...),
+	}
+	for _, w := range n.workers {
+		s.Workers = append(s.Workers, workerAnswer(w))
+	}
+	return s
+}
+
+func workerAnswer(w *worker.Worker) api.Worker {
+	c := &w.Counters
+	out := api.Worker{
+		ID:             w.ID,
+		TxSuperpackets: c.ToPeers.Load(), TxBytes: c.ToPeersBytes.Load(), TxSegments: c.SegmentsOut.Load(), TxCalls: c.SendCalls.Load(),
+		RxSuperpackets: c.RunsIn.Load(), RxBytes: c.BytesIn.Load(), RxSegments: c.SegmentsIn.Load(),
+		LocalPackets: c.LocalPackets.Load(), LocalBytes: c.LocalBytes.Load(),
+		OutsidePackets: c.KernelOut.Load(), OutsideBytes: c.KernelBytes.Load(),
+		DeviceReads: c.QueueReads.Load(), DeviceWrites: c.QueueWrites.Load(),
+		ICMPSent: c.ICMPSent.Load(), ICMPRateLimited: c.ICMPLimited.Load(), Wakeups: c.Wakeups.Load(),
+	}
+	for r := range c.Drops {
+		out.Drops += c.Drops[r].Load()
+	}
+	return out
+}
+
+// offloads lists the device's offloads and those of the sockets, each name once: on when it is on in every socket.
+func (a answers) offloads() []api.Offload {
+	out := []api.Offload{}
+	index := map[string]int{}
+	add := func(name, reason string, enabled bool) {
+		i, ok := index[name]
+		switch {
+		case !ok:
+			index[name] = len(out)
+			out = append(out, api.Offload{Name: name, Enabled: enabled, Reason: reason})
+		case out[i].Enabled && !enabled:
+			out[i].Enabled, out[i].Reason = false, reason
+		}
+	}
+	for _, o := range a.n.device.Offloads() {
+		add(o.Name, o.Reason, o.Enabled)
+	}
+	for _, s := range a.n.sockets {
+		for _, o := range s.Offloads() {
+			add(o.Name, o.Reason, o.Enabled)
+		}
+	}
+	return out
+}
+
+// Peers implements api.Source.
+func (a answers) Peers() []api.Peer {
+	v := a.n.view.Load()
+	out := make([]api.Peer, 0, len(v.snapshot.Peers))
+	for _, p := range v.snapshot.Peers {
+		t := p.Stats.Totals()
+		peer := api.Peer{
+			Name: p.Name, Endpoint: p.Endpoint, PodCIDRs: p.PodCIDRs, MAC: v.macs[p.Name], MTU: p.MTU,
+			TxPackets: t.TxPackets, TxBytes: t.TxBytes, RxPackets: t.RxPackets, RxBytes: t.RxBytes,
+		}
+		if t.LastSeen > 0 {
+			seen := time.Unix(0, t.LastSeen)
+			peer.LastSeen = &seen
+		}
+		out = append(out, peer)
+	}
+	return out
+}
+
+// Routes implements api.Source.
+func (a answers) Routes() []api.Route {
+	routes := a.n.view.Load().snapshot.Routes()
+	out := make([]api.Route, 0, len(routes))
+	for _, r := range routes {
+		out = append(out, api.Route{Prefix: r.Prefix, Kind: r.Kind, Peer: r.Peer})
+	}
+	return out
+}
+
+// Pods implements api.Source.
+func (a answers) Pods() ([]api.Pod, error) {
+	records, err := podrecord.List(a.n.cfg.StateDir)
+	if err != nil {
+		return nil, fmt.Errorf("pods' records: %w", err)
+	}
+	out := make([]api.Pod, 0, len(records))
+	for _, r := range records {
+		out = append(out, api.Pod{
+			Namespace: r.PodNamespace, Name: r.PodName, ContainerID: r.ContainerID, Interface: r.IfName,
+			HostInterface: r.HostIfName, Mode: r.Mode, Addresses: r.Addresses,
+		})
+	}
+	return out, nil
+}
+
+// Drops implements api.Source.
+func (a answers) Drops() []api.Drop {
+	out := make([]api.Drop, 0, forwarder.NumReasons)
+	for r := forwarder.NoReason + 1; r < forwarder.NumReasons; r++ {
+		d := api.Drop{Reason: r.Name(), Meaning: r.Text()}
+		for _, w := range a.n.workers {
+			d.Count += w.Counters.Drops[r].Load()
+		}
+		out = append(out, d)
+	}
+	return out
+}

@@ -1,0 +1,336 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/control/static"
+	"github.com/warren-net/warren/internal/hostnet"
+	"github.com/warren-net/warren/node/api"
+	"github.com/warren-net/warren/node/config"
+	"github.com/warren-net/warren/tunnel"
+)
+
+// How often what no event told is looked at, and how long events are gathered before they are acted on.
+const (
+	lookEvery = 10 * time.Second
+	settle    = 50 * time.Millisecond
+)
+
+// A writer owns the node's changing state: one goroutine computes and publishes it.
+type writer struct {
+	node       *Node
+	log        *slog.Logger
+	plan       plan
+	generation uint64
+	lastReload *api.Reload
+	hostError  string   // why the kernel could not be set up again
+	lost       []string // what the kernel lacks, and what does not work for it
+}
+
+// A view is what questions are answered from. It is immutable once published.
+type view struct {
+	outcome
+	cfg        *config.Config
+	underlay   []api.Underlay
+	since      time.Time
+	lastReload *api.Reload
+	warnings   []string
+}
+
+// publish computes a new snapshot and puts it in force. When that fails, the old one stays.
+func (w *writer) publish() error {
+	out, err := w.plan.build(w.generation + 1)
+	if err != nil {
+		return fmt.Errorf("forwarding table: %w", err)
+	}
+	w.generation++
+	w.node.table.Store(out.snapshot)
+	w.show(&view{outcome: *out, since: time.Now()})
+	return nil
+}
+
+// show publishes a view: v with everything but the snapshot brought up to date.
+func (w *writer) show(v *view) {
+	v.cfg, v.underlay, v.lastReload = w.plan.cfg, w.plan.underlay, w.lastReload
+	v.warnings = slices.Concat(v.outcome.warnings, w.lost)
+	if w.hostError != "" {
+		v.warnings = append(v.warnings, w.hostError)
+	}
+	var before []string
+	if old := w.node.view.Load(); old != nil {
+		before = old.warnings
+	}
+	for _, warning := range v.warnings {
+		if !slices.Contains(before, warning) {
+			w.log.Warn("warning", "text", warning)
+		}
+	}
+	for _, warning := range before {
+		if !slices.Contains(v.warnings, warning) {
+			w.log.Info("warning no longer holds", "text", warning)
+		}
+	}
+	w.node.view.Store(v)
+}
+
+// showAgain publishes the view anew for the same snapshot.
+func (w *writer) showAgain() {
+	v := *w.node.view.Load()
+	w.show(&v)
+}
+
+// begin finishes the start: the kernel, the node file, and the socket that tells others that the node is up.
+func (w *writer) begin() error {
+	n := w.node
+	if err := w.applyHost(); err != nil {
+		return err
+	}
+	if err := n.writeNodeFile(w.plan.cfg); err != nil {
+		return err
+	}
+	w.showAgain()
+	if err := n.serveAPI(); err != nil {
+		return err
+	}
+	n.opt.Log.Info("node is up", "node", n.cfg.Node, "version", n.opt.Version, "device", n.cfg.Device,
+		"created", n.device.Created(), "workers", len(n.workers), "mtu", n.podMTU,
+		"port", n.cfg.PortOf(&n.cfg.Self), "peers", len(n.view.Load().snapshot.Peers))
+	return nil
+}
+
+// An applied is the outcome of setting the kernel up.
+type applied struct {
+	lost []string
+	err  error
+}
+
+// applyHost makes the kernel what the configuration wants.
+func (w *writer) applyHost() error {
+	changes, err := hostnet.Apply(w.node.hostSpec(w.plan.cfg, attachedPods(w.plan.cfg, w.log)), w.log)
+	w.note(applied{changes.Lost, err})
+	return err
+}
+
+func (w *writer) note(a applied) {
+	w.lost = a.lost
+	w.hostError = ""
+	if a.err != nil {
+		w.hostError = a.err.Error()
+	}
+}
+
+// repaired takes in what the watch of the kernel did.
+func (w *writer) repaired(a applied) {
+	lost, hostError := w.lost, w.hostError
+	if w.note(a); !slices.Equal(lost, w.lost) || hostError != w.hostError {
+		w.showAgain()
+	}
+}
+
+// follow reacts to everything that changes until ctx ends, and returns an error when a worker failed.
+func (w *writer) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	n := w.node
+	source := static.New(static.Options{Path: n.cfg.File, Load: n.load})
+	updates, problems := make(chan control.State), make(chan error)
+	sourceDone := make(chan struct{})
+	go func() {
+		defer close(sourceDone)
+		_ = source.Run(ctx, updates, func(err error) {
+			select {
+			case problems <- err:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	defer func() { cancel(); <-sourceDone }()
+	w.watch(ctx)
+
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for first := true; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-n.failed:
+			return err
+		case <-n.opt.Reload:
+			source.Reload()
+		case <-updates:
+			next := n.next.Load()
+			if !first || !reflect.DeepEqual(next, n.cfg) {
+				w.reload(next)
+			}
+			first = false
+		case err := <-problems:
+			w.problem(err)
+			first = false
+		case e := <-n.paths:
+			w.path(ctx, e)
+		case <-n.pokeLink:
+			wait(ctx, settle)
+			w.look()
+		case <-look.C:
+			w.look()
+		case a := <-n.applied:
+			w.repaired(a)
+		}
+	}
+}
+
+// wait lets events gather.
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// load is the source's hook: it checks the whole file and keeps it for the writer.
+func (n *Node) load(data []byte) (control.State, error) {
+	next, err := config.Parse(config.Source{File: n.cfg.File, Data: data, Hostname: n.cfg.Node})
+	if err != nil {
+		return control.State{}, err
+	}
+	n.next.Store(next)
+	return next.State, nil
+}
+
+// reload applies a new configuration as far as that is possible while the node runs.
+func (w *writer) reload(next *config.Config) {
+	old := w.plan.cfg
+	result := api.Reload{Time: time.Now(), NeedsRestart: old.NeedsRestart(next)}
+	w.plan.cfg = old.Adopt(next)
+	if err := w.publish(); err != nil {
+		w.plan.cfg = old
+		w.problem(err)
+		return
+	}
+	if w.node.opt.Level != nil {
+		w.node.opt.Level.Set(w.plan.cfg.LogLevel)
+	}
+	if err := errors.Join(w.applyHost(), w.node.writeNodeFile(w.plan.cfg)); err != nil {
+		result.Error = err.Error()
+		w.log.Error("the configuration could not be applied in full", "error", err)
+	}
+	w.log.Info("configuration applied", "generation", w.generation, "peers", len(w.node.view.Load().snapshot.Peers))
+	if len(result.NeedsRestart) > 0 {
+		w.log.Warn("the configuration has changes that need a restart of warren", "settings", result.NeedsRestart)
+	}
+	w.lastReload = &result
+	w.showAgain()
+}
+
+// problem reports that the configuration is bad; the old state stays in force.
+func (w *writer) problem(err error) {
+	if errors.Is(err, static.ErrWatch) {
+		w.log.Warn("configuration file", "error", err)
+		return
+	}
+	w.lastReload = &api.Reload{Time: time.Now(), Error: err.Error()}
+	w.log.Error("configuration not applied, the old state stays in force", "error", err)
+	w.showAgain()
+}
+
+// path takes in what the underlay said about a path, and all that came with it.
+func (w *writer) path(ctx context.Context, e tunnel.PathEvent) {
+	news := false
+	for more := true; more; {
+		switch {
+		case !errors.Is(e.Err, tunnel.ErrTooBig):
+			w.log.Warn("the underlay refuses packets to a peer", "address", e.To, "error", e.Err)
+		case e.MTU > 0:
+			news = w.plan.paths.note(e.To, e.MTU, time.Now()) || news
+		default:
+			w.pokeLink() // the device's own MTU may have shrunk
+		}
+		select {
+		case e = <-w.node.paths:
+		case <-ctx.Done():
+			more = false
+		default:
+			more = false
+		}
+	}
+	if news {
+		w.republish()
+	}
+}
+
+// look reads the underlay's state and forgets old path MTUs.
+func (w *writer) look() {
+	news := w.plan.paths.expire(time.Now())
+	underlay, err := underlayOf(w.plan.cfg.Self.Addresses)
+	if err != nil {
+		w.log.Warn("the underlay's devices cannot be read", "error", err)
+	} else if !slices.Equal(underlay, w.plan.underlay) {
+		w.plan.underlay, news = underlay, true
+	}
+	if news {
+		w.republish()
+	}
+}
+
+func (w *writer) republish() {
+	if err := w.publish(); err != nil {
+		w.log.Error("the forwarding table stays as it was", "error", err)
+	}
+}
+
+func (w *writer) pokeLink() { poke(w.node.pokeLink) }
+
+// poke marks that there is something to do; once is enough.
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// watch starts the watches of the kernel's events, which run until ctx ends.
+func (w *writer) watch(ctx context.Context) {
+	n, log := w.node, w.log
+	watchUnderlay(ctx, w.plan.cfg.Self.Addresses, w.pokeLink, func(err error) {
+		log.Warn("changes of the underlay are noticed late", "error", err)
+	})
+	go func() {
+		err := hostnet.Watch(ctx, n.wantedHost(log), hostnet.WatchOptions{Log: log, Applied: func(c hostnet.Changes, err error) {
+			select {
+			case n.applied <- applied{c.Lost, err}:
+			case <-ctx.Done():
+			}
+		}})
+		if err != nil {
+			log.Warn("what others change in the kernel is not put back", "error", err)
+		}
+	}()
+}
+
+// podsAge is how old the list of pods may be that wantedHost returns.
+const podsAge = time.Second
+
+// wantedHost returns a function that says what the kernel should be now, from the view in force. hostnet calls it for
+// every link event, so the pods' records are not read each time.
+func (n *Node) wantedHost(log *slog.Logger) func() hostnet.Spec {
+	var mu sync.Mutex
+	var pods []hostnet.Pod
+	var read time.Time
+	return func() hostnet.Spec {
+		cfg := n.view.Load().cfg
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); now.Sub(read) > podsAge {
+			pods, read = attachedPods(cfg, log), now
+		}
+		return n.hostSpec(cfg, pods)
+	}
+}
