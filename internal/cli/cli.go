@@ -1,0 +1,147 @@
+// Package cli is the command line of warren: flags, wiring, and tables for people. What it shows comes from node/api,
+// what it runs is package node.
+//
+// Answers go to standard output, everything else to standard error; an error is one line that begins with "warren: ".
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/warren-net/warren/node/api"
+	"github.com/warren-net/warren/node/config"
+)
+
+// An Invocation is one call of the program.
+type Invocation struct {
+	Args           []string // without the program's name
+	Stdout, Stderr io.Writer
+}
+
+// Exit statuses.
+const (
+	exitOK    = 0
+	exitError = 1
+)
+
+// errSilent ends the program with status 1 when everything has been said already.
+var errSilent = errors.New("said already")
+
+// Run carries the call out and returns the exit status.
+func Run(ctx context.Context, inv Invocation) int {
+	root := newRoot(inv)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return exitOK
+	case !errors.Is(err, errSilent):
+		fmt.Fprintf(inv.Stderr, "warren: %s\n", oneLine(err))
+	}
+	return exitError
+}
+
+// oneLine joins the lines of an error, so that a log or a script sees one record.
+func oneLine(err error) string {
+	var parts []string
+	for line := range strings.Lines(err.Error()) {
+		if line = strings.TrimSpace(line); line != "" {
+			parts = append(parts, line)
+		}
+	}
+	return strings.ReplaceAll(strings.Join(parts, "; "), "?; ", "? ")
+}
+
+// Version is the version that the program was built from: the module's, which since Go 1.24 comes from the tag or the
+// commit of the checkout.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "(devel)"
+	}
+	return info.Main.Version
+}
+
+func newRoot(inv Invocation) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "warren",
+		Short: "A pod network in one program",
+		Long: "Warren connects the pods of several nodes through a TUN device and a userspace forwarder.\n" +
+			"`warren up` runs a node; the other commands ask the running one or look at the host.",
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		DisableAutoGenTag: true,
+	}
+	root.SetArgs(inv.Args)
+	root.SetOut(inv.Stdout)
+	root.SetErr(inv.Stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
+	})
+	root.AddCommand(newUp(), newDown(), newVersion(),
+		newStatus(), newPeers(), newRoutes(), newPods(), newDrops())
+	return root
+}
+
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			info, _ := debug.ReadBuildInfo()
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "warren %s %s\n", Version(), info.GoVersion)
+			return err
+		},
+	}
+}
+
+// configFlag adds --config.
+func configFlag(cmd *cobra.Command, path *string) {
+	cmd.Flags().StringVar(path, "config", config.DefaultPath, "configuration `FILE`")
+	// The flag exists, so this cannot fail.
+	_ = cmd.MarkFlagFilename("config", "yaml", "yml")
+}
+
+// An ask holds the flags of the commands that ask the running node.
+type ask struct {
+	config, socket, output string
+}
+
+func (a *ask) flags(cmd *cobra.Command) {
+	configFlag(cmd, &a.config)
+	cmd.Flags().StringVar(&a.socket, "socket", "", "API socket `PATH` of the node daemon (default: the configuration's)")
+	cmd.Flags().StringVarP(&a.output, "output", "o", "table", "`FORMAT` of the answer: table or json")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// client checks the flags and finds the socket.
+func (a *ask) client(cmd *cobra.Command) (*api.Client, error) {
+	if a.output != "table" && a.output != "json" {
+		return nil, fmt.Errorf("output format %q: use table or json", a.output)
+	}
+	if a.socket != "" {
+		return api.NewClient(a.socket), nil
+	}
+	cfg, err := config.Load(a.config)
+	if err == nil {
+		return api.NewClient(cfg.SocketPath()), nil
+	}
+	if cmd.Flags().Changed("config") {
+		return nil, err
+	}
+	// The default file may be missing or broken while a daemon runs with it: that is when one wants to ask.
+	return api.NewClient(defaultSocket), nil
+}
+
+// defaultSocket is where the socket is unless the configuration says otherwise.
+const defaultSocket = "/run/warren/" + config.SocketName
+
+// Main is the program: it runs the command line of this process.
+func Main() int {
+	return Run(context.Background(), Invocation{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr})
+}

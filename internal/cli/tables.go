@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/warren-net/warren/node/api"
+)
+
+// table writes aligned columns; the first row is the heading. Errors of w surface in the one at the end.
+func table(w io.Writer, rows ...[]string) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, r := range rows {
+		// A tabwriter's Fprintln fails only as its Flush does.
+		_, _ = fmt.Fprintln(tw, strings.Join(r, "\t"))
+	}
+	return tw.Flush()
+}
+
+func statusTable(w io.Writer, s api.Status) error {
+	up := time.Duration(s.UptimeSeconds * float64(time.Second)).Round(time.Second)
+	rows := [][]string{
+		{"node", fmt.Sprintf("%s (%s, pid %d, up %s)", s.Node, s.Version, s.PID, up)},
+		{"config", s.Config},
+		{"device", fmt.Sprintf("%s, %d queues, MTU %d", s.Device.Name, s.Device.Queues, s.Device.MTU)},
+		{"tunnel", fmt.Sprintf("%s, VNI %d, UDP port %d, VTEP %s", s.Tunnel.Encapsulation, s.Tunnel.VNI, s.Tunnel.Port, s.Tunnel.MAC)},
+	}
+	for _, u := range s.Tunnel.Underlay {
+		where := "on no device"
+		if u.Device != "" {
+			where = fmt.Sprintf("on %s, MTU %d", u.Device, u.MTU)
+		}
+		rows = append(rows, []string{"underlay", u.Address.String() + " " + where})
+	}
+	for i, c := range s.PodCIDRs {
+		text := c.String()
+		if i < len(s.Gateways) {
+			text += ", gateway " + s.Gateways[i].String()
+		}
+		rows = append(rows, []string{"pods", text})
+	}
+	rows = append(rows, []string{"cluster", joined(s.ClusterCIDRs)},
+		[]string{"snapshot", fmt.Sprintf("generation %d, %d peers, %d routes, since %s", s.Snapshot.Generation,
+			s.Snapshot.Peers, s.Snapshot.Routes, s.Snapshot.Since.Format(time.RFC3339))},
+		[]string{"reload", reloadText(s.LastReload)})
+	for _, warning := range s.Warnings {
+		rows = append(rows, []string{"warning", warning})
+	}
+	if err := table(w, rows...); err != nil {
+		return err
+	}
+	rows = [][]string{{"\nOFFLOAD", "STATE", "WHY"}}
+	for _, o := range s.Offloads {
+		rows = append(rows, []string{o.Name, onOff(o.Enabled), dash(o.Reason)})
+	}
+	if err := table(w, rows...); err != nil {
+		return err
+	}
+	return workersTable(w, s.Workers)
+}
+
+func workersTable(w io.Writer, workers []api.Worker) error {
+	rows := [][]string{{"\nWORKER", "TX SUPERPACKETS", "TX SEGMENTS", "TX BYTES", "RX SUPERPACKETS", "RX SEGMENTS",
+		"RX BYTES", "LOCAL", "OUTSIDE", "WAKE-UPS", "DROPS"}}
+	for _, k := range workers {
+		row := []string{fmt.Sprint(k.ID)}
+		for _, v := range []uint64{k.TxSuperpackets, k.TxSegments, k.TxBytes, k.RxSuperpackets, k.RxSegments, k.RxBytes,
+			k.LocalPackets, k.OutsidePackets, k.Wakeups, k.Drops} {
+			row = append(row, fmt.Sprint(v))
+		}
+		rows = append(rows, row)
+	}
+	return table(w, rows...)
+}
+
+func reloadText(r *api.Reload) string {
+	switch {
+	case r == nil:
+		return "none since the start"
+	case r.Error != "":
+		return fmt.Sprintf("failed at %s, the old state stays in force: %s", r.Time.Format(time.RFC3339), r.Error)
+	case len(r.NeedsRestart) > 0:
+		return fmt.Sprintf("applied at %s, needs a restart for: %s", r.Time.Format(time.RFC3339), strings.Join(r.NeedsRestart, "; "))
+	}
+	return "applied at " + r.Time.Format(time.RFC3339)
+}
+
+func peersTable(w io.Writer, peers []api.Peer) error {
+	rows := [][]string{{"NAME", "ENDPOINT", "POD CIDRS", "VTEP", "MTU", "TX PACKETS", "TX BYTES", "RX PACKETS", "RX BYTES", "LAST SEEN"}}
+	for _, p := range peers {
+		seen := "never"
+		if p.LastSeen != nil {
+			seen = time.Since(*p.LastSeen).Round(time.Second).String() + " ago"
+		}
+		rows = append(rows, []string{p.Name, p.Endpoint.String(), joined(p.PodCIDRs), p.MAC, fmt.Sprint(p.MTU),
+			fmt.Sprint(p.TxPackets), fmt.Sprint(p.TxBytes), fmt.Sprint(p.RxPackets), fmt.Sprint(p.RxBytes), seen})
+	}
+	return table(w, rows...)
+}
+
+func routesTable(w io.Writer, routes []api.Route) error {
+	rows := [][]string{{"PREFIX", "KIND", "PEER"}}
+	for _, r := range routes {
+		rows = append(rows, []string{r.Prefix.String(), r.Kind, dash(r.Peer)})
+	}
+	return table(w, rows...)
+}
+
+func podsTable(w io.Writer, pods []api.Pod) error {
+	rows := [][]string{{"POD", "CONTAINER", "INTERFACE", "HOST INTERFACE", "MODE", "ADDRESSES"}}
+	for _, p := range pods {
+		name := dash(p.Name)
+		if p.Namespace != "" {
+			name = p.Namespace + "/" + name
+		}
+		rows = append(rows, []string{name, short(p.ContainerID), p.Interface, p.HostInterface, p.Mode, joined(p.Addresses)})
+	}
+	return table(w, rows...)
+}
+
+func dropsTable(w io.Writer, drops []api.Drop) error {
+	rows := [][]string{{"REASON", "COUNT", "MEANING"}}
+	for _, d := range drops {
+		rows = append(rows, []string{d.Reason, fmt.Sprint(d.Count), d.Meaning})
+	}
+	return table(w, rows...)
+}
+
+func joined[T fmt.Stringer](list []T) string {
+	out := make([]string, 0, len(list))
+	for _, v := range list {
+		out = append(out, v.String())
+	}
+	return dash(strings.Join(out, ","))
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// short cuts a container's id to what runtimes show.
+func short(id string) string { return id[:min(len(id), 12)] }
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
+}

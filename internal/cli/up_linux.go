@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/warren-net/warren/internal/ratelog"
+	"github.com/warren-net/warren/node"
+	"github.com/warren-net/warren/node/config"
+)
+
+// Of records with the same message, so many pass in so much time.
+const (
+	logBurst    = 10
+	logInterval = 10 * time.Second
+)
+
+func newUp() *cobra.Command {
+	var path, level string
+	cmd := &cobra.Command{
+		Use: "up", Short: "Run a node in the foreground", Args: cobra.NoArgs,
+		Long: "Run a node in the foreground, until SIGTERM or SIGINT. SIGHUP reads the configuration again;\n" +
+			"so does a change of the file. A second SIGTERM ends the node at once and leaves everything as it is.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(path)
+			if err != nil {
+				return err
+			}
+			if level != "" {
+				if cfg.LogLevel, err = config.ParseLevel(level); err != nil {
+					return err
+				}
+			}
+			return up(cmd.Context(), cfg, cmd.ErrOrStderr(), level != "")
+		},
+	}
+	configFlag(cmd, &path)
+	cmd.Flags().StringVar(&level, "log-level", "", "`LEVEL` of the log instead of the configuration's: debug, info, warn or error")
+	_ = cmd.RegisterFlagCompletionFunc("log-level",
+		cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// up runs a node; keepLevel says that the log level does not follow the configuration.
+func up(ctx context.Context, cfg *config.Config, stderr io.Writer, keepLevel bool) error {
+	level := new(slog.LevelVar)
+	level.Set(cfg.LogLevel)
+	opt := node.Options{Version: Version(), Log: newLog(stderr, cfg.LogFormat, level)}
+	if !keepLevel {
+		opt.Level = level
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // the second signal ends the process as signals do by default
+
+	hangUp := make(chan os.Signal, 1)
+	signal.Notify(hangUp, syscall.SIGHUP)
+	defer signal.Stop(hangUp)
+	reload := make(chan struct{}, 1)
+	opt.Reload = reload
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangUp:
+				select {
+				case reload <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}()
+	return node.Run(ctx, cfg, opt)
+}
+
+func newLog(w io.Writer, format string, level slog.Leveler) *slog.Logger {
+	opt := &slog.HandlerOptions{Level: level}
+	var h slog.Handler = slog.NewTextHandler(w, opt)
+	if format == "json" {
+		h = slog.NewJSONHandler(w, opt)
+	}
+	return slog.New(ratelog.New(h, ratelog.Options{Burst: logBurst, Interval: logInterval}))
+}
+
+func newDown() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use: "down", Short: "Remove what a killed node left", Args: cobra.NoArgs,
+		Long: "Remove the device, addresses, routes, rules and nftables tables that a killed node, or one with\n" +
+			"`onExit: leave`, left behind. While pods are attached, the routes that keep their traffic from leaving\n" +
+			"in the clear stay.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(path)
+			if err != nil {
+				return err
+			}
+			guardsLeft, err := node.Down(cfg)
+			if err != nil {
+				return err
+			}
+			if guardsLeft {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warren: pods are still attached, so the guards that keep their traffic "+
+					"from leaving in the clear stay; detach the pods (see %s) and run `warren down` again\n", cfg.StateDir)
+			}
+			return nil
+		},
+	}
+	configFlag(cmd, &path)
+	return cmd
+}
