@@ -36,7 +36,8 @@ func fold(sum uint32) uint16 {
 	return uint16(sum + sum>>16)
 }
 
-// sumHeader is Sum(0, b) for the few bytes of a header, at most 65,536 and a multiple of 4, where a plain loop is faster.
+// sumHeader is Sum(0, b) for a header: b is at most 65,536 bytes and a multiple of 4 long. For so few bytes a plain loop
+// is faster.
 func sumHeader(b []byte) uint16 {
 	var sum uint32
 	for ; len(b) >= 4; b = b[4:] {
