@@ -144,17 +144,35 @@ func allocation(set *allocator.RangeSet, addr, gateway net.IP) (Allocation, erro
 	return Allocation{Addr: a.Unmap(), Gateway: g.Unmap(), Subnet: netip.PrefixFrom(base.Unmap(), ones)}, nil
 }
 
+// full describes a range set that has nothing free.
 func (s *Store) full(set *allocator.RangeSet) error {
-	e := &FullError{Set: describe([]allocator.RangeSet{*set}), Total: Capacity(*set).String()}
 	entries, err := s.Entries()
 	if err != nil {
-		return errors.Join(e, err)
+		return err
 	}
-	for _, entry := range entries {
-		if entry.Err != nil && set.Contains(entry.Addr.AsSlice()) {
-			e.Unreadable++
+	if e := Full(*set, entries); e != nil {
+		return e
+	}
+	return &FullError{Set: describe([]allocator.RangeSet{*set}), Total: Capacity(*set).String()} // other networks have the rest
+}
+
+// Full returns a *FullError when the addresses in use, as Entries lists them, leave none of the set free; else nil.
+func Full(set allocator.RangeSet, inUse []Entry) error {
+	count := int64(0)
+	e := &FullError{Set: describe([]allocator.RangeSet{set})}
+	for _, entry := range inUse {
+		if set.Contains(entry.Addr.AsSlice()) {
+			count++
+			if entry.Err != nil {
+				e.Unreadable++
+			}
 		}
 	}
+	total := Capacity(set)
+	if total.Cmp(big.NewInt(count)) > 0 {
+		return nil
+	}
+	e.Total = total.String()
 	return e
 }
 

@@ -229,6 +229,21 @@ func (s *Store) Free(addrs ...netip.Addr) error {
 	return nil
 }
 
+// Rewrite puts the owner of e into its address file, over what is there. The store must be locked.
+func (s *Store) Rewrite(e Entry) error {
+	if s.lock == nil {
+		return errNotLocked
+	}
+	data, err := json.Marshal(owner{e.ContainerID, e.IfName})
+	if err != nil {
+		return fmt.Errorf("encoding the owner of %s: %w", e.Addr, err)
+	}
+	if err := atomicfile.Replace(s.path(e.Addr), append(data, '\n'), 0o600); err != nil {
+		return fmt.Errorf("writing the owner of %s: %w", e.Addr, err)
+	}
+	return nil
+}
+
 // GetByID returns the addresses of one interface of a container.
 func (s *Store) GetByID(id, ifname string) []net.IP {
 	entries, err := s.Entries()

@@ -1,0 +1,325 @@
+package cni_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/warren-net/warren/cni"
+	"github.com/warren-net/warren/cni/podrecord"
+)
+
+var modes = []string{cni.ModeRouted, cni.ModeBridge}
+
+// A pod's whole life, in both modes, in every version of the specification.
+func TestLifeOfAPod(t *testing.T) {
+	for _, mode := range modes {
+		for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+			t.Run(mode+" "+version, func(t *testing.T) {
+				n := newNode(t)
+				n.warm(mode)
+				before := n.dump()
+				p := n.pod(n.conf(version, mode))
+				r := p.add()
+				checkResult(t, p, r, version, mode)
+				checkPod(t, p, r, mode)
+				checkRecord(t, p, r, mode)
+				for _, addr := range r.addrs() {
+					ping(t, n.ns, addr)
+				}
+				for _, gateway := range []string{gateway4, gateway6} {
+					ping(t, p.ns, netip.MustParseAddr(gateway))
+				}
+				p.del()
+				unchanged(t, "after DEL", before, n.dump())
+				if out, err := try(p.ns, "ip link show eth0"); err == nil {
+					t.Errorf("the pod still has eth0: %s", out)
+				}
+				p.del() // a second time
+				unchanged(t, "after the second DEL", before, n.dump())
+			})
+		}
+	}
+}
+
+func checkResult(t *testing.T, p *pod, r result, version, mode string) {
+	t.Helper()
+	if r.CNIVersion != version {
+		t.Errorf("cniVersion %q, want %q", r.CNIVersion, version)
+	}
+	bits, at := []int{32, 128}, 1
+	if mode == cni.ModeBridge {
+		bits, at = []int{24, 64}, 2
+		if r.Interfaces[0].Name != cni.DefaultBridge {
+			t.Errorf("first interface is %+v, want the bridge", r.Interfaces[0])
+		}
+	}
+	host, eth0 := r.Interfaces[at-1], r.Interfaces[at]
+	if len(r.Interfaces) != at+1 || host.Name != podrecord.HostIfName(p.id, "eth0") || host.Sandbox != "" {
+		t.Errorf("interfaces %+v", r.Interfaces)
+	}
+	if eth0.Name != "eth0" || eth0.Sandbox != "/run/netns/"+p.ns || eth0.Mac == "" {
+		t.Errorf("the pod's interface is %+v", eth0)
+	}
+	wantMTU := 0
+	if version == "1.1.0" {
+		wantMTU = 1420
+	}
+	if eth0.Mtu != wantMTU {
+		t.Errorf("mtu %d in the result, want %d", eth0.Mtu, wantMTU)
+	}
+	want := []string{fmt.Sprintf("10.244.1.3/%d via %s", bits[0], gateway4), fmt.Sprintf("fd00:10:244:1::3/%d via %s", bits[1], gateway6)}
+	for i, ip := range r.IPs {
+		family := []string{"4", "6"}[i]
+		if got := ip.Address + " via " + ip.Gateway; got != want[i] || ip.Interface != at {
+			t.Errorf("address %s on interface %d, want %s", got, ip.Interface, want[i])
+		}
+		if strings.HasPrefix(version, "0") && ip.Version != family {
+			t.Errorf("version %q of address %s", ip.Version, ip.Address)
+		}
+	}
+	if len(r.IPs) != 2 || len(r.Routes) != 2 || r.Routes[0].Dst != "0.0.0.0/0" || r.Routes[1].Dst != "::/0" ||
+		r.Routes[0].GW != gateway4 || r.Routes[1].GW != gateway6 {
+		t.Errorf("ips %+v, routes %+v", r.IPs, r.Routes)
+	}
+}
+
+// checkPod looks at the pod as a program in it does.
+func checkPod(t *testing.T, p *pod, r result, mode string) {
+	t.Helper()
+	addrs := sh(t, p.ns, "ip -o addr show dev eth0")
+	for _, ip := range r.IPs {
+		if !strings.Contains(addrs, " "+ip.Address+" ") && !strings.Contains(addrs, " "+strings.TrimSuffix(ip.Address, "/32")+"/32 ") {
+			t.Errorf("the pod lacks %s:\n%s", ip.Address, addrs)
+		}
+	}
+	if strings.Contains(addrs, "tentative") {
+		t.Errorf("an address is not usable yet:\n%s", addrs)
+	}
+	link := sh(t, p.ns, "ip -d link show dev eth0")
+	for _, want := range []string{"mtu 1420", "gso_max_size 60000", r.Interfaces[len(r.Interfaces)-1].Mac, "state UP"} {
+		if !strings.Contains(link, want) {
+			t.Errorf("eth0 lacks %q:\n%s", want, link)
+		}
+	}
+	routes := sh(t, p.ns, "ip route; ip -6 route")
+	for _, gw := range []string{gateway4, gateway6} {
+		if !strings.Contains(routes, "default via "+gw+" dev eth0") {
+			t.Errorf("no default route via %s:\n%s", gw, routes)
+		}
+	}
+	host := podrecord.HostIfName(p.id, "eth0")
+	link = sh(t, p.n.ns, "ip -d link show dev "+host)
+	if !strings.Contains(link, "alias warren pod: pods shop/"+p.id+" eth0") || !strings.Contains(link, "mtu 1420") {
+		t.Errorf("the host's end:\n%s", link)
+	}
+	if mode == cni.ModeBridge {
+		if !strings.Contains(link, "master "+cni.DefaultBridge) || !strings.Contains(link, "hairpin on") ||
+			!strings.Contains(link, "isolated off") {
+			t.Errorf("the port:\n%s", link)
+		}
+		return
+	}
+	neigh := sh(t, p.ns, "ip neigh") + sh(t, p.n.ns, "ip neigh")
+	for _, addr := range []string{gateway4, gateway6, r.addrs()[0].String(), r.addrs()[1].String()} {
+		if !strings.Contains(neigh, addr+" dev ") || strings.Count(neigh, "PERMANENT") != 4 {
+			t.Errorf("no permanent entry for %s:\n%s", addr, neigh)
+		}
+	}
+	for key, want := range map[string]string{"ipv4.conf.%s.rp_filter": "1", "ipv6.conf.%s.accept_ra": "0"} {
+		key = fmt.Sprintf("net."+key, host)
+		if got := strings.TrimSpace(sh(t, p.n.ns, "sysctl -n "+key)); got != want {
+			t.Errorf("%s is %s, want %s", key, got, want)
+		}
+	}
+	hostRoutes := sh(t, p.n.ns, "ip route; ip -6 route")
+	for i, gw := range []string{gateway4, gateway6} {
+		addr := r.addrs()[i].String()
+		if !strings.Contains(hostRoutes, addr+" dev "+host+" proto 87") || !strings.Contains(hostRoutes, "src "+gw) {
+			t.Errorf("no route to %s with source %s:\n%s", addr, gw, hostRoutes)
+		}
+	}
+}
+
+func checkRecord(t *testing.T, p *pod, r result, mode string) {
+	t.Helper()
+	records, err := podrecord.List(p.n.state())
+	if err != nil || len(records) != 1 {
+		t.Fatalf("records %+v (%v), want one", records, err)
+	}
+	rec := records[0]
+	if rec.ContainerID != p.id || rec.IfName != "eth0" || rec.Netns != "/run/netns/"+p.ns || rec.Network != "pods" ||
+		rec.Mode != mode || rec.PodName != p.id || rec.PodNamespace != "shop" || rec.Since.IsZero() ||
+		fmt.Sprint(rec.Addresses) != fmt.Sprint(r.addrs()) || rec.MAC != r.Interfaces[len(r.Interfaces)-1].Mac {
+		t.Errorf("record %+v", rec)
+	}
+}
+
+func TestPodsOfOneNodeReachEachOther(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			n := newNode(t)
+			a, b := n.pod(n.conf("1.0.0", mode)), n.pod(n.conf("1.0.0", mode))
+			ra, rb := a.add(), b.add()
+			for i := range ra.addrs() {
+				ping(t, a.ns, rb.addrs()[i])
+				ping(t, b.ns, ra.addrs()[i])
+				ping(t, a.ns, ra.addrs()[i])
+			}
+			b.del()
+			ping(t, n.ns, ra.addrs()[0]) // the bridge stays as long as a pod is on it
+			a.del()
+		})
+	}
+}
+
+// The address of a pod that left goes to another one: nobody may be left with the old one's hardware address.
+func TestAddressChangesHands(t *testing.T) {
+	n := newNode(t)
+	n.confMore = `, "ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.8", "rangeEnd": "10.244.1.9"}]]`
+	conf := n.conf("1.0.0", cni.ModeBridge)
+	a, b, c := n.pod(conf), n.pod(conf), n.pod(conf)
+	a.add()
+	addr := b.add().addrs()[0]
+	ping(t, a.ns, addr)
+	ping(t, n.ns, addr)
+	b.del()
+	if got := c.add().addrs()[0]; got != addr {
+		t.Fatalf("the third pod got %s, want %s", got, addr)
+	}
+	ping(t, a.ns, addr)
+	ping(t, n.ns, addr)
+}
+
+func TestPodCannotUseAnotherAddress(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			n := newNode(t)
+			a, b := n.pod(n.conf("1.0.0", mode)), n.pod(n.conf("1.0.0", mode))
+			a.add()
+			rb := b.add()
+			for i, spoofed := range []string{"10.244.1.99/32", "fd00:10:244:1::99/128"} {
+				sh(t, a.ns, "ip addr add "+spoofed+" dev eth0 nodad 2>/dev/null || ip addr add "+spoofed+" dev eth0")
+				// The host would answer, and route the answer to where the address belongs: let it be the sender's interface.
+				host := podrecord.HostIfName(a.id, "eth0")
+				if mode == cni.ModeRouted {
+					sh(t, n.ns, "ip route add "+spoofed+" dev "+host)
+				}
+				addr, _, _ := strings.Cut(spoofed, "/")
+				for _, to := range []string{rb.addrs()[i].String(), []string{gateway4, gateway6}[i]} {
+					if out, err := try(a.ns, "ping -c 1 -W 1 -I "+addr+" "+to); err == nil {
+						t.Errorf("a ping from %s to %s was answered:\n%s", addr, to, out)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestPreparedBridge(t *testing.T) {
+	n := newNode(t)
+	n.confMore = `, "bridge": "br-mine"`
+	conf := n.conf("1.0.0", cni.ModeBridge)
+	sh(t, n.ns, "ip link add br-mine mtu 1400 type bridge && ip link set br-mine up && ip addr add 192.0.2.1/24 dev br-mine")
+	p := n.pod(conf)
+	if _, err := n.do(p.call("ADD")); err == nil || !strings.Contains(err.Msg, "set mtu to 1400") {
+		t.Errorf("a bridge with a smaller MTU: %+v", err)
+	}
+	sh(t, n.ns, "ip link set br-mine mtu 1500")
+	before := n.dump()
+	r := p.add()
+	ping(t, p.ns, netip.MustParseAddr(gateway4))
+	ping(t, p.ns, netip.MustParseAddr(gateway6))
+	ping(t, n.ns, r.addrs()[1])
+	p.del()
+	// The source check's tables are new.
+	after := n.dump()
+	if !strings.Contains(after, "br-mine") || strings.Contains(after, gateway4+"/24") || !strings.Contains(after, "192.0.2.1/24") {
+		t.Errorf("the bridge is not as it was:\n%s", after)
+	}
+	if strings.Count(before, "br-mine") != strings.Count(after, "br-mine") {
+		unchanged(t, "bridge", before, after)
+	}
+	sh(t, n.ns, "ip link del br-mine && ip link add br-mine type veth peer name other")
+	if _, err := n.do(p.call("ADD")); err == nil || !strings.Contains(err.Msg, "br-mine is a veth and not a bridge") {
+		t.Errorf("a bridge that is none: %+v", err)
+	}
+}
+
+func TestBridgeWithAnotherPortStays(t *testing.T) {
+	n := newNode(t)
+	p := n.pod(n.conf("1.0.0", cni.ModeBridge))
+	p.add()
+	sh(t, n.ns, "ip link add up0 type veth peer name up1 && ip link set up0 master "+cni.DefaultBridge)
+	p.del()
+	sh(t, n.ns, "ip link show "+cni.DefaultBridge)
+}
+
+func TestSeveralInterfaces(t *testing.T) {
+	n := newNode(t)
+	n.warm(cni.ModeRouted)
+	before := n.dump()
+	p := n.pod(n.conf("1.0.0", cni.ModeRouted))
+	p.add()
+	second := p.call("ADD")
+	second.ifname = "net1"
+	second.conf = strings.Replace(second.conf, `"mode"`, `"routes": [], "mode"`, 1) // eth0 has the default routes
+	n.must(second)
+	if out := sh(t, p.ns, "ip -o -4 addr"); !strings.Contains(out, "net1") || !strings.Contains(out, "eth0") {
+		t.Errorf("interfaces of the pod:\n%s", out)
+	}
+	second.command = "DEL"
+	n.must(second)
+	ping(t, p.ns, netip.MustParseAddr(gateway4)) // eth0 goes on
+	p.del()
+	unchanged(t, "after both", before, n.dump())
+}
+
+func TestWhatTheRuntimeAsksFor(t *testing.T) {
+	n := newNode(t)
+	n.confMore = `, "runtimeConfig": {"ips": ["10.244.1.50/24"], "mac": "02:00:00:00:00:77"}, "capabilities": {"ips": true, "mac": true}`
+	p := n.pod(n.conf("1.0.0", cni.ModeRouted))
+	p.args += ";IP=fd00:10:244:1::50"
+	r := p.add()
+	if got := fmt.Sprint(r.addrs()); got != "[10.244.1.50 fd00:10:244:1::50]" || r.Interfaces[1].Mac != "02:00:00:00:00:77" {
+		t.Errorf("addresses %s, hardware address %s", got, r.Interfaces[1].Mac)
+	}
+	ping(t, n.ns, r.addrs()[0])
+	ping(t, n.ns, r.addrs()[1])
+}
+
+func TestWithoutTheDaemon(t *testing.T) {
+	n := newNode(t)
+	sh(t, "", "rm -r "+n.run())
+	sh(t, n.ns, "ip addr flush dev lo")
+	sh(t, n.ns, "ip addr add 127.0.0.1/8 dev lo")
+	n.confMore = `, "podCIDRs": ["10.244.7.0/24"], "mtu": 1300, "routes": [{"dst": "10.0.0.0/8"}]`
+	p := n.pod(n.conf("1.0.0", cni.ModeRouted))
+	r := p.add()
+	if r.addrs()[0].String() != "10.244.7.2" || len(r.IPs) != 1 || r.Routes[0].Dst != "10.0.0.0/8" {
+		t.Errorf("result %+v", r)
+	}
+	routes := sh(t, p.ns, "ip route")
+	if strings.Contains(routes, "default") || !strings.Contains(routes, "10.0.0.0/8 via 10.244.7.1") {
+		t.Errorf("routes of the pod:\n%s", routes)
+	}
+	if out := sh(t, n.ns, "ip route"); !strings.Contains(out, "10.244.7.2 dev "+podrecord.HostIfName(p.id, "eth0")) {
+		t.Errorf("routes of the host:\n%s", out)
+	}
+	p.del()
+}
+
+func TestVersionCommand(t *testing.T) {
+	n := newNode(t)
+	out := string(n.must(call{command: "VERSION", conf: `{"cniVersion": "1.0.0"}`}))
+	for _, v := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		if !strings.Contains(out, `"`+v+`"`) {
+			t.Errorf("version %s is not offered: %s", v, out)
+		}
+	}
+	if out, err := exec.Command(n.bin).CombinedOutput(); err != nil || !strings.Contains(string(out), "Warren CNI plugin") {
+		t.Errorf("without a command: %v\n%s", err, out)
+	}
+}

@@ -1,0 +1,267 @@
+package cni
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
+	"github.com/warren-net/warren/cni/podrecord"
+	"github.com/warren-net/warren/internal/atomicfile"
+	"github.com/warren-net/warren/internal/hostnet"
+)
+
+const bridgeAlias = "warren pod bridge"
+
+// bridgeState is what the plugin did to a bridge, so that the last pod that leaves can undo that and no more. It is
+// written before it is done.
+type bridgeState struct {
+	Created   bool           `json:"created"`
+	Addresses []netip.Prefix `json:"addresses"` // added to it
+}
+
+func bridgePath(stateDir, name string) string {
+	return filepath.Join(stateDir, "cni", "bridges", name+".json")
+}
+
+func bridgeLock(stateDir, name string) (*lock, error) { return takeLock(stateDir, "bridge "+name) }
+
+func readBridge(stateDir, name string) (bridgeState, error) {
+	var st bridgeState
+	data, err := os.ReadFile(bridgePath(stateDir, name))
+	if err != nil {
+		return st, err
+	}
+	if err := json.Unmarshal(data, &st); err != nil {
+		return st, fmt.Errorf("%s is not what Warren writes: %w", bridgePath(stateDir, name), err)
+	}
+	return st, nil
+}
+
+func writeBridge(stateDir, name string, st bridgeState) error {
+	data, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	path := bridgePath(stateDir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return atomicfile.Replace(path, append(data, '\n'), 0o600)
+}
+
+// ensureBridge makes the bridge what a pod needs. The pod's record exists already and names the bridge, so that no DEL
+// of another pod takes it away again.
+func (a *attachment) ensureBridge() error {
+	l, err := bridgeLock(a.StateDir, a.Bridge)
+	if err != nil {
+		return err
+	}
+	defer l.release()
+	st, err := readBridge(a.StateDir, a.Bridge)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.remark("%v; taking the bridge as it is", err)
+	}
+	link, err := a.host.LinkByName(a.Bridge)
+	if isNotFound(err) {
+		st = bridgeState{Created: true}
+		if err := writeBridge(a.StateDir, a.Bridge, st); err != nil {
+			return fail(types.ErrIOFailure, "recording bridge %s: %w", a.Bridge, err)
+		}
+		link, err = a.makeBridge()
+	}
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", a.Bridge, err)
+	}
+	br, ok := link.(*netlink.Bridge)
+	if !ok {
+		return fail(types.ErrInvalidNetworkConfig, "%s is a %s and not a bridge: give another name in field bridge", a.Bridge,
+			link.Type())
+	}
+	a.bridge = br
+	if err := a.setUpBridge(st); err != nil {
+		return fmt.Errorf("bridge %s: %w", a.Bridge, err)
+	}
+	return nil
+}
+
+func (a *attachment) makeBridge() (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = a.Bridge, a.mtu
+	// A fixed hardware address: by default a bridge takes that of one of its ports, and changes it when the port leaves.
+	attrs.HardwareAddr = macOf(macBridge, a.given[0].Gateway)
+	if err := a.host.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		return nil, err
+	}
+	return a.host.LinkByName(a.Bridge)
+}
+
+func (a *attachment) setUpBridge(st bridgeState) error {
+	attrs := a.bridge.Attrs()
+	if st.Created {
+		if err := a.ownBridge(); err != nil {
+			return err
+		}
+	} else if attrs.MTU < a.mtu {
+		return fail(types.ErrInvalidNetworkConfig, "its MTU is %d, but pods get %d and would lose larger packets: run `ip link set "+
+			"%s mtu %d`, or set mtu to %d", attrs.MTU, a.mtu, a.Bridge, a.mtu, attrs.MTU)
+	}
+	for _, g := range a.given {
+		if err := a.holdGateway(&st, netip.PrefixFrom(g.Gateway, g.Subnet.Bits())); err != nil {
+			return err
+		}
+	}
+	if attrs.Flags&net.FlagUp == 0 {
+		return a.host.LinkSetUp(a.bridge)
+	}
+	return nil
+}
+
+// ownBridge sets what belongs to a bridge that the plugin made; it repeats what a killed ADD did not come to.
+func (a *attachment) ownBridge() error {
+	attrs := a.bridge.Attrs()
+	if attrs.Alias != bridgeAlias {
+		if err := a.host.LinkSetAlias(a.bridge, bridgeAlias); err != nil {
+			return err
+		}
+	}
+	if attrs.MTU < a.mtu {
+		if err := a.host.LinkSetMTU(a.bridge, a.mtu); err != nil {
+			return err
+		}
+		attrs.MTU = a.mtu
+	}
+	if a.has(netip.Addr.Is6) {
+		if err := setSysctl("ipv6/conf/"+a.Bridge+"/disable_ipv6", "0"); err != nil {
+			return err
+		}
+		trySysctl("ipv6/conf/"+a.Bridge+"/accept_dad", "0")
+	}
+	return hostnet.EnsurePodLink(a.Bridge)
+}
+
+// holdGateway makes sure that the bridge has a gateway address.
+func (a *attachment) holdGateway(st *bridgeState, gateway netip.Prefix) error {
+	have, err := retry(func() ([]netlink.Addr, error) { return a.host.AddrList(a.bridge, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("listing its addresses: %w", err)
+	}
+	want := address(gateway.Addr(), gateway.Bits())
+	if slices.ContainsFunc(have, func(h netlink.Addr) bool { return h.IPNet.String() == want.IPNet.String() }) {
+		return nil
+	}
+	if !slices.Contains(st.Addresses, gateway) {
+		st.Addresses = append(st.Addresses, gateway)
+		if err := writeBridge(a.StateDir, a.Bridge, *st); err != nil {
+			return fail(types.ErrIOFailure, "recording it: %w", err)
+		}
+	}
+	if err := a.host.AddrAdd(a.bridge, want); err != nil {
+		return fmt.Errorf("address %s: %w", gateway, err)
+	}
+	return nil
+}
+
+// setUpPort makes the host's end a port of the bridge.
+func (a *attachment) setUpPort() error {
+	link, err := a.host.LinkByName(a.rec.HostIfName)
+	if err != nil {
+		return fmt.Errorf("host interface %s is gone: %w", a.rec.HostIfName, err)
+	}
+	trySysctl("ipv6/conf/"+a.rec.HostIfName+"/addr_gen_mode", "1") // a port has no address of its own
+	if err := a.checked(); err != nil {
+		return err
+	}
+	if err := a.host.LinkSetMasterByIndex(link, a.bridge.Index); err != nil {
+		return fmt.Errorf("making %s a port of %s: %w", a.rec.HostIfName, a.Bridge, err)
+	}
+	if a.Hairpin {
+		// For a pod that reaches itself through a service: its packet leaves by the port it came in by.
+		if err := a.host.LinkSetHairpin(link, true); err != nil {
+			return fmt.Errorf("hairpin mode of %s: %w", a.rec.HostIfName, err)
+		}
+	}
+	return a.upHost(link)
+}
+
+// releaseBridge undoes what was done to a bridge when no pod but self is on it.
+func (h *hostHandle) releaseBridge(stateDir, name, self string) error {
+	l, err := bridgeLock(stateDir, name)
+	if err != nil {
+		return err
+	}
+	defer l.release()
+	st, err := readBridge(stateDir, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil || bridgeInUse(stateDir, name, self) {
+		return nil // a state that can't be read says nothing that may be undone
+	}
+	link, err := h.LinkByName(name)
+	if err != nil && !isNotFound(err) {
+		return fmt.Errorf("bridge %s: %w", name, err)
+	}
+	if err == nil {
+		if done, err := h.undoBridge(link, st); !done || err != nil {
+			return err
+		}
+	}
+	return atomicfile.Remove(bridgePath(stateDir, name))
+}
+
+// undoBridge reports false when the bridge has to stay, because somebody put another port on it.
+func (h *hostHandle) undoBridge(link netlink.Link, st bridgeState) (bool, error) {
+	name := link.Attrs().Name
+	if st.Created {
+		links, err := retry(h.LinkList)
+		if err != nil {
+			return false, fmt.Errorf("listing the ports of %s: %w", name, err)
+		}
+		if slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().MasterIndex == link.Attrs().Index }) {
+			return false, nil
+		}
+		if err := h.LinkDel(link); err != nil && !isNotFound(err) {
+			return false, fmt.Errorf("removing bridge %s: %w", name, err)
+		}
+		return true, nil
+	}
+	have, err := retry(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return false, fmt.Errorf("listing the addresses of %s: %w", name, err)
+	}
+	for _, addr := range have {
+		if slices.ContainsFunc(st.Addresses, func(p netip.Prefix) bool { return p.String() == addr.IPNet.String() }) {
+			if err := h.AddrDel(link, &addr); err != nil {
+				return false, fmt.Errorf("removing %s from %s: %w", addr.IPNet, name, err)
+			}
+		}
+	}
+	return true, nil
+}
+
+// bridgeInUse reports whether a pod other than self is on the bridge, or may be: a record that can't be read counts.
+func bridgeInUse(stateDir, name, self string) bool {
+	names, err := podrecord.Names(stateDir)
+	if err != nil {
+		return true
+	}
+	for _, other := range names {
+		if other == self {
+			continue
+		}
+		rec, err := podrecord.Read(stateDir, other)
+		if err == nil && rec.Bridge != name || errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		return true
+	}
+	return false
+}

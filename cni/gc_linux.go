@@ -1,0 +1,183 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
+	"github.com/warren-net/warren/cni/ipam"
+	"github.com/warren-net/warren/cni/podrecord"
+)
+
+// gc removes what this network has beyond the attachments that the runtime says are valid: interfaces, source check
+// elements, addresses, records, bridges. The specification lets nothing else run at the same time.
+func (p *Plugin) gc(args *skel.CmdArgs) error {
+	conf, _, err := parseCommon(args.StdinData)
+	if err != nil {
+		return err
+	}
+	if !conf.HasAttachments {
+		return fail(types.ErrInvalidNetworkConfig, "GC needs the list of valid attachments in cni.dev/valid-attachments; without "+
+			"one nothing was removed")
+	}
+	c := collection{plugin: p, conf: conf, valid: map[string]bool{}}
+	for i, a := range conf.ValidAttachments {
+		if a.ContainerID == "" || a.IfName == "" {
+			return fail(types.ErrInvalidNetworkConfig, "attachment %d in cni.dev/valid-attachments has container id %q and "+
+				"interface %q: both are needed; nothing was removed", i+1, a.ContainerID, a.IfName)
+		}
+		c.valid[podrecord.HostIfName(a.ContainerID, a.IfName)] = true
+	}
+	if c.host, err = openHost(); err != nil {
+		return err
+	}
+	defer c.host.Close()
+	return errors.Join(c.records(), c.interfaces(), c.addresses(), c.bridges())
+}
+
+// collection is a GC at work.
+type collection struct {
+	plugin *Plugin
+	conf   Config
+	valid  map[string]bool // by host interface name
+	host   *hostHandle
+	kept   []podrecord.Record // of the valid attachments
+}
+
+func (c *collection) records() error {
+	names, err := podrecord.Names(c.conf.StateDir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range names {
+		rec, err := podrecord.Read(c.conf.StateDir, name)
+		switch {
+		case c.valid[name]:
+			if err == nil {
+				c.kept = append(c.kept, rec)
+			} else {
+				c.plugin.remark("%v; its pod is valid, so it stays", err)
+			}
+		case err == nil && rec.Network != c.conf.Name: // another network's, which has a GC of its own
+		case err == nil:
+			errs = append(errs, c.plugin.remove(c.conf, rec.ContainerID, rec.IfName))
+		case errors.Is(err, fs.ErrNotExist): // the temporary file of a killed ADD
+			errs = append(errs, podrecord.Remove(c.conf.StateDir, name))
+		default:
+			errs = append(errs, c.unreadable(name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unreadable removes a record that says nothing, unless its interface still exists: whose it is says the alias.
+func (c *collection) unreadable(name string, reason error) error {
+	link, err := c.host.LinkByName(name)
+	if err != nil && !isNotFound(err) {
+		return err
+	}
+	if err == nil && !c.owns(link) {
+		c.plugin.remark("%v; interface %s is not of network %q, so it stays", reason, name, c.conf.Name)
+		return nil
+	}
+	c.plugin.remark("%v; removing it", reason)
+	return c.drop(name)
+}
+
+func (c *collection) drop(name string) error {
+	if err := c.host.removeVeth(name); err != nil {
+		return err
+	}
+	if err := c.plugin.Source.Remove(name); err != nil {
+		return fmt.Errorf("removing %s from the source check: %w", name, err)
+	}
+	return podrecord.Remove(c.conf.StateDir, name)
+}
+
+func (c *collection) owns(link netlink.Link) bool {
+	return strings.HasPrefix(link.Attrs().Alias, aliasPrefix+c.conf.Name+" ")
+}
+
+// interfaces removes those of this network that have no record: the state directory was lost.
+func (c *collection) interfaces() error {
+	links, err := retry(c.host.LinkList)
+	if err != nil {
+		return fmt.Errorf("listing interfaces: %w", err)
+	}
+	var errs []error
+	for _, link := range links {
+		name := link.Attrs().Name
+		if !podrecord.IsHostIfName(name) || c.valid[name] || !c.owns(link) {
+			continue
+		}
+		if _, err := podrecord.Read(c.conf.StateDir, name); errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, c.drop(name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// addresses frees those that no valid attachment has. One whose file can't be read is written anew when a valid pod's
+// record has it, and freed otherwise.
+func (c *collection) addresses() (err error) {
+	store, err := addressStore(c.conf.StateDir, c.conf.Name)
+	if err != nil {
+		return err
+	}
+	if used, err := store.Used(); !used || err != nil {
+		return err
+	}
+	if err := store.Lock(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Unlock()) }()
+	entries, err := store.Entries()
+	if err != nil {
+		return err
+	}
+	var free []netip.Addr
+	var repair []ipam.Entry
+	for _, e := range entries {
+		at := slices.IndexFunc(c.kept, func(r podrecord.Record) bool { return slices.Contains(r.Addresses, e.Addr) })
+		switch {
+		case e.Err == nil && c.valid[podrecord.HostIfName(e.ContainerID, e.IfName)]:
+		case at < 0:
+			free = append(free, e.Addr)
+		case e.Err != nil:
+			repair = append(repair, ipam.Entry{Addr: e.Addr, ContainerID: c.kept[at].ContainerID, IfName: c.kept[at].IfName})
+		}
+	}
+	errs := []error{store.Free(free...)}
+	for _, e := range repair {
+		c.plugin.remark("the file of address %s could not be read; writing it anew for %s of %s", e.Addr, e.IfName, e.ContainerID)
+		errs = append(errs, store.Rewrite(e))
+	}
+	return errors.Join(errs...)
+}
+
+// bridges gives up those that no pod is left on, which the DEL of the last pod does unless it was killed.
+func (c *collection) bridges() error {
+	entries, err := os.ReadDir(filepath.Dir(bridgePath(c.conf.StateDir, "")))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("listing the bridges: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".json"); ok && name != "" && name[0] != '.' {
+			errs = append(errs, c.host.releaseBridge(c.conf.StateDir, name, ""))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,95 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"github.com/warren-net/warren/cni/ipam"
+	"github.com/warren-net/warren/internal/hostnet"
+	"golang.org/x/sys/unix"
+)
+
+// aliasPrefix begins the alias of the plugin's host interfaces: "warren pod: <network> <pod> <interface>".
+const aliasPrefix = "warren pod: "
+
+// hostHandle is a netlink socket on the host's side.
+type hostHandle struct{ *netlink.Handle }
+
+func openHost() (*hostHandle, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	return &hostHandle{h}, nil
+}
+
+func isNotFound(err error) bool {
+	var notFound netlink.LinkNotFoundError
+	return errors.As(err, &notFound) || errors.Is(err, unix.ENODEV)
+}
+
+// retry repeats a dump that the kernel says was torn by a change meanwhile.
+func retry[T any](dump func() (T, error)) (T, error) {
+	var result T
+	var err error
+	for range 10 {
+		if result, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return result, err
+}
+
+func (h *hostHandle) exists(name string) (bool, error) {
+	_, err := h.LinkByName(name)
+	if err == nil || isNotFound(err) {
+		return err == nil, nil
+	}
+	return false, fmt.Errorf("looking for %s: %w", name, err)
+}
+
+// removeVeth removes a veth pair by its host end. None there is no error; with it goes all that refers to it.
+func (h *hostHandle) removeVeth(name string) error {
+	link, err := h.LinkByName(name)
+	switch {
+	case isNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("looking for %s: %w", name, err)
+	case link.Type() != "veth":
+		return fmt.Errorf("host interface %s is a %s, not the veth that Warren makes: remove it by hand", name, link.Type())
+	}
+	// The pod's namespace may end at this moment and take the pair along.
+	if err := h.LinkDel(link); err != nil && !isNotFound(err) {
+		return fmt.Errorf("removing %s: %w", name, err)
+	}
+	return nil
+}
+
+// podRoute is the host's route to a pod.
+func podRoute(link netlink.Link, g ipam.Allocation) *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: link.Attrs().Index, Dst: single(g.Addr), Scope: netlink.SCOPE_LINK, Protocol: hostnet.Protocol,
+		Src: g.Gateway.AsSlice(),
+	}
+}
+
+// routePod sets the host's route to a pod. Without the daemon's device nobody has the gateway address, and the kernel
+// refuses it as a source; then the route is set without.
+func (h *hostHandle) routePod(link netlink.Link, g ipam.Allocation) error {
+	route := podRoute(link, g)
+	err := h.RouteAdd(route)
+	if errors.Is(err, unix.EINVAL) {
+		route.Src = nil
+		err = h.RouteAdd(route)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("the host has a route to the pod's address %s already: find it with `ip route show %s` and remove it",
+			g.Addr, g.Addr)
+	}
+	if err != nil {
+		return fmt.Errorf("route to the pod's address %s: %w", g.Addr, err)
+	}
+	return nil
+}

@@ -1,0 +1,52 @@
+package cni
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// errBusy is the sentinel for a lock that another process kept for too long.
+var errBusy = errors.New("another process is at work on it")
+
+const (
+	lockWait = 60 * time.Second // runtimes give a plugin some minutes at most
+	lockPoll = 5 * time.Millisecond
+)
+
+// lock is a named lock in the state directory. All names share one file, of which each locks one byte (open file
+// description locks, Linux 3.15): nothing is left to clean up, and a process that dies gives its locks back.
+type lock struct{ f *os.File }
+
+// takeLock waits for the lock of a name: an attachment, or a bridge.
+func takeLock(stateDir, name string) (*lock, error) {
+	dir := filepath.Join(stateDir, "cni")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the state directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the lock file: %w", err)
+	}
+	sum := sha256.Sum256([]byte(name))
+	at := int64(binary.BigEndian.Uint64(sum[:]) >> 2) // offsets are signed; two names on one byte only wait for each other
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(lockPoll) {
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1})
+		switch {
+		case err == nil:
+			return &lock{f}, nil
+		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EINTR):
+			return nil, errors.Join(fmt.Errorf("locking %s in %s: %w", name, f.Name(), err), f.Close())
+		case time.Now().After(deadline):
+			return nil, errors.Join(fmt.Errorf("%s: %w, for %s; try again", name, errBusy, lockWait), f.Close())
+		}
+	}
+}
+
+func (l *lock) release() { _ = l.f.Close() }

@@ -1,0 +1,188 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/allocator"
+	"github.com/warren-net/warren/internal/nodefile"
+)
+
+// network is what ADD needs to know: the configuration completed by what the daemon says about the node.
+type network struct {
+	Config
+	sets       []allocator.RangeSet // a pod gets an address of each
+	mtu        int
+	gsoMaxSize int
+	device     string // the TUN's name; empty when the daemon has never run
+}
+
+// resolve completes the configuration with the node file of the daemon.
+func (c Config) resolve() (network, error) {
+	n := network{Config: c, mtu: c.MTU}
+	node, err := nodefile.Read(c.RunDir)
+	known := err == nil
+	standalone := len(c.PodCIDRs) > 0 || len(c.Ranges) > 0
+	switch {
+	case known:
+		n.device, n.gsoMaxSize = node.Device, node.GSOMaxSize
+		if n.mtu == 0 {
+			n.mtu = node.MTU
+		}
+		if node.StateDir != "" && node.StateDir != c.StateDir {
+			return n, fail(types.ErrInvalidNetworkConfig, "stateDir is %s, but the daemon keeps its state in %s and would not "+
+				"see this pod: set stateDir of network %q to the daemon's", c.StateDir, node.StateDir, c.Name)
+		}
+	case !errors.Is(err, nodefile.ErrMissing):
+		return n, fail(types.ErrDecodingFailure, "%w", err)
+	case !standalone:
+		return n, err
+	}
+	if n.mtu == 0 {
+		n.mtu = DefaultMTU
+	}
+	ranges := c.Ranges
+	if len(ranges) == 0 {
+		cidrs := c.PodCIDRs
+		if len(cidrs) == 0 {
+			cidrs = node.PodCIDRs
+		}
+		ranges = rangesOf(cidrs)
+	}
+	for _, set := range ranges {
+		s, err := n.rangeSet(set, node, known)
+		if err != nil {
+			return n, err
+		}
+		n.sets = append(n.sets, s)
+	}
+	return n, n.validate()
+}
+
+// rangesOf makes one range set per family: a pod gets one address of each family, from whichever CIDR has one.
+func rangesOf(cidrs []netip.Prefix) [][]Range {
+	var v4, v6 []Range
+	for _, cidr := range cidrs {
+		if cidr.Addr().Is4() {
+			v4 = append(v4, Range{Subnet: cidr})
+		} else {
+			v6 = append(v6, Range{Subnet: cidr})
+		}
+	}
+	return slices.DeleteFunc([][]Range{v4, v6}, func(set []Range) bool { return len(set) == 0 })
+}
+
+// rangeSet checks a set and completes its gateways. known: the daemon told about the node.
+func (n *network) rangeSet(ranges []Range, node nodefile.File, known bool) (allocator.RangeSet, error) {
+	bad := func(r Range, format string, args ...any) error {
+		return fail(types.ErrInvalidNetworkConfig, "range in %s of network %q: %w", r.Subnet, n.Name, fmt.Errorf(format, args...))
+	}
+	var set allocator.RangeSet
+	for _, r := range ranges {
+		if !r.Subnet.IsValid() {
+			return nil, fail(types.ErrInvalidNetworkConfig, "a range of network %q has no subnet", n.Name)
+		}
+		if known {
+			gateway, ok := node.Gateway(r.Subnet)
+			if !ok {
+				return nil, bad(r, "it is outside the node's pod CIDRs %v, so no other node would find the pods", node.PodCIDRs)
+			}
+			if r.Gateway.IsValid() && r.Gateway != gateway {
+				return nil, bad(r, "gateway %s is not the node's, which is %s: leave gateway out", r.Gateway, gateway)
+			}
+			r.Gateway = gateway
+		}
+		if !r.Gateway.IsValid() {
+			r.Gateway = r.Subnet.Masked().Addr().Next()
+		}
+		a := allocator.Range{
+			Subnet:  types.IPNet{IP: r.Subnet.Addr().AsSlice(), Mask: net.CIDRMask(r.Subnet.Bits(), r.Subnet.Addr().BitLen())},
+			Gateway: r.Gateway.AsSlice(), RangeStart: r.RangeStart.AsSlice(), RangeEnd: r.RangeEnd.AsSlice(),
+		}
+		if err := a.Canonicalize(); err != nil {
+			return nil, bad(r, "%w", err)
+		}
+		first, last := r.Subnet.Masked().Addr(), lastOf(r.Subnet)
+		if r.RangeStart == first {
+			return nil, bad(r, "rangeStart %s is the network's own address: begin at %s", first, first.Next())
+		}
+		if r.RangeEnd == last && last.Is4() {
+			return nil, bad(r, "rangeEnd %s is the broadcast address: end at %s", last, last.Prev())
+		}
+		if a.RangeEnd.Equal(a.RangeStart) && a.RangeStart.Equal(a.Gateway) || slices.Compare(a.RangeStart, a.RangeEnd) > 0 {
+			return nil, bad(r, "%s-%s holds no address for a pod", a.RangeStart, a.RangeEnd)
+		}
+		set = append(set, a)
+	}
+	if err := set.Canonicalize(); err != nil {
+		return nil, fail(types.ErrInvalidNetworkConfig, "ranges of network %q: %w", n.Name, err)
+	}
+	return set, nil
+}
+
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	addr, _ := netip.AddrFromSlice(b)
+	return addr
+}
+
+// validate checks the completed network.
+func (n *network) validate() error {
+	bad := func(format string, args ...any) error { return fail(types.ErrInvalidNetworkConfig, format, args...) }
+	for i := range n.sets {
+		for j := range i {
+			if n.sets[i].Overlaps(&n.sets[j]) {
+				return bad("ranges of network %q: %s and %s overlap", n.Name, n.sets[j].String(), n.sets[i].String())
+			}
+		}
+	}
+	if n.mtu < 1280 && n.has(netip.Addr.Is6) {
+		return bad("mtu is %d, but network %q gives IPv6 addresses, for which it must be at least 1280 (RFC 8200, section 5)",
+			n.mtu, n.Name)
+	}
+	for _, r := range n.Routes {
+		is4 := r.Dst.IP.To4() != nil
+		if is4 && !n.has(netip.Addr.Is4) || !is4 && !n.has(netip.Addr.Is6) {
+			return bad("route to %s: network %q gives no address of that family", r.Dst.String(), n.Name)
+		}
+		if r.GW != nil && (r.GW.To4() != nil) != is4 {
+			return bad("route to %s: gateway %s is of the other family", r.Dst.String(), r.GW)
+		}
+		if n.Mode == ModeRouted && r.GW != nil && !n.isGateway(r.GW) {
+			return bad("route to %s via %s: in mode routed a pod reaches nothing but its gateway directly: leave gw out",
+				r.Dst.String(), r.GW)
+		}
+	}
+	return nil
+}
+
+// has reports whether a pod gets an address of the family.
+func (n *network) has(family func(netip.Addr) bool) bool {
+	return slices.ContainsFunc(n.sets, func(s allocator.RangeSet) bool {
+		addr, _ := netip.AddrFromSlice(s[0].RangeStart)
+		return family(addr.Unmap())
+	})
+}
+
+func (n *network) isGateway(ip net.IP) bool {
+	return slices.ContainsFunc(n.sets, func(s allocator.RangeSet) bool {
+		return slices.ContainsFunc(s, func(r allocator.Range) bool { return r.Gateway.Equal(ip) })
+	})
+}
+
+// describe names the network's ranges, for messages.
+func (n *network) describe() string {
+	var names []string
+	for i := range n.sets {
+		names = append(names, n.sets[i].String())
+	}
+	return strings.Join(names, " and ")
+}

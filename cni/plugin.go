@@ -1,0 +1,251 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+	"github.com/warren-net/warren/cni/ipam"
+	"github.com/warren-net/warren/cni/podrecord"
+	"github.com/warren-net/warren/internal/hostnet"
+)
+
+// SourceCheck is what lets a pod send from its own addresses only; *Plugin takes internal/hostnet's.
+type SourceCheck struct {
+	Ensure func(hostnet.Pod) error
+	Remove func(ifname string) error
+}
+
+// Plugin is the CNI plugin. Its methods act in the network namespace of the calling process, one command per process.
+type Plugin struct {
+	Stdout io.Writer // results
+	Stderr io.Writer // remarks that are no errors; runtimes log them
+	Now    func() time.Time
+	Source SourceCheck
+}
+
+// New is the plugin as the program runs it.
+func New() *Plugin {
+	return &Plugin{
+		Stdout: os.Stdout, Stderr: os.Stderr, Now: time.Now,
+		Source: SourceCheck{Ensure: hostnet.EnsurePod, Remove: hostnet.RemovePod},
+	}
+}
+
+// Versions are the versions of the CNI specification that the plugin speaks.
+func Versions() version.PluginInfo { return version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0") }
+
+// Funcs are the plugin's commands. Their errors are *types.Error, with a code of the specification or one of this
+// package, and a message that says what is wrong and what to do.
+func (p *Plugin) Funcs() skel.CNIFuncs {
+	command := func(run func(*skel.CmdArgs) error) func(*skel.CmdArgs) error {
+		return func(args *skel.CmdArgs) (err error) {
+			defer func() {
+				if r := recover(); r != nil {
+					err = spec(fmt.Errorf("internal error: %v: please report it with the configuration that led here", r))
+				}
+			}()
+			return spec(run(args))
+		}
+	}
+	return skel.CNIFuncs{
+		Add: command(p.add), Del: command(p.del), Check: command(p.check), GC: command(p.gc), Status: command(p.status),
+	}
+}
+
+func (p *Plugin) remark(format string, args ...any) {
+	_, _ = fmt.Fprintf(p.Stderr, "warren-cni: "+format+"\n", args...)
+}
+
+// addressStore opens the addresses of a network.
+func addressStore(stateDir, network string) (*ipam.Store, error) {
+	return ipam.Open(filepath.Join(stateDir, "cni", "ipam"), network, lockWait)
+}
+
+// add attaches a pod.
+func (p *Plugin) add(args *skel.CmdArgs) (err error) {
+	conf, err := ParseConfig(args.StdinData)
+	if err != nil {
+		return err
+	}
+	pod, err := parseArgs(args.Args)
+	if err != nil {
+		return err
+	}
+	if pod.mac != "" {
+		conf.MAC = pod.mac
+	}
+	conf.Wanted = append(conf.Wanted, pod.wanted...)
+	n, err := conf.resolve()
+	if err != nil {
+		return err
+	}
+	prev, err := conf.prevResult()
+	if err != nil {
+		return err
+	}
+	ns, err := openNetns(args.Netns)
+	if err != nil {
+		return err
+	}
+	defer ns.close()
+
+	rec := podrecord.Record{
+		ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns, Network: n.Name, Mode: n.Mode,
+		HostIfName: podrecord.HostIfName(args.ContainerID, args.IfName), Bridge: n.Bridge,
+		PodName: pod.name, PodNamespace: pod.namespace, PodUID: pod.uid, Since: p.Now().UTC().Truncate(time.Second),
+	}
+	l, err := takeLock(n.StateDir, rec.HostIfName)
+	if err != nil {
+		return err
+	}
+	defer l.release()
+	host, err := openHost()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	if err := p.clear(host, n.StateDir, rec); err != nil {
+		return err
+	}
+	if err := nameFree(ns, args.IfName); err != nil {
+		return err
+	}
+
+	// From here on everything that is done is found again by the record, and undone on an error.
+	a := &attachment{network: n, rec: rec, host: host, pod: ns, source: p.Source, remark: p.remark}
+	defer func() {
+		if err != nil && a.recorded {
+			if undo := p.detach(host, n.StateDir, a.rec, a.linked); undo != nil {
+				err = fmt.Errorf("%w; undoing it failed too, DEL will try again: %w", err, undo)
+			}
+		}
+	}()
+	if err := a.attach(); err != nil {
+		return err
+	}
+	return p.print(a.result(prev), conf.CNIVersion)
+}
+
+// clear makes sure that the interface is not attached. A record whose interface is gone is what a killed ADD or a reboot
+// left, and is removed: some runtimes use a container's id again.
+func (p *Plugin) clear(host *hostHandle, stateDir string, rec podrecord.Record) error {
+	old, err := podrecord.Read(stateDir, rec.HostIfName)
+	recorded := !errors.Is(err, fs.ErrNotExist)
+	if err != nil {
+		old = podrecord.Record{ContainerID: rec.ContainerID, IfName: rec.IfName, HostIfName: rec.HostIfName, Network: rec.Network}
+	}
+	if old.ContainerID != rec.ContainerID || old.IfName != rec.IfName {
+		return fail(CodeAttached, "interface %s of container %s would get the host interface %s, which belongs to %s of "+
+			"container %s: start the container under another id", rec.IfName, rec.ContainerID, rec.HostIfName, old.IfName,
+			old.ContainerID)
+	}
+	exists, err := host.exists(rec.HostIfName)
+	switch {
+	case err != nil:
+		return err
+	case exists && recorded:
+		return fail(CodeAttached, "interface %s of container %s is attached to network %q already, with %v since %s: delete "+
+			"it first (CNI DEL)", rec.IfName, rec.ContainerID, old.Network, old.Addresses, old.Since.Format(time.RFC3339))
+	case exists:
+		return fail(CodeAttached, "host interface %s exists without a pod record: delete the attachment of %s of container %s "+
+			"first (CNI DEL), which removes it", rec.HostIfName, rec.IfName, rec.ContainerID)
+	case !recorded:
+		return nil
+	}
+	return p.detach(host, stateDir, old, true)
+}
+
+func (p *Plugin) print(result types.Result, cniVersion string) error {
+	converted, err := result.GetAsVersion(cniVersion)
+	if err != nil {
+		return fmt.Errorf("result for CNI version %s: %w", cniVersion, err)
+	}
+	if err := converted.PrintTo(p.Stdout); err != nil {
+		return fail(types.ErrIOFailure, "writing the result: %w", err)
+	}
+	return nil
+}
+
+// del detaches a pod. It works without the namespace, a second time, and before ADD.
+func (p *Plugin) del(args *skel.CmdArgs) error {
+	conf, _, err := parseCommon(args.StdinData)
+	if err != nil {
+		return err
+	}
+	return p.remove(conf, args.ContainerID, args.IfName)
+}
+
+// remove takes away an attachment and whatever is left of it.
+func (p *Plugin) remove(conf Config, containerID, ifname string) error {
+	rec := podrecord.Record{
+		ContainerID: containerID, IfName: ifname, HostIfName: podrecord.HostIfName(containerID, ifname), Network: conf.Name,
+	}
+	host, err := openHost()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	if _, err := os.Stat(filepath.Join(conf.StateDir, "cni")); errors.Is(err, fs.ErrNotExist) {
+		// Nothing was ever attached with this state directory, or it is lost: nothing to lock, nothing recorded.
+		return p.detach(host, conf.StateDir, rec, true)
+	}
+	l, err := takeLock(conf.StateDir, rec.HostIfName)
+	if err != nil {
+		return err
+	}
+	defer l.release()
+	switch old, err := podrecord.Read(conf.StateDir, rec.HostIfName); {
+	case err == nil && (old.ContainerID != containerID || old.IfName != ifname):
+		return nil // the record and the interface are somebody else's (two names on one hash)
+	case err == nil:
+		rec = old
+	case !errors.Is(err, fs.ErrNotExist):
+		p.remark("%v; removing what its name tells", err)
+	}
+	return p.detach(host, conf.StateDir, rec, true)
+}
+
+// detach undoes an attachment, in an order that can be repeated after a kill: the record goes last. An address is freed
+// only when the interface that has it is gone. linked: the host interface is the attachment's own.
+func (p *Plugin) detach(host *hostHandle, stateDir string, rec podrecord.Record, linked bool) error {
+	if linked {
+		if err := host.removeVeth(rec.HostIfName); err != nil {
+			return err
+		}
+		// After the interface, so that there is no moment in which it can send unchecked.
+		if err := p.Source.Remove(rec.HostIfName); err != nil {
+			return fmt.Errorf("removing %s from the source check: %w", rec.HostIfName, err)
+		}
+	}
+	if rec.Bridge != "" {
+		if err := host.releaseBridge(stateDir, rec.Bridge, rec.HostIfName); err != nil {
+			return err
+		}
+	}
+	if err := releaseAddresses(stateDir, rec); err != nil {
+		return err
+	}
+	return podrecord.Remove(stateDir, rec.HostIfName)
+}
+
+func releaseAddresses(stateDir string, rec podrecord.Record) error {
+	store, err := addressStore(stateDir, rec.Network)
+	if err != nil {
+		return err
+	}
+	if used, err := store.Used(); !used || err != nil {
+		return err
+	}
+	if err := store.Lock(); err != nil {
+		return err
+	}
+	return errors.Join(store.ReleaseByID(rec.ContainerID, rec.IfName), store.Unlock())
+}

@@ -1,0 +1,147 @@
+package cni
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// setUpPod gives the pod's end its addresses and routes.
+func (a *attachment) setUpPod() error {
+	link, err := a.pod.LinkByName(a.rec.IfName)
+	if err != nil {
+		return err
+	}
+	if err := a.pod.do(a.podSysctls); err != nil {
+		return err
+	}
+	if a.gsoMaxSize > 0 {
+		if err := a.pod.LinkSetGSOMaxSize(link, a.gsoMaxSize); err != nil {
+			a.remark("gso_max_size of %s in the pod: %v", a.rec.IfName, err)
+		}
+	}
+	for _, g := range a.given {
+		bits := g.Addr.BitLen()
+		if a.Mode == ModeBridge {
+			bits = g.Subnet.Bits()
+		}
+		if err := a.pod.AddrAdd(link, address(g.Addr, bits)); err != nil {
+			return fmt.Errorf("address %s: %w", g.Addr, err)
+		}
+	}
+	if err := a.pod.LinkSetUp(link); err != nil {
+		return err
+	}
+	if a.Mode == ModeRouted {
+		if err := a.reachGateways(link); err != nil {
+			return err
+		}
+	}
+	return a.addRoutes(link)
+}
+
+// podSysctls runs in the pod's namespace.
+func (a *attachment) podSysctls() error {
+	conf := "ipv6/conf/" + a.rec.IfName
+	if a.has(netip.Addr.Is6) {
+		if !haveIPv6() {
+			return fail(types.ErrInvalidNetworkConfig, "network %q gives IPv6 addresses (%s), but this kernel has no IPv6: take "+
+				"the IPv6 CIDR out", a.Name, a.describe())
+		}
+		if err := setSysctl(conf+"/disable_ipv6", "0"); err != nil {
+			return err
+		}
+		// The link-local address is made from a hardware address that is unique here: no need to wait a second for it.
+		trySysctl(conf+"/accept_dad", "0")
+	}
+	trySysctl(conf+"/accept_ra", "0") // the routes are the ones set here; another pod must not offer its own
+	if a.Mode == ModeBridge {
+		trySysctl("ipv4/conf/"+a.rec.IfName+"/arp_notify", "1") // who knew the address under another hardware address learns it
+	}
+	return nil
+}
+
+// reachGateways makes the gateways reachable, which in routed mode are in no subnet of the pod's. The permanent entry
+// saves the first packet from waiting for an answer.
+func (a *attachment) reachGateways(link netlink.Link) error {
+	for _, g := range a.given {
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: single(g.Gateway), Scope: netlink.SCOPE_LINK}
+		if err := a.pod.RouteReplace(route); err != nil { // Replace: two ranges may have one gateway
+			return fmt.Errorf("route to the gateway %s: %w", g.Gateway, err)
+		}
+		if err := a.pod.NeighSet(permanent(link, g.Gateway, a.hostMAC)); err != nil {
+			return fmt.Errorf("neighbour entry of the gateway %s: %w", g.Gateway, err)
+		}
+	}
+	return nil
+}
+
+// addRoutes sets the routes of the configuration, or a default route per family.
+func (a *attachment) addRoutes(link netlink.Link) error {
+	a.routes = a.Routes
+	if a.routes == nil {
+		done := map[bool]bool{}
+		for _, g := range a.given {
+			if is4 := g.Addr.Is4(); !done[is4] {
+				done[is4] = true
+				a.routes = append(a.routes, types.Route{Dst: anywhere(is4), GW: g.Gateway.AsSlice()})
+			}
+		}
+	}
+	for i, r := range a.routes {
+		if r.GW == nil {
+			r.GW = a.gatewayFor(r.Dst.IP.To4() != nil)
+			a.routes[i].GW = r.GW
+		}
+		route := &netlink.Route{
+			LinkIndex: link.Attrs().Index, Dst: &r.Dst, Gw: r.GW, MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority,
+		}
+		if a.Mode == ModeRouted {
+			route.Flags = int(netlink.FLAG_ONLINK)
+		}
+		if r.Table != nil {
+			route.Table = *r.Table
+		}
+		if r.Scope != nil {
+			route.Scope = netlink.Scope(*r.Scope)
+		}
+		if err := a.pod.RouteAdd(route); err != nil {
+			return fmt.Errorf("route to %s via %s: %w", r.Dst.String(), r.GW, err)
+		}
+	}
+	return nil
+}
+
+func (a *attachment) gatewayFor(is4 bool) net.IP {
+	for _, g := range a.given {
+		if g.Addr.Is4() == is4 {
+			return g.Gateway.AsSlice()
+		}
+	}
+	return nil
+}
+
+// address is usable at once: nobody else has it, the address store says so, and duplicate address detection would make
+// the pod wait for a second (RFC 4862, section 5.4).
+func address(addr netip.Addr, bits int) *netlink.Addr {
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(bits, addr.BitLen())}}
+	if addr.Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return a
+}
+
+func single(addr netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
+}
+
+func anywhere(is4 bool) net.IPNet {
+	if is4 {
+		return net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+	}
+	return net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+}
