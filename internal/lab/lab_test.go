@@ -126,7 +126,7 @@ func TestConnections(t *testing.T) {
 			t.Errorf("UDP source %v (%v), want %v", seen, err, want)
 		}
 		const size = 10<<20 + 7
-		transfer, err := StartTransfer(ctx, path, size)
+		transfer, err := StartTransfer(ctx, path, TransferOptions{Bytes: size})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,14 +142,21 @@ func TestTransferUntilFinish(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	transfer, err := StartTransfer(testContext(t), Path{From: a.NS, To: l.Outside, Addr: OutsideV4()}, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(100 * time.Millisecond)
-	transfer.Finish()
-	if r, err := transfer.Wait(); err != nil || r.Bytes == 0 {
-		t.Errorf("%d bytes arrived (%v)", r.Bytes, err)
+	const rate, runs = 100 << 20, 200 * time.Millisecond
+	for _, o := range []TransferOptions{{}, {BytesPerSecond: rate}} {
+		transfer, err := StartTransfer(testContext(t), Path{From: a.NS, To: l.Outside, Addr: OutsideV4()}, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(runs)
+		transfer.Finish()
+		r, err := transfer.Wait()
+		if err != nil || r.Bytes == 0 {
+			t.Errorf("%d bytes arrived (%v)", r.Bytes, err)
+		}
+		if most := int64(rate*r.Took.Seconds()) + blockSize; o.BytesPerSecond == rate && r.Bytes > most {
+			t.Errorf("%d bytes arrived in %v, more than the %d that the rate allows", r.Bytes, r.Took, most)
+		}
 	}
 }
 

@@ -31,6 +31,10 @@ func stateCommands() map[string][]string {
 // volatile matches what differs from one look to the next without anybody having changed anything.
 var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|expires \S+|counter packets \d+ bytes \d+`)
 
+// derived begins the lines of what nobody configures: the kernel adds the subnet-router anycast address (RFC 4291,
+// 2.6.1) to each IPv6 subnet of a device when forwarding is on.
+const derived = "anycast "
+
 // State lists what is configured in the namespace.
 func (ns *NS) State(ctx context.Context) (KernelState, error) {
 	state := make(KernelState)
@@ -41,7 +45,8 @@ func (ns *NS) State(ctx context.Context) (KernelState, error) {
 			return nil, err
 		}
 		for _, line := range strings.Split(out, "\n") {
-			if line = strings.Join(strings.Fields(volatile.ReplaceAllString(line, "")), " "); line != "" {
+			line = strings.Join(strings.Fields(volatile.ReplaceAllString(line, "")), " ")
+			if line != "" && !strings.HasPrefix(line, derived) {
 				state[kind] = append(state[kind], line)
 			}
 		}

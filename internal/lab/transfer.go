@@ -48,8 +48,14 @@ type receivedResult struct {
 	longest time.Duration
 }
 
-// StartTransfer begins to send random bytes: so many, or with 0 until Finish.
-func StartTransfer(ctx context.Context, p Path, bytes int64) (*Transfer, error) {
+// TransferOptions say how much is sent and how fast. The zero value sends until Finish, as fast as it goes.
+type TransferOptions struct {
+	Bytes          int64
+	BytesPerSecond int64 // 0: as fast as it goes; then a stall may also be a full queue somewhere, not a gap
+}
+
+// StartTransfer begins to send random bytes.
+func StartTransfer(ctx context.Context, p Path, o TransferOptions) (*Transfer, error) {
 	client, server, err := p.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -61,28 +67,25 @@ func StartTransfer(ctx context.Context, p Path, bytes int64) (*Transfer, error) 
 		start:    time.Now(),
 	}
 	t.finish = sync.OnceFunc(func() { close(t.finished) })
-	go func() { t.sent <- t.send(client, bytes) }()
+	go func() { t.sent <- t.send(client, o) }()
 	go func() { t.received <- receive(server) }()
 	return t, nil
 }
 
 // send writes blocks that differ in their first bytes, so that a block lost, repeated or moved changes the hash.
-func (t *Transfer) send(conn *net.TCPConn, bytes int64) (r sentResult) {
+func (t *Transfer) send(conn *net.TCPConn, o TransferOptions) (r sentResult) {
 	defer func() { r.err = errors.Join(r.err, closed(conn)) }()
 	block := make([]byte, blockSize)
 	random := rand.NewChaCha8([32]byte{})
 	_, _ = random.Read(block) // never fails (math/rand/v2)
 	h := sha256.New()
-	for bytes == 0 || r.bytes < bytes {
-		select {
-		case <-t.finished:
-			bytes = r.bytes
-			continue
-		default:
+	for o.Bytes == 0 || r.bytes < o.Bytes {
+		if t.pause(o, r.bytes) {
+			break
 		}
 		binary.BigEndian.PutUint64(block, uint64(r.bytes))
 		piece := block
-		if left := bytes - r.bytes; bytes > 0 && left < blockSize {
+		if left := o.Bytes - r.bytes; o.Bytes > 0 && left < blockSize {
 			piece = block[:left]
 		}
 		if _, r.err = conn.Write(piece); r.err != nil {
@@ -101,6 +104,20 @@ func (t *Transfer) send(conn *net.TCPConn, bytes int64) (r sentResult) {
 		}
 	}
 	return r
+}
+
+// pause waits until the rate allows to go on after so many bytes, and reports whether Finish came instead.
+func (t *Transfer) pause(o TransferOptions, sent int64) (finished bool) {
+	var due time.Time // already
+	if o.BytesPerSecond > 0 {
+		due = t.start.Add(time.Duration(float64(sent) / float64(o.BytesPerSecond) * float64(time.Second)))
+	}
+	select {
+	case <-t.finished:
+		return true
+	case <-time.After(time.Until(due)):
+		return false
+	}
 }
 
 func receive(conn *net.TCPConn) (r receivedResult) {

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/warren-net/warren/internal/lab"
@@ -18,7 +17,7 @@ const (
 func (d *demo) throughput(family int) {
 	path := d.path("a1", "b1", family)
 	d.checkFamily(family, "1 GiB over TCP, SHA-256 the same at both ends", func() (string, error) {
-		t, err := lab.StartTransfer(d.ctx, path, transferBytes)
+		t, err := lab.StartTransfer(d.ctx, path, lab.TransferOptions{Bytes: transferBytes})
 		if err != nil {
 			return "", err
 		}
@@ -40,38 +39,46 @@ func (d *demo) path(from, to string, family int) lab.Path {
 
 func gigabits(bitsPerSecond float64) string { return fmt.Sprintf("%.2f Gbit/s", bitsPerSecond/1e9) }
 
+// iperfResult is the part of iperf3's JSON output that is shown.
+type iperfResult struct {
+	Error string `json:"error"` // iperf3 3.12 exits with 0 all the same
+	End   struct {
+		Received struct {
+			BitsPerSecond float64 `json:"bits_per_second"`
+		} `json:"sum_received"`
+		Sent struct {
+			Retransmits int `json:"retransmits"`
+		} `json:"sum_sent"`
+	} `json:"end"`
+}
+
 func (d *demo) iperf(p lab.Path) (string, error) {
 	server, err := d.lab.Start(p.To, "iperf3", "iperf3", "--server", "--one-off", "--bind", p.Addr.String())
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = server.Kill() }()
-	var out string
+	var r iperfResult
 	// The server needs a moment until it listens.
-	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		out, err = p.From.Run(d.ctx, "iperf3", "--client", p.Addr.String(), "--time", fmt.Sprint(iperfSeconds), "--json")
-		if err == nil || !strings.Contains(err.Error(), "refused") || time.Now().After(deadline) {
-			break
-		}
-	}
+	err = d.eventually(3*time.Second, func() (err error) {
+		r, err = d.iperfClient(p)
+		return err
+	})
 	if err != nil {
 		return "", err
 	}
-	var result struct {
-		End struct {
-			Received struct {
-				BitsPerSecond float64 `json:"bits_per_second"`
-			} `json:"sum_received"`
-			Sent struct {
-				Retransmits int `json:"retransmits"`
-			} `json:"sum_sent"`
-		} `json:"end"`
+	return fmt.Sprintf("%s, %d retransmits", gigabits(r.End.Received.BitsPerSecond), r.End.Sent.Retransmits), nil
+}
+
+func (d *demo) iperfClient(p lab.Path) (r iperfResult, err error) {
+	out, err := p.From.Run(d.ctx, "iperf3", "--client", p.Addr.String(), "--time", fmt.Sprint(iperfSeconds), "--json")
+	if jsonErr := json.Unmarshal([]byte(out), &r); jsonErr == nil && r.Error != "" {
+		return r, fmt.Errorf("iperf3: %s", r.Error)
+	} else if err == nil && jsonErr != nil {
+		err = fmt.Errorf("output of iperf3: %w", jsonErr)
 	}
-	if err := json.Unmarshal([]byte(out), &result); err != nil {
-		return "", fmt.Errorf("output of iperf3: %w", err)
+	if err == nil && r.End.Received.BitsPerSecond == 0 {
+		err = fmt.Errorf("iperf3 says that nothing arrived: %s", out)
 	}
-	if result.End.Received.BitsPerSecond == 0 {
-		return "", fmt.Errorf("iperf3 says that nothing arrived: %s", out)
-	}
-	return fmt.Sprintf("%s, %d retransmits", gigabits(result.End.Received.BitsPerSecond), result.End.Sent.Retransmits), nil
+	return r, err
 }
