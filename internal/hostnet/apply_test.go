@@ -93,7 +93,7 @@ func TestApplyChangesOnlyTheDifference(t *testing.T) {
 	s := testSpec()
 	s.PeerNodeAddrs = append(s.PeerNodeAddrs, addr("192.0.2.3"))
 	c := w.apply(s)
-	if len(c.Made) != 1 || !strings.Contains(c.Made[0], "masquerade") {
+	if len(c.Made) != 1 || !strings.Contains(c.Made[0], "outgoing") {
 		t.Errorf("a new peer changed: %q", c.Made)
 	}
 	s.Table, s.RulePriority = 100, 3000
@@ -117,6 +117,23 @@ func TestApplyChangesOnlyTheDifference(t *testing.T) {
 	if now := w.state(); now != before {
 		t.Errorf("Remove did not leave what was there before:\n%s", diff(before, now))
 	}
+}
+
+// TestForeignRouteInTheWay: a route of somebody else with our destination and metric is named, and left alone.
+func TestForeignRouteInTheWay(t *testing.T) {
+	w := newWorld(t)
+	w.tun("warren0")
+	w.run("ip route add 10.244.0.0/16 dev lo")
+	_, err := Apply(testSpec(), discard())
+	if err == nil || !strings.Contains(err.Error(), "somebody else's route to 10.244.0.0/16") {
+		t.Errorf("Apply: %v", err)
+	}
+	if s := w.state(); !strings.Contains(s, "10.244.0.0/16 dev lo") || !strings.Contains(s, "chain outgoing") ||
+		!strings.Contains(s, "fd00:10:244::/48 dev warren0") {
+		t.Errorf("the route was touched, or the rest is missing:\n%s", s)
+	}
+	w.run("ip route del 10.244.0.0/16 dev lo")
+	w.apply(testSpec())
 }
 
 func TestApplyWithoutTheDevice(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 )
 
@@ -61,7 +62,10 @@ func setsOf(t *nftables.Table) []*nftables.Set {
 	if t.Family == nftables.TableFamilyBridge {
 		return append(sets, concat(setMACs, nftables.TypeEtherAddr))
 	}
-	return append(sets, &nftables.Set{Table: t, Name: setBridges, KeyType: nftables.TypeIFName})
+	// The byte order is for `nft list`: it shows a name backwards without.
+	return append(sets, &nftables.Set{
+		Table: t, Name: setBridges, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian,
+	})
 }
 
 var (
@@ -212,7 +216,7 @@ func (s Spec) masquerade(families []family) chain {
 		}
 	}
 	return chain{
-		name: "masquerade", kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPostrouting,
+		name: "outgoing", kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPostrouting,
 		priority: *nftables.ChainPriorityNATSource, rules: rules,
 		lost: "pods reach the outside only if it has routes to them: nothing is masqueraded (or set `masquerade: false`)",
 	}

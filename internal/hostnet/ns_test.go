@@ -28,6 +28,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	lab.NeedRoot(t)
+	t.Parallel()
 	runtime.LockOSThread()
 	w := &world{T: t}
 	w.node = w.newNS()
@@ -145,8 +146,8 @@ func (w *world) attach(pod netns.NsHandle, ifname string, addrs ...netip.Addr) {
 	peer, err := netlink.LinkByName("tmp" + ifname[3:])
 	w.must(err)
 	w.must(netlink.LinkSetNsFd(peer, int(pod)))
-	w.run("ip link set " + ifname + " address 0e:00:00:00:00:01 up")
 	w.must(EnsurePodLink(ifname))
+	w.run("ip link set " + ifname + " address 0e:00:00:00:00:01 up")
 	w.in(pod, func() {
 		w.run(fmt.Sprintf("ip link set tmp%s name eth0; ip link set eth0 up", ifname[3:]))
 		for _, a := range addrs {

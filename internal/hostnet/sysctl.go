@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // procSysNet belongs to the network namespace of the thread that opens a file in it.
@@ -132,8 +130,9 @@ func deviceSysctls(device string, families []family, c *Changes) error {
 
 // EnsurePodLink sets the sysctls of the host side of a pod's veth in routed mode: strict reverse path filtering, which
 // is the source check for IPv4 where nftables is missing, with the packet's mark taken into account (answers of
-// translated connections are routed by it and would fail the check), and no router advertisements from pods.
-// It is the CNI plugin's, and acts in the calling thread's network namespace.
+// translated connections are routed by it and would fail the check); no router advertisements from pods; and no
+// duplicate address detection, which keeps the node from asking for the pod's neighbour entry for more than a second.
+// It is the CNI plugin's to call before it sets the interface up, in the node's network namespace.
 func EnsurePodLink(ifname string) error {
 	var errs []error
 	var c Changes
@@ -141,11 +140,12 @@ func EnsurePodLink(ifname string) error {
 	for _, kv := range [][2]string{{"rp_filter", "1"}, {"src_valid_mark", "1"}, {"send_redirects", "0"}} {
 		errs = append(errs, setSysctl(conf+kv[0], kv[1], &c))
 	}
-	key := filepath.Join("ipv6/conf", ifname, "accept_ra")
-	if _, err := sysctl(key); err == nil {
-		errs = append(errs, setSysctl(key, "0", &c))
-	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
-		errs = append(errs, err)
+	conf = filepath.Join("ipv6/conf", ifname) + "/"
+	if _, err := sysctl(conf + "accept_ra"); errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(errs...) // no IPv6 on this interface
+	}
+	for _, kv := range [][2]string{{"accept_ra", "0"}, {"accept_dad", "0"}} {
+		errs = append(errs, setSysctl(conf+kv[0], kv[1], &c))
 	}
 	return errors.Join(errs...)
 }

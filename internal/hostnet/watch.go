@@ -20,8 +20,8 @@ type WatchOptions struct {
 // When somebody else undoes what Warren sets up again and again, Watch slows down so as not to take part in a race.
 const (
 	fightWindow = 10 * time.Second
-	fightLimit  = 5
-	fightDelay  = 2 * time.Second
+	fightLimit  = 5  // changes in a row, each less than fightWindow after the one before
+	fightFactor = 20 // of WatchOptions.Debounce
 )
 
 // Watch applies the Spec that get returns whenever the kernel's state may have changed: somebody flushed routes, rules
@@ -71,7 +71,7 @@ func Watch(ctx context.Context, get func() Spec, o WatchOptions) error {
 		}
 		delay := o.Debounce
 		if len(c.Made) > 0 && fight.add(time.Now()) {
-			delay = max(delay, fightDelay)
+			delay *= fightFactor
 			o.Log.Warn("somebody keeps undoing Warren's network set-up; slowing down", "delay", delay,
 				"hint", "systemd-networkd: set ManageForeignRoutes=no and ManageForeignRoutingPolicyRules=no in networkd.conf")
 		}
