@@ -127,14 +127,14 @@ func (a *ask) client(cmd *cobra.Command) (*api.Client, error) {
 	if a.socket != "" {
 		return api.NewClient(a.socket), nil
 	}
-	cfg, err := config.Load(a.config)
+	socket, err := config.SocketIn(a.config)
 	if err == nil {
-		return api.NewClient(cfg.SocketPath()), nil
+		return api.NewClient(socket), nil
 	}
 	if cmd.Flags().Changed("config") {
 		return nil, err
 	}
-	// The default file may be missing or broken while a daemon runs with it: that is when one wants to ask.
+	// The default file may be gone while a node runs.
 	return api.NewClient(defaultSocket), nil
 }
 

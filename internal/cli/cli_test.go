@@ -149,8 +149,15 @@ func TestSocketFromConfig(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if status, out, errOut := call(t, "routes", "--config", file); status != 0 || !strings.Contains(out, "10.244.2.0/24") {
-		t.Errorf("status %d: %s%s", status, out, errOut)
+	// Also when the file has become wrong since the node read it.
+	for _, change := range []string{"", "nonsense: true\n"} {
+		if err := os.WriteFile(file, []byte(text+change), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		status, out, errOut := call(t, "routes", "--config", file)
+		if status != 0 || !strings.Contains(out, "10.244.2.0/24") {
+			t.Errorf("status %d: %s%s", status, out, errOut)
+		}
 	}
 }
 

@@ -11,7 +11,10 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/control/static"
@@ -190,6 +193,22 @@ func Parse(src Source) (*Config, error) {
 		}
 	}
 	return &c.out, nil
+}
+
+// SocketIn finds the path of the API socket in a file that may otherwise be wrong: a node goes on with the last good
+// configuration when its file was spoilt, and that is when one wants to ask it.
+func SocketIn(path string) (string, error) {
+	data, err := static.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	r := struct {
+		RunDir string `yaml:"runDir"`
+	}{RunDir: defaults().RunDir}
+	if err := yaml.Unmarshal(data, &r); err != nil {
+		return "", fmt.Errorf("%s: %w; name the node's socket with --socket", path, err)
+	}
+	return filepath.Join(r.RunDir, SocketName), nil
 }
 
 // SocketPath is where the API socket is.

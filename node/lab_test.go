@@ -1,0 +1,178 @@
+package node_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/node/api"
+)
+
+var errNotYet = errors.New("not yet")
+
+// binaries builds the programs once, with the race detector when the tests have it.
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "wrn-node-bin-")
+	if err != nil {
+		return "", err
+	}
+	// Readable for everybody: a test runs the program as another user.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	args := []string{"build", "-o", dir + "/"}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	out, err := exec.Command("go", append(args, "../cmd/warren")...).CombinedOutput()
+	if err != nil {
+		return dir, fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, err := binaries(); dir != "" && err == nil {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// A cluster is a lab with some nodes whose daemons do not run yet.
+type cluster struct {
+	t     *testing.T
+	lab   *lab.Lab
+	nodes []*lab.Node
+	ctx   context.Context
+}
+
+func newCluster(t *testing.T, names ...string) *cluster {
+	t.Helper()
+	lab.NeedRoot(t)
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	t.Cleanup(cancel)
+	c := &cluster{t: t, lab: lab.ForTest(t, lab.Options{Prefix: "node", BinDir: dir}), ctx: ctx}
+	for _, name := range names {
+		n, err := c.lab.AddNode(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Settings.Workers = 2
+		c.nodes = append(c.nodes, n)
+	}
+	c.write()
+	// Nothing is to change by itself while a test compares.
+	for _, n := range c.nodes {
+		c.eventually(func() error {
+			out, err := n.NS.Run(ctx, "ip", "-6", "addr", "show", "tentative")
+			if err == nil && strings.TrimSpace(out) != "" {
+				return fmt.Errorf("%w: %s", errNotYet, out)
+			}
+			return err
+		})
+	}
+	return c
+}
+
+func (c *cluster) ok(err error) {
+	c.t.Helper()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cluster) write() {
+	c.t.Helper()
+	c.ok(c.lab.WriteConfigs())
+}
+
+// state lists the kernel's state. A TUN device's operational state says UNKNOWN until its last queue was closed once,
+// which is not of interest.
+func (c *cluster) state(n *lab.Node) lab.KernelState {
+	c.t.Helper()
+	s, err := n.NS.State(c.ctx)
+	c.ok(err)
+	for i, line := range s["device"] {
+		s["device"][i] = strings.Replace(line, "state UNKNOWN", "state UP", 1)
+	}
+	return s
+}
+
+// same checks that the namespace is as it was.
+func (c *cluster) same(n *lab.Node, before lab.KernelState) {
+	c.t.Helper()
+	added, gone := c.state(n).Since(before)
+	if len(added)+len(gone) > 0 {
+		c.t.Errorf("node %s is not as before:\nadded:\n  %s\ngone:\n  %s", n.Name, strings.Join(added, "\n  "), strings.Join(gone, "\n  "))
+	}
+}
+
+func ask[T any](c *cluster, n *lab.Node, what ...string) T {
+	c.t.Helper()
+	out, err := n.Warren(c.ctx, append(what, "-o", "json")...)
+	c.ok(err)
+	var v T
+	c.ok(json.Unmarshal([]byte(out), &v))
+	return v
+}
+
+// eventually waits until f returns nil.
+func (c *cluster) eventually(f func() error) {
+	c.t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// ping pings b's gateways from a's.
+func (c *cluster) ping(a, b *lab.Node) {
+	c.t.Helper()
+	for i, cidr := range a.PodCIDRs {
+		from, to := cidr.Addr().Next(), b.PodCIDRs[i].Addr().Next()
+		c.eventually(func() error {
+			_, err := a.NS.Run(c.ctx, "ping", "-c1", "-W1", "-I", from.String(), to.String())
+			return err
+		})
+	}
+}
+
+// refused starts a daemon that is expected to end by itself, and returns what it said.
+func (c *cluster) refused(n *lab.Node, wants ...string) {
+	c.t.Helper()
+	_, err := n.NS.Run(c.ctx, filepath.Join(c.lab.Options.BinDir, "warren"), "up", "--config", n.ConfigFile)
+	if err == nil {
+		c.t.Fatal("the daemon started and ended without an error")
+	}
+	for _, want := range wants {
+		if !strings.Contains(err.Error(), want) {
+			c.t.Errorf("got  %v\nwant %q in it", err, want)
+		}
+	}
+}
+
+func (c *cluster) status(n *lab.Node) api.Status {
+	c.t.Helper()
+	return ask[api.Status](c, n, "status")
+}
