@@ -133,6 +133,35 @@ func connect(a, b *netNS, name string, mtu int, prefixes ...string) {
 				State: netlink.NUD_PERMANENT, IP: other.AsSlice(), HardwareAddr: peer}), "adding a neighbour")
 		}
 	}
+	for _, p := range prefixes {
+		first := netip.MustParsePrefix(p).Addr().Next()
+		waitPath(b, a, first)
+		waitPath(a, b, first.Next())
+	}
+}
+
+// waitPath waits until a datagram gets through from one namespace to another: after the devices are up, the kernel
+// attaches the queueing discipline and enters the route of an IPv6 address in work queues of its own, and throws away
+// without a word what is sent before.
+func waitPath(from, to *netNS, addr netip.Addr) {
+	from.t.Helper()
+	var in, out net.Conn
+	var err error
+	bind := net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 9))
+	to.do(func() { in, err = net.ListenUDP("udp", bind) })
+	to.must(err, "waiting for a path")
+	defer in.Close()
+	from.do(func() { out, err = net.DialUDP("udp", nil, bind) })
+	from.must(err, "waiting for a path")
+	defer out.Close()
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+		_, _ = out.Write([]byte("there?")) // an ICMP error about an earlier one is no news
+		_ = in.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+		if _, err := in.Read(make([]byte, 10)); err == nil {
+			return
+		}
+	}
+	from.t.Fatalf("nothing gets through to %v", addr)
 }
 
 func (ns *netNS) link(name string) netlink.Link {
