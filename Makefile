@@ -7,9 +7,9 @@ MAKEFLAGS += --no-print-directory
 
 GO ?= go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X main.version=$(VERSION)
-# The version comes from git describe; Go's own stamping fails in a clone that belongs to another user.
-BUILD := CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)'
+# Go stamps the version from git; where git does not answer (an archive, a clone of another user's) it would give up.
+VCS := $(if $(shell git rev-parse HEAD 2>/dev/null),true,false)
+BUILD := CGO_ENABLED=0 $(GO) build -buildvcs=$(VCS) -trimpath -ldflags '-s -w'
 
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)

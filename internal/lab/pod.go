@@ -67,7 +67,8 @@ func (p *Pod) cni(ctx context.Context, command string, o PodOptions) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	conf := map[string]any{"cniVersion": "1.1.0", "name": "warren", "type": "warren-cni", "runDir": p.Node.RunDir}
+	conf := map[string]any{"cniVersion": "1.1.0", "name": "warren", "type": "warren-cni",
+		"runDir": p.Node.RunDir, "stateDir": p.Node.StateDir}
 	if o.Mode != "" {
 		conf["mode"] = o.Mode
 	}
