@@ -161,18 +161,16 @@ func (w *Worker) deliver(m packet.Meta, pieces [][]byte, segments int) error {
 		return w.deliverCut(m, pieces)
 	}
 	err := w.Queue.Write(m, pieces)
-	if err == nil {
+	switch {
+	case err == nil:
 		w.Counters.QueueWrites.Add(1)
-		return nil
-	}
-	if errors.Is(err, device.ErrClosed) {
-		return err
-	}
-	if m.Type != packet.GSONone && !w.Queue.Takes(m.Type) {
-		// This very write showed that the offload is broken.
+	case errors.Is(err, device.ErrNotTaken):
 		return w.deliverCut(m, pieces)
+	case errors.Is(err, device.ErrClosed):
+		return err
+	default:
+		w.drop(forwarder.DeviceWrite, segments)
 	}
-	w.drop(forwarder.DeviceWrite, segments)
 	return nil
 }
 
