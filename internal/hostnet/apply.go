@@ -47,6 +47,7 @@ func apply(spec Spec, log *slog.Logger, fw *firewall) (Changes, error) {
 	if dev != nil {
 		want = append(want, spec.deviceRoutes(families, dev.Attrs().Index)...)
 	}
+	want = append(want, spec.podRoutes(h, families, dev != nil)...)
 	step("routes", syncRoutes(h, families, want, dropStale(spec.Device), &c))
 	step("forwarding", setUpForwarding(families, &c))
 

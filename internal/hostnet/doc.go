@@ -7,7 +7,7 @@
 // Routes and rules of Warren carry protocol 87 (Protocol), its TUN device the alias DeviceAlias, its nftables objects
 // live in the tables `inet warren` and `bridge warren`. Only such objects are changed or removed, with two limits: of
 // the routes with protocol 87 only those through the device and the unreachable ones (routes to pods belong to the
-// CNI plugin), and of the device's addresses all, as nobody else has business there. Sysctls are turned on and left.
+// CNI plugin, and are put back but never removed), and of the device's addresses all, as nobody else has business there. Sysctls are turned on and left.
 //
 // # Where packets of pods go
 //

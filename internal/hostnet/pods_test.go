@@ -136,6 +136,37 @@ func TestApplyRepairsSets(t *testing.T) {
 	}
 }
 
+// TestPodRoutesComeBackWithTheDevice: the kernel drops them with the gateway address.
+func TestPodRoutesComeBackWithTheDevice(t *testing.T) {
+	w := newWorld(t)
+	pod1, _, _ := w.twoPods()
+	s := testSpec()
+	s.Pods = []Pod{
+		{Interface: "wrn00000000001", Addrs: []netip.Addr{addr(pod1v4), addr(pod1v6)}},
+		{Interface: "wrn00000000002", Addrs: []netip.Addr{addr(pod2v4), addr(pod2v6)}},
+		{Interface: "wrngone", Addrs: []netip.Addr{addr("10.244.1.8")}},
+	}
+	w.apply(s)
+	if c := w.apply(s); len(c.Made) > 0 {
+		t.Errorf("changed again: %q", c.Made)
+	}
+	if out := w.run("ip route"); !strings.Contains(out, "10.244.1.2 dev wrn00000000001 proto 87 scope link src 10.244.1.1") {
+		t.Errorf("routes to pods:\n%s", out)
+	}
+	w.run("ip link del warren0")
+	w.run("ip route flush proto 87; ip -6 route flush proto 87")
+	if _, err := Apply(s, discard()); !errors.Is(err, ErrNoDevice) {
+		t.Errorf("without the device: %v", err)
+	}
+	w.tun("warren0")
+	w.apply(s)
+	w.in(pod1, func() { w.run(ping(pod2v4)); w.run(ping(pod2v6)) })
+	w.run(ping(pod1v4))
+	if out := w.run("ip route"); strings.Contains(out, "10.244.1.8") {
+		t.Errorf("a route to a pod that is gone:\n%s", out)
+	}
+}
+
 // TestPodsAreFoundByTheirRoutes flushes the ruleset under pods that no Spec names.
 func TestPodsAreFoundByTheirRoutes(t *testing.T) {
 	w := newWorld(t)

@@ -85,6 +85,36 @@ func (s Spec) deviceRoutes(families []family, dev int) []route {
 	return rs
 }
 
+// podRoutes are the host routes to the pods of routed mode whose interface is up. The CNI plugin sets them; the kernel
+// drops the IPv4 ones with the gateway address that they name as source, so whenever the device goes away.
+func (s Spec) podRoutes(h *netlink.Handle, families []family, withSource bool) []route {
+	var rs []route
+	for _, p := range s.Pods {
+		if p.Bridge != "" {
+			continue
+		}
+		link, err := h.LinkByName(p.Interface)
+		if err != nil || link.Attrs().Flags&net.FlagUp == 0 {
+			continue // the pod is going, or not yet there
+		}
+		for _, a := range p.Addrs {
+			f := familyOf(a)
+			if !slices.Contains(families, f) {
+				continue
+			}
+			r := route{family: f, table: unix.RT_TABLE_MAIN, dst: netip.PrefixFrom(a, a.BitLen()), dev: link.Attrs().Index}
+			if f == v6 {
+				r.metric = metricV6
+			}
+			if withSource {
+				r.src = s.gateway(f)
+			}
+			rs = append(rs, r)
+		}
+	}
+	return rs
+}
+
 func defaultRoute(f family) netip.Prefix {
 	if f == v4 {
 		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
@@ -126,7 +156,11 @@ func syncRoutes(h *netlink.Handle, families []family, want []route, stale staleR
 		if !slices.Contains(families, w.family) || slices.Contains(have, w) {
 			continue
 		}
-		if err := putRoute(h, w, have); err != nil {
+		err := putRoute(h, w, have)
+		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENETDOWN) {
+			continue // the interface went away or down since: a link event tells, and the next Apply sees it
+		}
+		if err != nil {
 			errs = append(errs, err)
 			continue
 		}

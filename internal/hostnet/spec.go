@@ -55,9 +55,9 @@ type Spec struct {
 	Mark         uint32 // packet mark bits of translated answers; 0: DefaultMark
 	Masquerade   bool   // translate what pods send out of the cluster to the node's address
 
-	// Pods are the pods known to the daemon. Apply puts back those that the sets lost (somebody ran `nft flush
-	// ruleset`), and never removes one: a pod that the CNI plugin adds at this moment is not yet known here. Pods in
-	// routed mode are also found by their host routes.
+	// Pods are the pods known to the daemon. Apply puts back what the source check's sets lost of them (somebody ran
+	// `nft flush ruleset`), and their host routes (those go with the device). It removes no pod: one that the CNI plugin
+	// adds at this moment is not yet known here. Pods in routed mode are also found by their host routes.
 	Pods []Pod
 }
 
