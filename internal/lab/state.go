@@ -81,8 +81,9 @@ func minus(a, b KernelState) []string {
 func (n *Node) FindAddress(ctx context.Context, a netip.Addr) ([]string, error) {
 	mention := mentions(a)
 	commands := stateCommands()
-	commands["IPv4 neighbour"] = []string{"ip", "-4", "neigh", "show", "nud", "all"}
-	commands["IPv6 neighbour"] = []string{"ip", "-6", "neigh", "show", "nud", "all"}
+	// Without `nud all`: the NOARP entries that the kernel caches for what was sent to a TUN device map nothing.
+	commands["IPv4 neighbour"] = []string{"ip", "-4", "neigh", "show"}
+	commands["IPv6 neighbour"] = []string{"ip", "-6", "neigh", "show"}
 	commands["proxy neighbour"] = []string{"ip", "neigh", "show", "proxy"}
 	var found []string
 	for kind, command := range commands {
@@ -132,8 +133,8 @@ func filesWith(dir string, mention *regexp.Regexp) ([]string, error) {
 		}
 		// host-local's names replace the colons of an IPv6 address where a file system does not take them.
 		name := strings.ReplaceAll(d.Name(), "_", ":")
-		// It remembers the last address that it gave out, to give the next one another: that holds nothing.
-		if strings.HasPrefix(d.Name(), "last_reserved_ip") {
+		// The store remembers the last address that it gave out, to give the next pod another: that holds nothing.
+		if strings.HasPrefix(d.Name(), "last.") {
 			return nil
 		}
 		if mention.MatchString(name) || mention.Match(content) {

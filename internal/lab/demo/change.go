@@ -17,7 +17,7 @@ const (
 	echoEvery = 5 * time.Millisecond // between two numbers of a connection whose gap is measured
 	// A transfer at full speed loses packets in full queues by itself; a steady one stalls only when the network does.
 	steadyRate = 32 << 20               // bytes per second
-	settle     = 300 * time.Millisecond // of undisturbed traffic before and after a change
+	settle     = 500 * time.Millisecond // of undisturbed traffic before and after a change
 )
 
 // fourthNode adds a node by editing the static files while a transfer of each family runs.
@@ -32,7 +32,9 @@ func (d *demo) fourthNode() {
 			transfers[family] = t
 		}
 		time.Sleep(settle)
-		return d.joinFourth()
+		detail, err := d.joinFourth()
+		time.Sleep(settle)
+		return detail, err
 	})
 	for _, family := range families() {
 		t := transfers[family]
@@ -49,7 +51,7 @@ func (d *demo) fourthNode() {
 			if err == nil && r.LongestStall > maxStall {
 				err = fmt.Errorf("stood still for %s", milliseconds(r.LongestStall))
 			}
-			return fmt.Sprintf("longest stall %s, %.1f GiB", milliseconds(r.LongestStall), float64(r.Bytes)/(1<<30)), err
+			return fmt.Sprintf("longest stall %s, %d MiB", milliseconds(r.LongestStall), r.Bytes>>20), err
 		})
 	}
 }
@@ -180,6 +182,14 @@ func (d *demo) knows(n *lab.Node) (string, error) {
 func (d *demo) deletePod() {
 	pod := d.pods["c2"]
 	d.check(d.ctx, "a pod deleted: its addresses gone from every table", func() (string, error) {
+		// Everybody talks to it first, so that there is something to forget.
+		for _, from := range []*lab.NS{d.a.NS, d.c.NS, d.pods["a1"].NS, d.pods["c1"].NS} {
+			for _, family := range families() {
+				if _, err := from.Ping(d.ctx, pod.Address(family), lab.Ping{Count: 1}); err != nil {
+					return "", err
+				}
+			}
+		}
 		if err := pod.Delete(d.ctx, lab.PodOptions{}); err != nil {
 			return "", err
 		}
