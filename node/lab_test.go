@@ -19,31 +19,31 @@ import (
 
 var errNotYet = errors.New("not yet")
 
-// binaries builds the programs once, with the race detector when the tests have it.
-var binaries = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "wrn-node-bin-")
-	if err != nil {
-		return "", err
-	}
+// binDir is where the tests of this process put the programs.
+func binDir() string { return filepath.Join(os.TempDir(), fmt.Sprintf("wrn-node-bin-%d", os.Getpid())) }
+
+// build builds the programs once, with the race detector when the tests have it.
+var build = sync.OnceValue(func() error {
 	// Readable for everybody: a test runs the program as another user.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", err
+	if err := os.Mkdir(binDir(), 0o755); err != nil {
+		return err
 	}
-	args := []string{"build", "-o", dir + "/"}
+	args := []string{"build", "-buildvcs=false", "-o", binDir() + "/"}
 	if raceEnabled {
 		args = append(args, "-race")
 	}
 	out, err := exec.Command("go", append(args, "../cmd/warren")...).CombinedOutput()
 	if err != nil {
-		return dir, fmt.Errorf("build: %w\n%s", err, out)
+		return fmt.Errorf("build: %w\n%s", err, out)
 	}
-	return dir, nil
+	return nil
 })
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, err := binaries(); dir != "" && err == nil {
-		_ = os.RemoveAll(dir)
+	if err := os.RemoveAll(binDir()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }
@@ -59,13 +59,12 @@ type cluster struct {
 func newCluster(t *testing.T, names ...string) *cluster {
 	t.Helper()
 	lab.NeedRoot(t)
-	dir, err := binaries()
-	if err != nil {
+	if err := build(); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	t.Cleanup(cancel)
-	c := &cluster{t: t, lab: lab.ForTest(t, lab.Options{Prefix: "node", BinDir: dir}), ctx: ctx}
+	c := &cluster{t: t, lab: lab.ForTest(t, lab.Options{Prefix: "node", BinDir: binDir()}), ctx: ctx}
 	for _, name := range names {
 		n, err := c.lab.AddNode(name)
 		if err != nil {
@@ -117,7 +116,8 @@ func (c *cluster) same(n *lab.Node, before lab.KernelState) {
 	c.t.Helper()
 	added, gone := c.state(n).Since(before)
 	if len(added)+len(gone) > 0 {
-		c.t.Errorf("node %s is not as before:\nadded:\n  %s\ngone:\n  %s", n.Name, strings.Join(added, "\n  "), strings.Join(gone, "\n  "))
+		c.t.Errorf("node %s is not as before:\nadded:\n  %s\ngone:\n  %s", n.Name, strings.Join(added, "\n  "),
+			strings.Join(gone, "\n  "))
 	}
 }
 

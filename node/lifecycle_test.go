@@ -31,7 +31,8 @@ func TestStartTalkStop(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	p := ask[[]api.Peer](c, a, "peers")
-	if len(p) != 1 || p[0].Name != "b" || p[0].MTU != 1420 || p[0].TxPackets == 0 || p[0].RxPackets == 0 || p[0].LastSeen == nil {
+	if len(p) != 1 || p[0].Name != "b" || p[0].MTU != 1420 ||
+		p[0].TxPackets == 0 || p[0].RxPackets == 0 || p[0].LastSeen == nil {
 		t.Errorf("%+v", p)
 	}
 	if r := ask[[]api.Route](c, a, "routes"); len(r) < 8 {
@@ -112,7 +113,8 @@ func TestNoTUN(t *testing.T) {
 	c := newCluster(t, "a")
 	a := c.nodes[0]
 	before := c.state(a)
-	_, err := a.NS.Run(c.ctx, "unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev/net && exec \"$0\" up --config \"$1\"",
+	_, err := a.NS.Run(c.ctx, "unshare", "-m", "sh", "-c",
+		"mount -t tmpfs none /dev/net && exec \"$0\" up --config \"$1\"",
 		filepath.Join(c.lab.Options.BinDir, "warren"), a.ConfigFile)
 	if err == nil || !strings.Contains(err.Error(), "/dev/net/tun") {
 		t.Error(err)
@@ -123,7 +125,8 @@ func TestNoTUN(t *testing.T) {
 func TestNotRoot(t *testing.T) {
 	c := newCluster(t, "a")
 	c.ok(os.Chmod(c.lab.Dir, 0o755))
-	cmd := exec.CommandContext(c.ctx, filepath.Join(c.lab.Options.BinDir, "warren"), "up", "--config", c.nodes[0].ConfigFile)
+	cmd := exec.CommandContext(c.ctx, filepath.Join(c.lab.Options.BinDir, "warren"), "up", "--config",
+		c.nodes[0].ConfigFile)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err == nil || string(out) != "warren: this process lacks the capability CAP_NET_ADMIN; run warren as root\n" {

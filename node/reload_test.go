@@ -69,12 +69,14 @@ func TestReload(t *testing.T) {
 	c.ok(a.Daemon().Signal(syscall.SIGHUP))
 	c.eventually(func() error {
 		s := c.status(a)
-		if s.LastReload.Error != "" || strings.Join(s.LastReload.NeedsRestart, "; ") != "device: warren0 → other0; workers: 2 → 1" {
+		if s.LastReload.Error != "" || strings.Join(s.LastReload.NeedsRestart,
+			"; ") != "device: warren0 → other0; workers: 2 → 1" {
 			return fmt.Errorf("%w: %+v", errNotYet, s.LastReload)
 		}
 		return nil
 	})
-	if ruleset, err := a.NS.Run(c.ctx, "nft", "list", "ruleset"); err != nil || strings.Contains(ruleset, "masquerade random") {
+	if ruleset, err := a.NS.Run(c.ctx, "nft", "list", "ruleset"); err != nil || strings.Contains(ruleset,
+		"masquerade random") {
 		t.Errorf("%v\n%s", err, ruleset)
 	}
 	c.ping(a, b)

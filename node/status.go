@@ -47,7 +47,8 @@ func workerAnswer(w *worker.Worker) api.Worker {
 	c := &w.Counters
 	out := api.Worker{
 		ID:             w.ID,
-		TxSuperpackets: c.ToPeers.Load(), TxBytes: c.ToPeersBytes.Load(), TxSegments: c.SegmentsOut.Load(), TxCalls: c.SendCalls.Load(),
+		TxSuperpackets: c.ToPeers.Load(), TxBytes: c.ToPeersBytes.Load(), TxSegments: c.SegmentsOut.Load(),
+		TxCalls:        c.SendCalls.Load(),
 		RxSuperpackets: c.RunsIn.Load(), RxBytes: c.BytesIn.Load(), RxSegments: c.SegmentsIn.Load(),
 		LocalPackets: c.LocalPackets.Load(), LocalBytes: c.LocalBytes.Load(),
 		OutsidePackets: c.KernelOut.Load(), OutsideBytes: c.KernelBytes.Load(),

@@ -303,7 +303,8 @@ func (w *writer) watch(ctx context.Context) {
 		log.Warn("changes of the underlay are noticed late", "error", err)
 	})
 	go func() {
-		err := hostnet.Watch(ctx, n.wantedHost(log), hostnet.WatchOptions{Log: log, Applied: func(c hostnet.Changes, err error) {
+		err := hostnet.Watch(ctx, n.wantedHost(log), hostnet.WatchOptions{Log: log, Applied: func(c hostnet.Changes,
+			err error) {
 			select {
 			case n.applied <- applied{c.Lost, err}:
 			case <-ctx.Done():

@@ -32,7 +32,8 @@ func TestBuild(t *testing.T) {
 		t.Fatalf("%+v", c)
 	}
 	a, b := c.State.Nodes[0], c.State.Nodes[1]
-	if a.Addresses[1] != netip.MustParseAddr("2001:db8::1") || a.PodCIDRs[1] != netip.MustParsePrefix("fd00:10:244:1::/64") {
+	if a.Addresses[1] != netip.MustParseAddr("2001:db8::1") ||
+		a.PodCIDRs[1] != netip.MustParsePrefix("fd00:10:244:1::/64") {
 		t.Errorf("%+v", a)
 	}
 	if b.MAC.String() != "0e:57:c0:00:02:02" || b.Port != 4790 || a.MAC != nil || a.Port != 0 {
@@ -51,15 +52,19 @@ func TestBuildErrors(t *testing.T) {
 	for _, c := range []struct{ name, in, want string }{
 		{"no cluster", "nodes: []\n", "f: cluster: the cluster's address ranges are missing"},
 		{"no nodes", "cluster: [10.0.0.0/8]\n", "f: nodes: no node is listed"},
-		{"bad CIDR", edit("10.244.2.0/24", "10.244.2.0/33"), `f:4: nodes[1].podCIDRs[0]: "10.244.2.0/33" is not an address range (CIDR); write it as`},
+		{"bad CIDR", edit("10.244.2.0/24", "10.244.2.0/33"),
+			`f:4: nodes[1].podCIDRs[0]: "10.244.2.0/33" is not an address range (CIDR); write it as`},
 		{"CIDR without length", edit("10.244.2.0/24", "10.244.2.0"), "add the prefix length, for example 10.244.2.0/24"},
 		{"CIDR without length 6", edit("fd00:10:244:1::/64", "fd00:10:244:1::"), "for example fd00:10:244:1::/64"},
-		{"host bits", edit("10.244.2.0/24", "10.244.2.5/24"), `f:4: nodes[1].podCIDRs[0]: "10.244.2.5/24" has host bits set after the prefix length; write 10.244.2.0/24`},
+		{"host bits", edit("10.244.2.0/24", "10.244.2.5/24"),
+			`f:4: nodes[1].podCIDRs[0]: "10.244.2.5/24" has host bits set after the prefix length; write 10.244.2.0/24`},
 		{"host bits cluster", edit("10.244.0.0/16", "10.244.1.0/16"), `f:1: cluster[0]: "10.244.1.0/16" has host bits`},
 		{"overlap", edit("10.244.2.0/24", "10.244.1.128/25"), "of node b overlaps 10.244.1.0/24 of node a"},
 		{"overlap wider", edit("10.244.2.0/24", "10.244.0.0/22"), "of node b overlaps 10.244.1.0/24 of node a"},
-		{"overlap cluster", edit(`"fd00:10:244::/48"`, "10.244.0.0/20"), "cluster[1]: \"10.244.0.0/20\" overlaps 10.244.0.0/16"},
-		{"outside", edit("10.244.2.0/24", "10.245.2.0/24"), "of node b is outside the cluster's ranges [10.244.0.0/16 fd00:10:244::/48]"},
+		{"overlap cluster", edit(`"fd00:10:244::/48"`, "10.244.0.0/20"),
+			"cluster[1]: \"10.244.0.0/20\" overlaps 10.244.0.0/16"},
+		{"outside", edit("10.244.2.0/24", "10.245.2.0/24"),
+			"of node b is outside the cluster's ranges [10.244.0.0/16 fd00:10:244::/48]"},
 		{"wider than cluster", edit("10.244.2.0/24", "10.0.0.0/8"), "outside the cluster's ranges"},
 		{"too small", edit("10.244.2.0/24", "10.244.2.0/31"), "too small"},
 		{"second CIDR", edit("10.244.2.0/24", "10.244.2.0/24, 10.244.3.0/24"), "second IPv4 pod CIDR, beside 10.244.2.0/24"},
@@ -69,7 +74,8 @@ func TestBuildErrors(t *testing.T) {
 		{"name twice", edit("name: b", "name: a"), `f:4: nodes[1].name: "a" is in the list a second time`},
 		{"no name", edit("name: b, ", ""), "f:4: nodes[1].name: the node has no name"},
 		{"bad name", edit("name: b", "name: b/c"), `"b/c" is not a node name`},
-		{"address twice", edit("192.0.2.2", "192.0.2.1"), `nodes[1].addresses[0]: "192.0.2.1" is the address of node a already`},
+		{"address twice", edit("192.0.2.2", "192.0.2.1"),
+			`nodes[1].addresses[0]: "192.0.2.1" is the address of node a already`},
 		{"address twice in a node", edit(`"2001:db8::1"`, "192.0.2.1"), "is in the list a second time"},
 		{"two of a family", edit("192.0.2.2", "192.0.2.2, 192.0.2.3"), "is a second IPv4 address, beside 192.0.2.2"},
 		{"bad address", edit("192.0.2.2", "192.0.2.256"), "is not an IP address; write it as"},
@@ -90,7 +96,8 @@ func TestBuildErrors(t *testing.T) {
 		{"port", edit("4790", "65536"), `nodes[1].port: "65536" is not a UDP port`},
 		{"port 0", edit("4790", "0"), `nodes[1].port: "0" is not a UDP port`},
 		{"port negative", edit("4790", "-1"), "is not a UDP port"},
-		{"unknown key", edit("podCIDRs: [10.244.2", "podCIDR: [10.244.2"), "f:4: nodes[1].podCIDR: unknown key; did you mean podCIDRs?"},
+		{"unknown key", edit("podCIDRs: [10.244.2", "podCIDR: [10.244.2"),
+			"f:4: nodes[1].podCIDR: unknown key; did you mean podCIDRs?"},
 		{"null node", "cluster: [10.244.0.0/16]\nnodes: [~]\n", "the node has no name"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

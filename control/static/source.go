@@ -20,6 +20,9 @@ import (
 // maxFile bounds what is read, in bytes: a node's entry takes some 150, so this is far above any cluster.
 const maxFile = 16 << 20
 
+// ErrWatch marks problems of noticing changes at once; the state itself is not concerned.
+var ErrWatch = errors.New("changes are noticed by looking every few seconds")
+
 // Options say what a Source watches.
 type Options struct {
 	Path string
@@ -207,7 +210,7 @@ func newWatcher(path string, problem func(error)) *watcher {
 		}
 	}
 	if err != nil {
-		problem(fmt.Errorf("watch %s: %w; changes are noticed by looking every few seconds", filepath.Dir(path), err))
+		problem(fmt.Errorf("watch %s: %w; %w", filepath.Dir(path), err, ErrWatch))
 		return w
 	}
 	w.fs = fs

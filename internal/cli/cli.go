@@ -116,7 +116,8 @@ func (a *ask) flags(cmd *cobra.Command) {
 	configFlag(cmd, &a.config)
 	cmd.Flags().StringVar(&a.socket, "socket", "", "API socket `PATH` of the node daemon (default: the configuration's)")
 	cmd.Flags().StringVarP(&a.output, "output", "o", "table", "`FORMAT` of the answer: table or json")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"},
+		cobra.ShellCompDirectiveNoFileComp))
 }
 
 // client checks the flags and finds the socket.

@@ -33,7 +33,8 @@ func (fake) Status() api.Status {
 		Device: api.Device{Name: "warren0", Queues: 2, MTU: 1420},
 		Tunnel: api.Tunnel{
 			Encapsulation: "vxlan", VNI: 1, Port: 4789, MAC: "0e:57:c0:00:02:01",
-			Underlay: []api.Underlay{{Address: netip.MustParseAddr("192.0.2.1"), Device: "eth0", MTU: 1500}, {Address: netip.MustParseAddr("2001:db8::1")}},
+			Underlay: []api.Underlay{{Address: netip.MustParseAddr("192.0.2.1"), Device: "eth0", MTU: 1500},
+				{Address: netip.MustParseAddr("2001:db8::1")}},
 		},
 		PodCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")},
 		Gateways:     []netip.Addr{netip.MustParseAddr("10.244.1.1")},
@@ -50,7 +51,8 @@ func (fake) Peers() []api.Peer {
 	seen := time.Now().Add(-3 * time.Second)
 	return []api.Peer{
 		{
-			Name: "b", Endpoint: netip.MustParseAddrPort("192.0.2.2:4789"), MAC: "0e:57:c0:00:02:02", MTU: 1420, TxPackets: 5, LastSeen: &seen,
+			Name: "b", Endpoint: netip.MustParseAddrPort("192.0.2.2:4789"), MAC: "0e:57:c0:00:02:02", MTU: 1420, TxPackets: 5,
+			LastSeen: &seen,
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd00:0:0:2::/64")},
 		},
 		{Name: "long-name", Endpoint: netip.MustParseAddrPort("[2001:db8::3]:4789")},
@@ -70,7 +72,8 @@ func (f fake) Pods() ([]api.Pod, error) {
 }
 
 func (fake) Drops() []api.Drop {
-	return []api.Drop{{Reason: "truncated", Count: 3, Meaning: "cut off"}, {Reason: "wrong-vni", Meaning: "another network"}}
+	return []api.Drop{{Reason: "truncated", Count: 3, Meaning: "cut off"}, {Reason: "wrong-vni",
+		Meaning: "another network"}}
 }
 
 func serve(t *testing.T, src api.Source) string {
@@ -109,8 +112,10 @@ func TestTables(t *testing.T) {
 			"NAME       ENDPOINT", "b          192.0.2.2:4789      10.244.2.0/24,fd00:0:0:2::/64",
 			"3s ago\n", "long-name  [2001:db8::3]:4789  -", "never\n",
 		}},
-		{[]string{"routes"}, []string{"PREFIX         KIND         PEER\n10.244.2.0/24  peer         b\n10.244.0.0/16  unreachable  -\n"}},
-		{[]string{"pods"}, []string{"default/web  0123456789ab  eth0       wrn1            routed  10.244.1.2,fd00::2\n", "-            short "}},
+		{[]string{"routes"},
+			[]string{"PREFIX         KIND         PEER\n10.244.2.0/24  peer         b\n10.244.0.0/16  unreachable  -\n"}},
+		{[]string{"pods"}, []string{"default/web  0123456789ab  eth0       wrn1            routed  10.244.1.2,fd00::2\n",
+			"-            short "}},
 		{[]string{"drops"}, []string{"REASON     COUNT  MEANING\ntruncated  3      cut off\n"}},
 		{[]string{"drops", "-a"}, []string{"wrong-vni  0      another network\n"}},
 	} {
@@ -145,7 +150,8 @@ func TestSocketFromConfig(t *testing.T) {
 	sock := serve(t, fake{})
 	dir := filepath.Dir(sock)
 	file := filepath.Join(dir, "w.yaml")
-	text := "node: a\ncluster: [10.244.0.0/16]\nnodes: [{name: a, addresses: [192.0.2.1], podCIDRs: [10.244.1.0/24]}]\nrunDir: " + dir + "\n"
+	text := "node: a\ncluster: [10.244.0.0/16]\n" +
+		"nodes: [{name: a, addresses: [192.0.2.1], podCIDRs: [10.244.1.0/24]}]\nrunDir: " + dir + "\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -173,9 +179,11 @@ func TestErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"status", "--socket", dir + "/none"}, "warren: no node daemon answers at " + dir + "/none; start it with `warren up`"},
+		{[]string{"status", "--socket", dir + "/none"},
+			"warren: no node daemon answers at " + dir + "/none; start it with `warren up`"},
 		{[]string{"status", "--socket", sock, "-o", "xml"}, `warren: output format "xml": use table or json`},
-		{[]string{"status", "--config", dir + "/none"}, "warren: " + dir + "/none: there is no such file; name another with --config"},
+		{[]string{"status", "--config", dir + "/none"},
+			"warren: " + dir + "/none: there is no such file; name another with --config"},
 		{[]string{"up", "--config", empty}, "warren: " + empty + ": the file is empty; it needs"},
 		{[]string{"down", "--config", empty}, "the file is empty"},
 		{[]string{"pods", "--socket", sock}, "warren: the node daemon answers: records are unreadable; both of them"},

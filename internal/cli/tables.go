@@ -26,7 +26,8 @@ func statusTable(w io.Writer, s api.Status) error {
 		{"node", fmt.Sprintf("%s (%s, pid %d, up %s)", s.Node, s.Version, s.PID, up)},
 		{"config", s.Config},
 		{"device", fmt.Sprintf("%s, %d queues, MTU %d", s.Device.Name, s.Device.Queues, s.Device.MTU)},
-		{"tunnel", fmt.Sprintf("%s, VNI %d, UDP port %d, VTEP %s", s.Tunnel.Encapsulation, s.Tunnel.VNI, s.Tunnel.Port, s.Tunnel.MAC)},
+		{"tunnel", fmt.Sprintf("%s, VNI %d, UDP port %d, VTEP %s", s.Tunnel.Encapsulation, s.Tunnel.VNI, s.Tunnel.Port,
+			s.Tunnel.MAC)},
 	}
 	for _, u := range s.Tunnel.Underlay {
 		where := "on no device"
@@ -83,13 +84,15 @@ func reloadText(r *api.Reload) string {
 	case r.Error != "":
 		return fmt.Sprintf("failed at %s, the old state stays in force: %s", r.Time.Format(time.RFC3339), r.Error)
 	case len(r.NeedsRestart) > 0:
-		return fmt.Sprintf("applied at %s, needs a restart for: %s", r.Time.Format(time.RFC3339), strings.Join(r.NeedsRestart, "; "))
+		return fmt.Sprintf("applied at %s, needs a restart for: %s", r.Time.Format(time.RFC3339),
+			strings.Join(r.NeedsRestart, "; "))
 	}
 	return "applied at " + r.Time.Format(time.RFC3339)
 }
 
 func peersTable(w io.Writer, peers []api.Peer) error {
-	rows := [][]string{{"NAME", "ENDPOINT", "POD CIDRS", "VTEP", "MTU", "TX PACKETS", "TX BYTES", "RX PACKETS", "RX BYTES", "LAST SEEN"}}
+	rows := [][]string{{"NAME", "ENDPOINT", "POD CIDRS", "VTEP", "MTU", "TX PACKETS", "TX BYTES", "RX PACKETS",
+		"RX BYTES", "LAST SEEN"}}
 	for _, p := range peers {
 		seen := "never"
 		if p.LastSeen != nil {

@@ -43,7 +43,8 @@ func newUp() *cobra.Command {
 		},
 	}
 	configFlag(cmd, &path)
-	cmd.Flags().StringVar(&level, "log-level", "", "`LEVEL` of the log instead of the configuration's: debug, info, warn or error")
+	cmd.Flags().StringVar(&level, "log-level", "",
+		"`LEVEL` of the log instead of the configuration's: debug, info, warn or error")
 	_ = cmd.RegisterFlagCompletionFunc("log-level",
 		cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

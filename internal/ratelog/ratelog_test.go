@@ -28,7 +28,8 @@ func TestHandler(t *testing.T) {
 	if n := strings.Count(got, "level=WARN msg=again"); n != 3 {
 		t.Errorf("%d records passed, want 3:\n%s", n, got)
 	}
-	if !strings.Contains(got, "i=late suppressed=9") || !strings.Contains(got, "level=INFO msg=again") || !strings.Contains(got, "msg=other") {
+	if !strings.Contains(got, "i=late suppressed=9") || !strings.Contains(got,
+		"level=INFO msg=again") || !strings.Contains(got, "msg=other") {
 		t.Error(got)
 	}
 }

@@ -89,7 +89,8 @@ func TestQuestions(t *testing.T) {
 func TestQuestionThatFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	serve(t, path, fake{podsErr: errors.New("the records are unreadable")})
-	if _, err := NewClient(path).Pods(context.Background()); err == nil || !strings.Contains(err.Error(), "the records are unreadable") {
+	if _, err := NewClient(path).Pods(context.Background()); err == nil || !strings.Contains(err.Error(),
+		"the records are unreadable") {
 		t.Error(err)
 	}
 }

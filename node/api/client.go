@@ -90,7 +90,8 @@ func (c *Client) explain(err error) error {
 		return fmt.Errorf("no node daemon answers at %s; start it with `warren up`, "+
 			"or name another socket with --socket or --config", c.socket)
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("no permission to ask the node daemon at %s; run as root or as a member of the socket's group", c.socket)
+		return fmt.Errorf("no permission to ask the node daemon at %s; run as root or as a member of the socket's group",
+			c.socket)
 	}
 	var netErr net.Error
 	if errors.As(err, &netErr) && netErr.Timeout() {

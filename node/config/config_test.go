@@ -87,17 +87,22 @@ func TestErrors(t *testing.T) {
 		{"unknown nested key", with("vxlan: {vnid: 1}"), "w.yaml:5: vxlan.vnid: unknown key; did you mean vni?"},
 		{"duplicate key", with("cluster: []"), "w.yaml:5: cluster: the key stands here a second time"},
 		{"cluster's own check", edit("10.244.2.0/24", "10.244.2.0/99"), "w.yaml:4: nodes[1].podCIDRs[0]:"},
-		{"own node missing", edit("name: a", "name: c"), `w.yaml:2: nodes: "a" (this host's name, as ` + "`node` is not set) is not in the list; add it to `nodes` with its pod CIDR, or set `node` to one of c, b"},
+		{"own node missing", edit("name: a", "name: c"),
+			`w.yaml:2: nodes: "a" (this host's name, as ` + "`node` is not set) is not in the list; add it to " +
+				"`nodes` with its pod CIDR, or set `node` to one of c, b"},
 		{"named node missing", with("node: z"), `w.yaml:5: node: "z" is not in the list of nodes`},
 		{"own CIDR missing", edit(`[10.244.1.0/24, "fd00:10:244:1::/64"]`, "[]"), "node a has no pod CIDR"},
-		{"underlay families", edit("[192.0.2.1, \"2001:db8::1\"]", "[\"2001:db8::1\"]"), `w.yaml:4: nodes[1].addresses: "192.0.2.2" of node b: no common address family with this node a (2001:db8::1)`},
-		{"pod families", edit(`[10.244.1.0/24, "fd00:10:244:1::/64"]`, `["fd00:10:244:1::/64"]`), "w.yaml:4: nodes[1].podCIDRs: \"10.244.2.0/24\" of node b: no common address family with the pods of this node a"},
+		{"underlay families", edit("[192.0.2.1, \"2001:db8::1\"]", "[\"2001:db8::1\"]"),
+			`w.yaml:4: nodes[1].addresses: "192.0.2.2" of node b: no common address family with this node a (2001:db8::1)`},
+		{"pod families", edit(`[10.244.1.0/24, "fd00:10:244:1::/64"]`, `["fd00:10:244:1::/64"]`),
+			"w.yaml:4: nodes[1].podCIDRs: \"10.244.2.0/24\" of node b: no common address family with the pods of this node a"},
 		{"MTU 6", with("mtu: 1279"), `w.yaml:5: mtu: "1279" is below 1280, the minimum of IPv6`},
 		{"MTU 4", with("mtu: 575\nnode: b"), `w.yaml:5: mtu: "575" is below 576`},
 		{"MTU negative", with("mtu: -1"), "is below 1280"},
 		{"MTU long", with("mtu: 65536"), "is above 65535"},
 		{"MTU text", with("mtu: jumbo"), `"jumbo" is not a whole number`},
-		{"device long", with("device: warren0123456789"), `device: "warren0123456789" has 16 bytes, but an interface name has at most 15`},
+		{"device long", with("device: warren0123456789"),
+			`device: "warren0123456789" has 16 bytes, but an interface name has at most 15`},
 		{"device slash", with("device: a/b"), "has a character that interface names cannot have"},
 		{"device blank", with("device: a b"), "has a character"},
 		{"device format", with(`device: "w%d"`), "has a character"},
@@ -108,7 +113,8 @@ func TestErrors(t *testing.T) {
 		{"port high", with("vxlan: {port: 65536}"), "is not a UDP port"},
 		{"VNI high", with("vxlan: {vni: 16777216}"), `vxlan.vni: "16777216" does not fit the 24 bits`},
 		{"VNI negative", with("vxlan: {vni: -1}"), "does not fit the 24 bits"},
-		{"wireguard", with("encapsulation: wireguard"), `"wireguard" is planned, but this version does not have it; use vxlan`},
+		{"wireguard", with("encapsulation: wireguard"),
+			`"wireguard" is planned, but this version does not have it; use vxlan`},
 		{"direct", with("encapsulation: direct"), "is planned"},
 		{"encapsulation", with("encapsulation: gre"), `"gre" is not an encapsulation; use vxlan`},
 		{"workers", with("workers: 257"), "is not a number of workers"},
@@ -123,7 +129,8 @@ func TestErrors(t *testing.T) {
 		{"metrics name", with("metrics: example.org:80"), "has no IP address"},
 		{"runDir", with("runDir: run/warren"), "runDir: \"run/warren\" is not an absolute path"},
 		{"runDir root", with("runDir: /"), "is not an absolute path to a directory"},
-		{"runDir long", with("runDir: /" + strings.Repeat("x", 100)), "makes the socket's path 113 bytes long, but the kernel takes 107"},
+		{"runDir long", with("runDir: /" + strings.Repeat("x", 100)),
+			"makes the socket's path 113 bytes long, but the kernel takes 107"},
 		{"stateDir", with("stateDir: x"), "stateDir: \"x\" is not an absolute path"},
 		{"onExit", with("onExit: keep"), "is neither remove nor leave"},
 		{"log level", with("log: {level: loud}"), `log.level: "loud" is not a log level; use debug, info, warn or error`},
@@ -172,12 +179,14 @@ func TestNeedsRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	next, err := parse(strings.Replace(base, "10.244.1.0/24", "10.244.9.0/24", 1) +
-		"  - {name: c, addresses: [192.0.2.3], podCIDRs: [10.244.3.0/24]}\ndevice: pods0\nmasquerade: false\nonExit: leave\nlog: {level: debug}\n")
+		"  - {name: c, addresses: [192.0.2.3], podCIDRs: [10.244.3.0/24]}\n" +
+		"device: pods0\nmasquerade: false\nonExit: leave\nlog: {level: debug}\n")
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := strings.Join(running.NeedsRestart(next), "; ")
-	want := "podCIDRs of this node: 10.244.1.0/24, fd00:10:244:1::/64 → 10.244.9.0/24, fd00:10:244:1::/64; device: warren0 → pods0"
+	want := "podCIDRs of this node: 10.244.1.0/24, fd00:10:244:1::/64 → 10.244.9.0/24, fd00:10:244:1::/64; " +
+		"device: warren0 → pods0"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

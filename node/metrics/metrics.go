@@ -36,7 +36,8 @@ func Listen(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("metrics: %s is in use by another program; choose another address in `metrics`: %w", address, err)
+		return nil, fmt.Errorf("metrics: %s is in use by another program; choose another address in `metrics`: %w", address,
+			err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return nil, fmt.Errorf("metrics: this host has no address %s; choose another in `metrics`: %w", address, err)
 	case errors.Is(err, syscall.EACCES):
@@ -59,7 +60,8 @@ var specs = [...]struct {
 	labels     []string
 }{
 	{"info", "Always 1; what runs here.", []string{"node", "version", "encapsulation"}},
-	{"packets_total", "Segments, as they cross the wire, by direction (tx: to peers, rx: from peers).", []string{"direction"}},
+	{"packets_total", "Segments, as they cross the wire, by direction (tx: to peers, rx: from peers).",
+		[]string{"direction"}},
 	{"bytes_total", "Inner IP bytes by direction (tx: to peers, rx: from peers).", []string{"direction"}},
 	{"superpackets_total", "Superpackets by direction (tx, rx; local: between pods of this node; outside: to the kernel).",
 		[]string{"direction"}},
