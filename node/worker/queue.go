@@ -155,7 +155,9 @@ func (w *Worker) flush() error {
 	}
 	if r.TooBig > 0 {
 		w.drop(forwarder.SendTooBig, r.TooBig)
-		w.pathEvents()
+	}
+	if r.TooBig > 0 || r.Dropped > 0 {
+		w.pathEvents() // now, so that the pods hear of a narrower path with their next packet
 	}
 	w.out.Reset()
 	w.arena.Reset()

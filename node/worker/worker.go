@@ -65,6 +65,9 @@ const (
 	socketSlots = 16
 	// waitLimit bounds a wait, so that counters and path events of an idle worker are never older than this.
 	waitLimit = time.Second
+	// A busy worker looks at the clock once in so many rounds, and asks for path events so often.
+	eventRounds   = 64
+	eventInterval = 50 * time.Millisecond
 )
 
 // A Worker is one packet loop. New makes one; Run runs it.
@@ -90,6 +93,7 @@ type Worker struct {
 	scratch []byte // an ICMP error, or a run that must be flattened because the device refused it
 
 	events []tunnel.PathEvent
+	asked  time.Time // for path events
 }
 
 // New makes a worker.
@@ -121,7 +125,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, w.Waiter.Wake)
 	defer stop()
-	for ctx.Err() == nil {
+	for round := 0; ctx.Err() == nil; {
 		w.snap = w.Table.Load()
 		fromQueue, err := w.drainQueue()
 		if err != nil {
@@ -132,16 +136,27 @@ func (w *Worker) Run(ctx context.Context) error {
 			return fmt.Errorf("worker %d: receive from the underlay: %w", w.ID, err)
 		}
 		if fromQueue > 0 || fromSocket > 0 {
+			if round++; round%eventRounds == 0 {
+				w.tick()
+			}
 			continue
 		}
-		// The error queue makes the socket look readable, so it is emptied before each wait.
-		w.pathEvents()
+		w.tick()
 		w.Counters.Wakeups.Add(1)
 		if err := w.Waiter.Wait(waitLimit); err != nil {
 			return fmt.Errorf("worker %d: wait: %w", w.ID, err)
 		}
 	}
 	return nil
+}
+
+// tick asks for path events, but no more often than eventInterval: asking costs two system calls. They must be asked
+// for, as an ICMP error about what the send socket sent makes nothing readable.
+func (w *Worker) tick() {
+	if now := w.Now(); now.Sub(w.asked) >= eventInterval {
+		w.asked = now
+		w.pathEvents()
+	}
 }
 
 func (w *Worker) pathEvents() {
