@@ -67,6 +67,28 @@ func TestSecondInstanceIsRefused(t *testing.T) {
 	c.status(a) // and it still answers
 }
 
+// TestDeviceInUse starts a second daemon that has everything of its own but the device.
+func TestDeviceInUse(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	for _, n := range c.nodes {
+		c.ok(n.Up(c.ctx))
+	}
+	c.ping(a, b)
+	running := c.state(a)
+	text, err := os.ReadFile(a.ConfigFile)
+	c.ok(err)
+	other := strings.ReplaceAll(string(text), "runDir: "+a.RunDir, "runDir: "+a.RunDir+"2") + "vxlan: {port: 4790}\n"
+	file := filepath.Join(a.Dir, "second.yaml")
+	c.ok(os.WriteFile(file, []byte(other), 0o644))
+	_, err = a.NS.Run(c.ctx, filepath.Join(c.lab.Options.BinDir, "warren"), "up", "--config", file)
+	if err == nil || !strings.Contains(err.Error(), "warren0") || !strings.Contains(err.Error(), "use") {
+		t.Errorf("second daemon on the device: %v", err)
+	}
+	c.same(a, running)
+	c.ping(a, b)
+}
+
 func TestPortInUse(t *testing.T) {
 	c := newCluster(t, "a")
 	a := c.nodes[0]
@@ -242,4 +264,25 @@ func TestDeviceRemovedUnderIt(t *testing.T) {
 	}
 	c.ok(a.Up(c.ctx))
 	c.ping(a, b)
+}
+
+func TestCheck(t *testing.T) {
+	c := newCluster(t, "a")
+	a := c.nodes[0]
+	before := c.state(a)
+	out, err := a.Warren(c.ctx, "check")
+	if err != nil || !strings.Contains(out, " 0 errors\n") {
+		t.Errorf("before the start: %v\n%s", err, out)
+	}
+	c.same(a, before) // nothing was changed
+	c.ok(a.Up(c.ctx))
+	if out, err = a.Warren(c.ctx, "check"); err != nil || !strings.Contains(out, " 0 errors\n") {
+		t.Errorf("beside the running node: %v\n%s", err, out)
+	}
+	c.ok(a.Down(c.ctx))
+	_, err = a.NS.Run(c.ctx, "ip", "tuntap", "add", "warren0", "mode", "tun")
+	c.ok(err)
+	if out, err = a.Warren(c.ctx, "check"); err == nil || !strings.Contains(out, "error ") || !strings.Contains(out, "mend: ") {
+		t.Errorf("with the device's name taken: %v\n%s", err, out)
+	}
 }

@@ -142,10 +142,17 @@ func (n *Node) serve(l net.Listener, h http.Handler) {
 
 // hostSpec is what the kernel should be for a configuration.
 func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
+	spec := specOf(cfg)
+	spec.MTU, spec.GSOMaxSize, spec.Pods = n.podMTU, gsoMaxSize(n.podMTU), pods
+	return spec
+}
+
+// specOf is what a configuration says of the kernel, by itself.
+func specOf(cfg *config.Config) hostnet.Spec {
 	spec := hostnet.Spec{
-		Device: cfg.Device, MTU: n.podMTU, GSOMaxSize: gsoMaxSize(n.podMTU),
+		Device: cfg.Device, MTU: cfg.MTU,
 		Gateways: cfg.Gateways(), PodCIDRs: cfg.Self.PodCIDRs, ClusterCIDRs: cfg.Cluster, NodeAddrs: cfg.Self.Addresses,
-		Table: cfg.Table, RulePriority: cfg.RulePriority, Masquerade: cfg.Masquerade, Pods: pods,
+		Table: cfg.Table, RulePriority: cfg.RulePriority, Masquerade: cfg.Masquerade,
 	}
 	for _, peer := range cfg.Peers(cfg.State) {
 		spec.PeerNodeAddrs = append(spec.PeerNodeAddrs, peer.Addresses...)

@@ -84,7 +84,7 @@ func newRoot(inv Invocation) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(newUp(), newDown(), newVersion(),
+	root.AddCommand(newUp(), newDown(), newCheck(), newVersion(),
 		newStatus(), newPeers(), newRoutes(), newPods(), newDrops())
 	return root
 }
@@ -115,15 +115,28 @@ type ask struct {
 func (a *ask) flags(cmd *cobra.Command) {
 	configFlag(cmd, &a.config)
 	cmd.Flags().StringVar(&a.socket, "socket", "", "API socket `PATH` of the node daemon (default: the configuration's)")
-	cmd.Flags().StringVarP(&a.output, "output", "o", "table", "`FORMAT` of the answer: table or json")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"},
-		cobra.ShellCompDirectiveNoFileComp))
+	outputFlag(cmd, &a.output)
+}
+
+// outputFlag adds -o.
+func outputFlag(cmd *cobra.Command, output *string) {
+	cmd.Flags().StringVarP(output, "output", "o", "table", "`FORMAT` of the answer: table or json")
+	// The flag exists, so this cannot fail.
+	_ = cmd.RegisterFlagCompletionFunc("output",
+		cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func checkOutput(output string) error {
+	if output != "table" && output != "json" {
+		return fmt.Errorf("output format %q: use table or json", output)
+	}
+	return nil
 }
 
 // client checks the flags and finds the socket.
 func (a *ask) client(cmd *cobra.Command) (*api.Client, error) {
-	if a.output != "table" && a.output != "json" {
-		return nil, fmt.Errorf("output format %q: use table or json", a.output)
+	if err := checkOutput(a.output); err != nil {
+		return nil, err
 	}
 	if a.socket != "" {
 		return api.NewClient(a.socket), nil

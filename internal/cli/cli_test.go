@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/node/api"
 )
 
@@ -186,6 +187,8 @@ func TestErrors(t *testing.T) {
 			"warren: " + dir + "/none: there is no such file; name another with --config"},
 		{[]string{"up", "--config", empty}, "warren: " + empty + ": the file is empty; it needs"},
 		{[]string{"down", "--config", empty}, "the file is empty"},
+		{[]string{"check", "--config", empty}, "the file is empty"},
+		{[]string{"check", "-o", "xml"}, `output format "xml": use table or json`},
 		{[]string{"pods", "--socket", sock}, "warren: the node daemon answers: records are unreadable; both of them"},
 		{[]string{"staus"}, `warren: unknown command "staus" for "warren"`},
 		{[]string{"status", "extra"}, `warren: unknown command "extra" for "warren status"`},
@@ -215,5 +218,26 @@ func TestHelpVersionCompletion(t *testing.T) {
 		if status, out, errOut := call(t, c.args...); status != 0 || !strings.Contains(out, c.want) {
 			t.Errorf("%v: status %d\n%s%s", c.args, status, out, errOut)
 		}
+	}
+}
+
+func TestCheckReport(t *testing.T) {
+	findings := []hostnet.Finding{
+		{Level: hostnet.OK, What: "TUN", Why: "can be opened"},
+		{Level: hostnet.Warning, What: "MTU", Why: "is small", Mend: "`ip link set eth0 mtu 1500`"},
+	}
+	var out bytes.Buffer
+	if err := report(&out, findings, "table"); err != nil {
+		t.Error(err)
+	}
+	want := "ok       TUN: can be opened\nwarning  MTU: is small\n         mend: `ip link set eth0 mtu 1500`\n" +
+		"1 ok, 1 warnings, 0 errors\n"
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+	out.Reset()
+	err := report(&out, append(findings, hostnet.Finding{Level: hostnet.Error, What: "port"}), "json")
+	if !errors.Is(err, errSilent) || !strings.Contains(out.String(), `"level": "error"`) {
+		t.Errorf("%v: %s", err, out.String())
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/internal/yamldoc"
 )
@@ -137,6 +138,9 @@ func (c *checker) device() error {
 	case strings.ContainsFunc(d, badDeviceRune):
 		return c.wrong("device", d, "has a character that interface names cannot have",
 			"use letters, digits, dots, hyphens and underscores")
+	case strings.HasPrefix(d, podrecord.HostPrefix):
+		return c.wrong("device", d, "begins with "+podrecord.HostPrefix+", as the pods' interfaces on this host do",
+			"use a name such as warren0")
 	case d == "all" || d == "default" || d == "lo":
 		return c.wrong("device", d, "is a name that the kernel keeps for itself", "use a name such as warren0")
 	}
@@ -197,9 +201,9 @@ func (c *checker) offloads() error {
 
 func (c *checker) routing() error {
 	switch t := c.out.Table; {
-	case t < 1 || t > 1<<32-2:
+	case t < 1 || t > 1<<31-1:
 		return c.wrong("routing.table", t, "is not a routing table",
-			"use a number of 1 to 4294967294 that nothing else uses")
+			"use a number of 1 to 2147483647 that nothing else uses")
 	case t >= 253 && t <= 255:
 		return c.wrong("routing.table", t, "is one of the kernel's own tables (default, main, local)",
 			"use a number that nothing else uses")
