@@ -14,17 +14,22 @@ import (
 
 func TestBuildRefuses(t *testing.T) {
 	peer := func(name, at string, cidrs ...string) *Peer {
-		return &Peer{Name: name, Endpoint: netip.MustParseAddrPort(at), PodCIDRs: prefixes(cidrs...), MTU: 1450, Stats: NewPeerStats(1)}
+		return &Peer{Name: name, Endpoint: netip.MustParseAddrPort(at), PodCIDRs: prefixes(cidrs...), MTU: 1450,
+			Stats: NewPeerStats(1)}
 	}
 	tests := []struct {
 		name string
 		edit func(*Spec)
 		want string
 	}{
-		{"one CIDR of two peers", func(s *Spec) { s.Peers = append(s.Peers, peer("d", "192.0.2.9:1", "10.244.2.0/24")) }, "two owners"},
-		{"our CIDR at a peer", func(s *Spec) { s.Peers = append(s.Peers, peer("d", "192.0.2.9:1", "10.244.1.0/24")) }, "two owners"},
-		{"one underlay address of two peers", func(s *Spec) { s.Peers = append(s.Peers, peer("d", "192.0.2.2:1")) }, "already peer b's"},
-		{"our underlay address at a peer", func(s *Spec) { s.Peers = append(s.Peers, peer("d", "192.0.2.1:1")) }, "two owners"},
+		{"one CIDR of two peers", func(s *Spec) { s.Peers = append(s.Peers, peer("d", "192.0.2.9:1", "10.244.2.0/24")) },
+			"two owners"},
+		{"our CIDR at a peer", func(s *Spec) { s.Peers = append(s.Peers, peer("d", "192.0.2.9:1", "10.244.1.0/24")) },
+			"two owners"},
+		{"one underlay address of two peers", func(s *Spec) { s.Peers = append(s.Peers, peer("d", "192.0.2.2:1")) },
+			"already peer b's"},
+		{"our underlay address at a peer", func(s *Spec) { s.Peers = append(s.Peers, peer("d", "192.0.2.1:1")) },
+			"two owners"},
 		{"IPv4-mapped", func(s *Spec) { s.Peers = append(s.Peers, peer("d", "[::ffff:192.0.2.9]:1")) }, "IPv4-mapped"},
 		{"host bits", func(s *Spec) { s.PodCIDRs = append(s.PodCIDRs, prefix("10.244.9.1/24")) }, "masked"},
 		{"no port", func(s *Spec) { s.Peers[0].Endpoint = netip.AddrPortFrom(addr("192.0.2.2"), 0) }, "a port"},

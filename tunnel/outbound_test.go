@@ -18,7 +18,8 @@ func TestAppendJoinsWhatOneSegmentationDescribes(t *testing.T) {
 		in   []in
 		want []Send // To, TOS, Len, SegmentSize, Segments
 	}{
-		{"equal sizes", []in{{a, 0, 100}, {a, 0, 100}, {a, 0, 100}}, []Send{{To: a, Len: 300, SegmentSize: 100, Segments: 3}}},
+		{"equal sizes", []in{{a, 0, 100}, {a, 0, 100}, {a, 0, 100}}, []Send{{To: a, Len: 300, SegmentSize: 100,
+			Segments: 3}}},
 		{"short last", []in{{a, 0, 100}, {a, 0, 60}}, []Send{{To: a, Len: 160, SegmentSize: 100, Segments: 2}}},
 		{"nothing after a short one", []in{{a, 0, 100}, {a, 0, 60}, {a, 0, 60}},
 			[]Send{{To: a, Len: 160, SegmentSize: 100, Segments: 2}, {To: a, Len: 60, SegmentSize: 60, Segments: 1}}},

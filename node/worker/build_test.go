@@ -137,7 +137,8 @@ func super(t testing.TB, p []byte, size int) ([]byte, packet.Meta) {
 	if e := packet.Parse(p, &i); e != packet.OK {
 		t.Fatal(e)
 	}
-	m := packet.Meta{Type: packet.GSOTCP4, SegmentSize: uint16(size), NeedsChecksum: true, ChecksumStart: i.L4, ChecksumOffset: 16}
+	m := packet.Meta{Type: packet.GSOTCP4, SegmentSize: uint16(size), NeedsChecksum: true, ChecksumStart: i.L4,
+		ChecksumOffset: 16}
 	if i.Version == 6 {
 		m.Type = packet.GSOTCP6
 	}

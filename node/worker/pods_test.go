@@ -134,7 +134,8 @@ func TestTransfers(t *testing.T) {
 			network: tunmem.Config{Seed: 4, Loss: 0.005, Reorder: 0.02, Duplicate: 0.02}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: tt.nodes, queues: tt.queues, network: tt.network, device: tt.device, v6: tt.v6})
+			c := newCluster(t, clusterConfig{nodes: tt.nodes, queues: tt.queues, network: tt.network, device: tt.device,
+				v6: tt.v6})
 			pods := withPods(t, c, 1420, tt.offload)
 			var wg sync.WaitGroup
 			run := func(from, to *netpod.Pod, family int) {

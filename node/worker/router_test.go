@@ -60,8 +60,10 @@ func TestPassesUnharmed(t *testing.T) {
 		b    build
 	}{
 		{"hop-by-hop options", build{proto: protoUDP, payload: 100, ext: hop, extType: 0}},
-		{"first fragment", build{proto: protoUDP, l4: bytes.Repeat([]byte{5}, 808), ext: []byte{protoUDP, 0, 0, 1, 1, 2, 3, 4}, extType: 44}},
-		{"last fragment", build{proto: protoUDP, l4: bytes.Repeat([]byte{5}, 99), ext: []byte{protoUDP, 0, 3, 0x28, 1, 2, 3, 4}, extType: 44}},
+		{"first fragment", build{proto: protoUDP, l4: bytes.Repeat([]byte{5}, 808), ext: []byte{protoUDP, 0, 0, 1, 1, 2, 3,
+			4}, extType: 44}},
+		{"last fragment", build{proto: protoUDP, l4: bytes.Repeat([]byte{5}, 99), ext: []byte{protoUDP, 0, 3, 0x28, 1, 2,
+			3, 4}, extType: 44}},
 		{"destination options", build{payload: 100, ext: []byte{protoTCP, 0, 1, 4, 0, 0, 0, 0}, extType: 60}},
 	}
 	for _, underlay := range []bool{false, true} {
@@ -231,17 +233,25 @@ func TestRejects(t *testing.T) {
 		v6         bool
 		noResponse bool
 	}{
-		{name: "too big, DF", b: build{dst: "10.244.2.9", payload: 1361, df: true}, reason: forwarder.TooBig, typ: 3, code: 4, mtu: 1400},
-		{name: "IPv6 too big", b: build{dst: "fd00:10:244:2::9", payload: 1341}, reason: forwarder.TooBig, typ: 2, code: 0, mtu: 1400, v6: true},
-		{name: "superpacket too big", b: build{dst: "10.244.2.9", payload: 30000, df: true}, superSize: 1380, reason: forwarder.TooBig, typ: 3, code: 4, mtu: 1400},
+		{name: "too big, DF", b: build{dst: "10.244.2.9", payload: 1361, df: true}, reason: forwarder.TooBig, typ: 3,
+			code: 4, mtu: 1400},
+		{name: "IPv6 too big", b: build{dst: "fd00:10:244:2::9", payload: 1341}, reason: forwarder.TooBig, typ: 2, code: 0,
+			mtu: 1400, v6: true},
+		{name: "superpacket too big", b: build{dst: "10.244.2.9", payload: 30000, df: true}, superSize: 1380,
+			reason: forwarder.TooBig, typ: 3, code: 4, mtu: 1400},
 		{name: "no route", b: build{dst: "10.244.99.9", payload: 10}, reason: forwarder.NoRoute, typ: 3, code: 0},
-		{name: "IPv6 no route", b: build{dst: "fd00:10:244:99::9", payload: 10}, reason: forwarder.NoRoute, typ: 1, code: 0, v6: true},
-		{name: "ICMP error is not answered", b: build{dst: "10.244.99.9", proto: protoICMP, l4: append([]byte{3, 1, 0, 0, 0, 0, 0, 0}, make([]byte, 28)...)},
+		{name: "IPv6 no route", b: build{dst: "fd00:10:244:99::9", payload: 10}, reason: forwarder.NoRoute, typ: 1,
+			code: 0, v6: true},
+		{name: "ICMP error is not answered", b: build{dst: "10.244.99.9", proto: protoICMP, l4: append([]byte{3, 1, 0, 0,
+			0, 0, 0, 0}, make([]byte, 28)...)},
 			reason: forwarder.NoRoute, noResponse: true},
-		{name: "later fragment is not answered", b: build{dst: "10.244.99.9", proto: protoUDP, l4: make([]byte, 100), fragment: 0x0010},
+		{name: "later fragment is not answered", b: build{dst: "10.244.99.9", proto: protoUDP, l4: make([]byte, 100),
+			fragment: 0x0010},
 			reason: forwarder.NoRoute, noResponse: true},
-		{name: "multicast is not answered", b: build{dst: "224.0.0.9", proto: protoUDP, payload: 10}, reason: forwarder.Multicast, noResponse: true},
-		{name: "spoofed source is not answered", b: build{src: "10.244.3.3", dst: "10.244.2.9", payload: 10}, reason: forwarder.SourceNotLocal, noResponse: true},
+		{name: "multicast is not answered", b: build{dst: "224.0.0.9", proto: protoUDP, payload: 10},
+			reason: forwarder.Multicast, noResponse: true},
+		{name: "spoofed source is not answered", b: build{src: "10.244.3.3", dst: "10.244.2.9", payload: 10},
+			reason: forwarder.SourceNotLocal, noResponse: true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -297,7 +307,8 @@ func TestICMPIsRateLimited(t *testing.T) {
 	}
 	a.waitDrop(t, forwarder.NoRoute, 200)
 	w := a.workers[0]
-	if sent, limited := w.Counters.ICMPSent.Load(), w.Counters.ICMPLimited.Load(); sent != icmpBurst || limited != 200-icmpBurst {
+	if sent, limited := w.Counters.ICMPSent.Load(),
+		w.Counters.ICMPLimited.Load(); sent != icmpBurst || limited != 200-icmpBurst {
 		t.Errorf("%d errors sent and %d withheld, want %d and %d", sent, limited, icmpBurst, 200-icmpBurst)
 	}
 }

@@ -49,9 +49,11 @@ func TestWireIsNotTrusted(t *testing.T) {
 		{name: "our own underlay address", sender: "192.0.2.1", b: good, want: forwarder.UnknownPeer},
 		{name: "wrong VNI", b: good, edit: func(h *vxlan.Header) { h[6]++ }, want: forwarder.WrongVNI},
 		{name: "no VNI flag", b: good, edit: func(h *vxlan.Header) { h[0] = 0 }, want: forwarder.EncapFlags},
-		{name: "remote checksum offload", b: good, edit: func(h *vxlan.Header) { h[1] |= 0x20 }, want: forwarder.UnofferedExtension},
+		{name: "remote checksum offload", b: good, edit: func(h *vxlan.Header) { h[1] |= 0x20 },
+			want: forwarder.UnofferedExtension},
 		{name: "another VTEP's MAC", b: good, edit: func(h *vxlan.Header) { h[13]++ }, want: forwarder.WrongMAC},
-		{name: "broadcast MAC", b: good, edit: func(h *vxlan.Header) { copy(h[8:14], "\xff\xff\xff\xff\xff\xff") }, want: forwarder.GroupMAC},
+		{name: "broadcast MAC", b: good, edit: func(h *vxlan.Header) { copy(h[8:14], "\xff\xff\xff\xff\xff\xff") },
+			want: forwarder.GroupMAC},
 		{name: "ARP", b: good, edit: func(h *vxlan.Header) { h[20], h[21] = 8, 6 }, want: forwarder.BadEtherType},
 		{name: "another peer's pod", b: from("10.244.3.5", "10.244.1.9"), want: forwarder.SourceNotPeer},
 		{name: "our pod", b: from("10.244.1.5", "10.244.1.9"), want: forwarder.SourceNotPeer},
@@ -91,7 +93,8 @@ func TestCongestionMarksAreCarriedOver(t *testing.T) {
 	h := vxlan.NewHeader(testVNI, a.mac, b.mac, vxlan.EtherTypeIPv4)
 	s := newStranger(c, "192.0.2.2")
 	const dscp = 10 << 2
-	for _, tt := range []struct{ inner, outer, want uint8 }{{2, 3, 3}, {1, 3, 3}, {2, 1, 1}, {2, 2, 2}, {3, 0, 3}, {0, 2, 0}} {
+	for _, tt := range []struct{ inner, outer, want uint8 }{{2, 3, 3}, {1, 3, 3}, {2, 1, 1}, {2, 2, 2}, {3, 0, 3}, {0,
+		2, 0}} {
 		s.send(t, 0xb8|tt.outer, h[:], build{src: "10.244.2.5", dst: "10.244.1.9", payload: 9, tos: dscp | tt.inner}.bytes(t))
 		got := a.next(t)
 		checkTCP(t, got)
@@ -126,7 +129,8 @@ func TestBadPacketsAreDropped(t *testing.T) {
 		a.dev.Inject(p, packet.Meta{})
 	}
 	for _, m := range []packet.Meta{
-		{Type: packet.GSOTCP4}, {Type: packet.GSOTCP6, SegmentSize: 10, NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16},
+		{Type: packet.GSOTCP4}, {Type: packet.GSOTCP6, SegmentSize: 10, NeedsChecksum: true, ChecksumStart: 20,
+			ChecksumOffset: 16},
 		{Type: packet.GSOUDP, SegmentSize: 10, NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 6},
 		{Type: packet.GSOTCP4, SegmentSize: 10, NeedsChecksum: true, ChecksumStart: 65535, ChecksumOffset: 65535},
 		{Type: 255, SegmentSize: 10}, {NeedsChecksum: true, ChecksumStart: 2000, ChecksumOffset: 3},
@@ -154,7 +158,8 @@ func TestBadPacketsAreDropped(t *testing.T) {
 		s.send(t, 0, h[:], last)
 		done = bytes.Equal(a.next(t).Data, last)
 	}
-	for _, r := range []forwarder.Reason{forwarder.Truncated, forwarder.BadVersion, forwarder.BadHeader, forwarder.BadOffload} {
+	for _, r := range []forwarder.Reason{forwarder.Truncated, forwarder.BadVersion, forwarder.BadHeader,
+		forwarder.BadOffload} {
 		if a.drops(r) == 0 {
 			t.Errorf("nothing was dropped as %s: %v", r, a.allDrops())
 		}
