@@ -6,8 +6,9 @@
 //
 // Routes and rules of Warren carry protocol 87 (Protocol), its TUN device the alias DeviceAlias, its nftables objects
 // live in the tables `inet warren` and `bridge warren`. Only such objects are changed or removed, with two limits: of
-// the routes with protocol 87 only those through the device and the unreachable ones (routes to pods belong to the
-// CNI plugin, and are put back but never removed), and of the device's addresses all, as nobody else has business there. Sysctls are turned on and left.
+// the routes with protocol 87 only those through the device and the unreachable ones are removed (routes to pods belong
+// to the CNI plugin; they are put back but not removed), and of the device's addresses all are Warren's, as nobody else
+// has business there. Sysctls are turned on and left.
 //
 // # Where packets of pods go
 //

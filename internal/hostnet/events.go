@@ -19,16 +19,16 @@ const (
 	netconfIfindexAll = 0xffffffff // NETCONFA_IFINDEX_ALL
 	netconfHeader     = 4          // struct netconfmsg, aligned
 	nfgenHeader       = 4          // struct nfgenmsg
-	nftAttrTable      = 1          // the table's name: NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE, …
+	nftAttrTable      = 1          // the table's name: NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, …
 	eventBuffer       = 1 << 20    // bytes; a full buffer is noticed (ENOBUFS), this one makes it seldom
 )
 
 // An interesting reports whether a netlink message may mean that something of Warren's changed.
 type interesting func(m syscall.NetlinkMessage) bool
 
-// listen opens a netlink socket in the calling thread's namespace, subscribes to groups and sends to wake when a message
-// is interesting, or when messages were lost. It ends with ctx; wake is never closed, and never blocks for long: a wake
-// that nobody has taken yet stands for all.
+// listen opens a netlink socket in the calling thread's namespace, subscribes to groups and sends to wake when a
+// message is interesting, or when messages were lost. It ends with ctx. It never blocks on wake, which has room for
+// one: a wake that nobody has taken yet stands for all.
 func listen(ctx context.Context, protocol int, wake chan<- struct{}, match interesting, groups ...uint) error {
 	sock, err := nl.Subscribe(protocol, groups...)
 	if err != nil {

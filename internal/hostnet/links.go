@@ -80,7 +80,8 @@ func ownDevice(h *netlink.Handle, name string) (netlink.Link, error) {
 // one; both are set, as 6.3 brought a limit of its own for IPv4. Older kernels than 4.15 can't set it.
 func setGSO(h *netlink.Handle, link netlink.Link, size int, c *Changes) error {
 	attrs := link.Attrs()
-	if size == 0 || attrs.GSOMaxSize == uint32(size) && (attrs.GSOIPv4MaxSize == 0 || attrs.GSOIPv4MaxSize == uint32(size)) {
+	want := uint32(size)
+	if size == 0 || attrs.GSOMaxSize == want && (attrs.GSOIPv4MaxSize == 0 || attrs.GSOIPv4MaxSize == want) {
 		return nil
 	}
 	err := h.LinkSetGSOMaxSize(link, size)

@@ -30,7 +30,9 @@ type firewall struct {
 }
 
 func newFirewall() *firewall {
-	deadline := nftables.WithSockOptions(func(c *mdnetlink.Conn) error { return c.SetDeadline(time.Now().Add(nftTimeout)) })
+	deadline := nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
+		return c.SetDeadline(time.Now().Add(nftTimeout))
+	})
 	return &firewall{conn: func() *nftables.Conn {
 		conn, err := nftables.New(deadline)
 		if err != nil {
@@ -59,9 +61,9 @@ func (fw *firewall) tables() (inet, bridge bool, err error) {
 	return inet, bridge, nil
 }
 
-// missing adds ErrNoNftables to the errors of a kernel that lacks a part of nf_tables: the subsystem, a table family, or
-// an expression or chain type (ENOENT). Without the subsystem a single message is answered EINVAL, which tables knows,
-// and without netfilter's netlink there is no such socket.
+// missing adds ErrNoNftables to the errors of a kernel that lacks a part of nf_tables: the subsystem, a table family,
+// or an expression or chain type (ENOENT). Without the subsystem a single message is answered EINVAL, which tables
+// knows, and without netfilter's netlink there is no such socket.
 func missing(err error) error {
 	for _, e := range []error{unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ENOENT} {
 		if errors.Is(err, e) {
@@ -129,8 +131,8 @@ func (fw *firewall) applyBridge(exists bool, c *Changes) error {
 	return fw.rebuild(state, []chain{bridgeChain()}, nil, c)
 }
 
-// rebuild sets the wrong chains up anew and removes the stale ones, in one transaction. When the kernel refuses it, each
-// chain gets its own, and those that are refused alone are what is lost.
+// rebuild sets the wrong chains up anew and removes the stale ones, in one transaction. When the kernel refuses it,
+// each chain gets its own, and those that are refused alone are what is lost.
 func (fw *firewall) rebuild(state tableState, wrong []chain, stale []*nftables.Chain, c *Changes) error {
 	all := fw.begin(state.table)
 	all.removeChains(stale)
@@ -270,8 +272,8 @@ func (w chain) fingerprints() []string {
 	return marks
 }
 
-// comment is a rule's comment in the kernel: why it is there, and a hash of what it does, by which Apply sees that it is
-// still the one that this version of Warren would write.
+// comment is a rule's comment in the kernel: why it is there, and a hash of what it does, by which Apply sees that it
+// is still the one that this version of Warren would write.
 func (r chainRule) comment() string {
 	h := fnv.New32a()
 	for _, e := range r.exprs {
@@ -316,7 +318,7 @@ func (tx *txn) addSet(s *nftables.Set, elems []nftables.SetElement) {
 	}
 }
 
-// putChain makes the chain hold exactly its rules, whether it exists or not. One that hangs on another hook is made anew.
+// putChain makes the chain hold exactly its rules, whether it exists or not; one on another hook is made anew.
 func (tx *txn) putChain(w chain, state tableState) {
 	if old := state.chain(w.name); old != nil && !w.sameHook(old) {
 		tx.removeChains([]*nftables.Chain{old})

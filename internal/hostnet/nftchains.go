@@ -102,7 +102,8 @@ func sourceChain() chain {
 func addNeighborRules(add func(string, ...match), isIPv6 match) {
 	types := []byte{icmpv6RouterSol, icmpv6NeighborSol, icmpv6NeighborAdv}
 	add("neighbour discovery", isIPv6, sourceIn(linkLocal), destinationIn(linkLocal), icmp6Type(types...), accept())
-	add("neighbour discovery", isIPv6, sourceIn(linkLocal), destinationIn(linkScopeMulticast), icmp6Type(types...), accept())
+	add("neighbour discovery", isIPv6, sourceIn(linkLocal), destinationIn(linkScopeMulticast), icmp6Type(types...),
+		accept())
 	add("duplicate address detection", isIPv6, sourceIn(unspecified6), destinationIn(linkScopeMulticast),
 		icmp6Type(icmpv6RouterSol, icmpv6NeighborSol), accept())
 }
@@ -169,7 +170,8 @@ func (s Spec) untracked(families []family) chain {
 	return chain{
 		name: "untracked", kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting,
 		priority: *nftables.ChainPriorityRaw, rules: rules,
-		lost: "translated connections of pods (kube-proxy, host ports, masquerading) fail: connection tracking sees packets twice",
+		lost: "translated connections of pods (kube-proxy, host ports, masquerading) fail: " +
+			"connection tracking sees packets twice",
 	}
 }
 
@@ -178,7 +180,8 @@ func (s Spec) untracked(families []family) chain {
 func (s Spec) replies() chain {
 	var rules []chainRule
 	for _, from := range []match{fromPods(), fromBridges()} {
-		rules = append(rules, chainRule{"answer of a translated connection", join(from, isTranslatedReply(), setMark(s.Mark))})
+		exprs := join(from, isTranslatedReply(), setMark(s.Mark))
+		rules = append(rules, chainRule{"answer of a translated connection", exprs})
 	}
 	return chain{
 		name: "replies", kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting,

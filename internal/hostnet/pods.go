@@ -17,9 +17,9 @@ const podAttempts = 10
 // setChunk is how many elements go into one netlink message, whose attributes hold 64 KiB.
 const setChunk = 500
 
-// EnsurePod makes the source check accept exactly p.Addrs from p.Interface. It makes the tables when they are missing,
-// so that it works while the daemon is down. The interface exists when it is called. It may run at the same time as any other call, in any process. Calling
-// it again changes nothing. ErrNoNftables: the kernel can't check sources by it, see EnsurePodLink.
+// EnsurePod makes the source check accept exactly p.Addrs from p.Interface, which exists already. It makes the tables
+// when they are missing, so that it works while the daemon is down, and may run at the same time as any other call, in
+// any process. Calling it again changes nothing. ErrNoNftables: the kernel can't check sources so, see EnsurePodLink.
 func EnsurePod(p Pod) error {
 	if err := p.validate(); err != nil {
 		return fmt.Errorf("source check: %w", err)
@@ -45,8 +45,8 @@ func RemovePod(ifname string) error {
 	return errors.Join(errs...)
 }
 
-// Spoofed is the number of packets that the source checks dropped since their tables were made. ErrNoNftables when there
-// is no check.
+// Spoofed is the number of packets that the source checks dropped since their tables were made. ErrNoNftables when
+// there is no check.
 func Spoofed() (uint64, error) {
 	fw := newFirewall()
 	inet, bridge, err := fw.tables()

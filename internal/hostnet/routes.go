@@ -261,8 +261,8 @@ func (r route) netlink() *netlink.Route {
 	return n
 }
 
-// podsOfRoutes finds the pods of routed mode by their host routes, which the CNI plugin sets. It is a help for sets that
-// somebody flushed, not the only source, so a list that can't be had is not an error.
+// podsOfRoutes finds the pods of routed mode by their host routes, which the CNI plugin sets. It is a help for sets
+// that somebody flushed, not the only source, so a list that can't be had is not an error.
 func podsOfRoutes(h *netlink.Handle, families []family) []Pod {
 	links := map[int]netlink.Link{}
 	byName := map[string]*Pod{}

@@ -97,7 +97,8 @@ func (s Spec) withDefaults() Spec {
 func (s Spec) validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if s.Device == "" || len(s.Device) > 15 || strings.ContainsAny(s.Device, "/ \t\n") || s.Device == "." || s.Device == ".." {
+	odd := strings.ContainsAny(s.Device, "/ \t\n") || s.Device == "." || s.Device == ".."
+	if s.Device == "" || len(s.Device) > 15 || odd {
 		bad("device name %q: it has 1 to 15 bytes, without slash and space", s.Device)
 	}
 	if strings.HasPrefix(s.Device, PodPrefix) {

@@ -121,9 +121,12 @@ func deviceSysctls(device string, families []family, c *Changes) error {
 			set(conf+"accept_ra", "0")
 			continue
 		}
-		set(conf+"rp_filter", "2")      // loose: sources on the wire are the forwarder's business; the larger of all and this counts
-		set(conf+"accept_local", "1")   // ICMP errors of the forwarder come from the gateway address, which is local
-		set(conf+"send_redirects", "0") // in and out by the TUN is the normal way of a translated packet
+		// Loose, as sources on the wire are the forwarder's business. The larger of all's and this one counts.
+		set(conf+"rp_filter", "2")
+		// ICMP errors of the forwarder come from the gateway address, which is local.
+		set(conf+"accept_local", "1")
+		// In and out by the TUN is the normal way of a translated packet.
+		set(conf+"send_redirects", "0")
 	}
 	return errors.Join(errs...)
 }

@@ -216,7 +216,7 @@ func TestGuards(t *testing.T) {
 		if n := watch(); n != 0 {
 			t.Errorf("%s: %d packets of the cluster left by the underlay", tt.name, n)
 		}
-		ttl := w.run("nstat -asz IpExtInNoECTPkts IpInHdrErrors Ip6InHdrErrors | grep HdrErrors | awk '{s+=$2} END {print s}'")
+		ttl := w.run("nstat -asz IpInHdrErrors Ip6InHdrErrors | grep HdrErrors | awk '{s+=$2} END {print s}'")
 		if strings.TrimSpace(ttl) != "0" {
 			t.Errorf("%s: packets looped until their TTL ended (%s)", tt.name, strings.TrimSpace(ttl))
 		}
@@ -229,7 +229,7 @@ func TestGuards(t *testing.T) {
 	w.apply(testSpec())
 	w.in(pod2, func() { w.run(ping(pod1v4)); w.run(ping(pod1v6)); w.run(ping("203.0.113.9")) })
 	w.must(Remove(testSpec(), false))
-	if s := w.state(); strings.Contains(strings.ReplaceAll(s, "dev wrn", ""), "unreachable 10.") || strings.Contains(s, "table inet warren") {
+	if s := w.state(); strings.Contains(s, "unreachable 10.") || strings.Contains(s, "table inet warren") {
 		t.Errorf("after the last Remove:\n%s", s)
 	}
 }
@@ -237,7 +237,7 @@ func TestGuards(t *testing.T) {
 // countLeaks counts packets with pods' addresses that arrive at the other side of the underlay.
 func (w *world) countLeaks(outside netns.NsHandle) func() int {
 	w.in(outside, func() {
-		w.run(`nft 'add table inet leak; flush table inet leak; add chain inet leak in { type filter hook prerouting priority -400; }'
+		w.run(`nft 'add table inet leak; add chain inet leak in { type filter hook prerouting priority -400; }'
 			nft add rule inet leak in ip saddr 10.244.0.0/16 counter
 			nft add rule inet leak in ip daddr 10.244.0.0/16 counter
 			nft add rule inet leak in ip6 saddr fd00:10:244::/48 counter
@@ -245,7 +245,8 @@ func (w *world) countLeaks(outside netns.NsHandle) func() int {
 	})
 	return func() (n int) {
 		w.in(outside, func() {
-			out := w.run("nft list table inet leak | sed -n 's/.*packets \\([0-9]*\\) .*/\\1/p' | awk '{s+=$1} END {print s}'; nft delete table inet leak")
+			out := w.run("nft list table inet leak | sed -n 's/.*packets \\([0-9]*\\) .*/\\1/p' | awk '{s+=$1} END {print s}'")
+			w.run("nft delete table inet leak")
 			if _, err := fmt.Sscan(out, &n); err != nil {
 				w.Fatalf("counting leaks: %v: %q", err, out)
 			}
@@ -270,14 +271,15 @@ func TestTranslatedConnections(t *testing.T) {
 		nft add rule inet proxy post ip saddr 10.244.1.3 ip daddr 10.244.1.3 masquerade
 		nft add rule inet proxy post ip6 saddr fd00:10:244:1::3 ip6 daddr fd00:10:244:1::3 masquerade`)
 	w.serve(pod2, "", 8080)
+	pod1Source := map[bool]string{true: pod1v4, false: pod1v6}
 	from := []struct {
 		name string
 		ns   netns.NsHandle
 		dsts []string
-		seen map[bool]string
+		seen map[bool]string // whether IPv4 → source that the server sees; nil: any
 	}{
-		{"pod to service on the same node", pod1, []string{"10.96.0.1", "fd00:96::1"}, map[bool]string{true: pod1v4, false: pod1v6}},
-		{"pod to its own node's port", pod1, []string{"192.0.2.1", "2001:db8::1"}, map[bool]string{true: pod1v4, false: pod1v6}},
+		{"pod to service on the same node", pod1, []string{"10.96.0.1", "fd00:96::1"}, pod1Source},
+		{"pod to its own node's port", pod1, []string{"192.0.2.1", "2001:db8::1"}, pod1Source},
 		{"outside to the node's port", outside, []string{"192.0.2.1", "2001:db8::1"},
 			map[bool]string{true: "192.0.2.2", false: "2001:db8::2"}},
 		{"node to service", w.node, []string{"10.96.0.1"}, nil},
