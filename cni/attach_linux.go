@@ -199,9 +199,9 @@ func (a *attachment) setUpRouted() error {
 		if err := setSysctl("ipv6/conf/"+a.rec.HostIfName+"/disable_ipv6", "0"); err != nil {
 			return err
 		}
-		// No link-local address: all neighbours are permanent, and nobody is to be found by advertisements here.
-		trySysctl("ipv6/conf/"+a.rec.HostIfName+"/addr_gen_mode", "1")
 	}
+	// No link-local address: all neighbours are permanent, and nobody is to be found by advertisements here.
+	trySysctl("ipv6/conf/"+a.rec.HostIfName+"/addr_gen_mode", "1")
 	if err := hostnet.EnsurePodLink(a.rec.HostIfName); err != nil {
 		return fmt.Errorf("source check of %s: %w", a.rec.HostIfName, err)
 	}

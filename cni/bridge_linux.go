@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -112,6 +113,10 @@ func (a *attachment) setUpBridge(st bridgeState) error {
 	} else if attrs.MTU < a.mtu {
 		return fail(types.ErrInvalidNetworkConfig, "its MTU is %d, but pods get %d and would lose larger packets: run `ip link set "+
 			"%s mtu %d`, or set mtu to %d", attrs.MTU, a.mtu, a.Bridge, a.mtu, attrs.MTU)
+	} else if len(st.Addresses) == 0 {
+		if err := a.pinMAC(); err != nil {
+			return err
+		}
 	}
 	for _, g := range a.given {
 		if err := a.holdGateway(&st, netip.PrefixFrom(g.Gateway, g.Subnet.Bits())); err != nil {
@@ -121,6 +126,20 @@ func (a *attachment) setUpBridge(st bridgeState) error {
 	if attrs.Flags&net.FlagUp == 0 {
 		return a.host.LinkSetUp(a.bridge)
 	}
+	return nil
+}
+
+// pinMAC lets a bridge that somebody else made keep the hardware address it has. Unless one was set, a bridge takes that
+// of a port, and another one when the port leaves, under the pods that know it as their gateway's.
+func (a *attachment) pinMAC() error {
+	mac := a.bridge.HardwareAddr
+	if bytes.Equal(mac, make([]byte, len(mac))) { // its last port has left
+		mac = macOf(macBridge, a.given[0].Gateway)
+	}
+	if err := a.host.LinkSetHardwareAddr(a.bridge, mac); err != nil {
+		return fmt.Errorf("setting its hardware address: %w", err)
+	}
+	a.bridge.HardwareAddr = mac
 	return nil
 }
 
@@ -200,7 +219,7 @@ func (h *hostHandle) releaseBridge(stateDir, name, self string) error {
 	defer l.release()
 	st, err := readBridge(stateDir, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return atomicfile.Remove(bridgePath(stateDir, name)) // the temporary file of a killed ADD
 	}
 	if err != nil || bridgeInUse(stateDir, name, self) {
 		return nil // a state that can't be read says nothing that may be undone

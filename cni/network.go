@@ -100,6 +100,10 @@ func (n *network) rangeSet(ranges []Range, node nodefile.File, known bool) (allo
 		if !r.Gateway.IsValid() {
 			r.Gateway = r.Subnet.Masked().Addr().Next()
 		}
+		if r.RangeStart.IsValid() && r.RangeEnd.IsValid() && r.RangeEnd.Less(r.RangeStart) ||
+			r.RangeStart == r.Gateway && r.RangeEnd == r.Gateway {
+			return nil, bad(r, "%s-%s holds no address for a pod", r.RangeStart, r.RangeEnd)
+		}
 		a := allocator.Range{
 			Subnet:  types.IPNet{IP: r.Subnet.Addr().AsSlice(), Mask: net.CIDRMask(r.Subnet.Bits(), r.Subnet.Addr().BitLen())},
 			Gateway: r.Gateway.AsSlice(), RangeStart: r.RangeStart.AsSlice(), RangeEnd: r.RangeEnd.AsSlice(),
@@ -113,9 +117,6 @@ func (n *network) rangeSet(ranges []Range, node nodefile.File, known bool) (allo
 		}
 		if r.RangeEnd == last && last.Is4() {
 			return nil, bad(r, "rangeEnd %s is the broadcast address: end at %s", last, last.Prev())
-		}
-		if a.RangeEnd.Equal(a.RangeStart) && a.RangeStart.Equal(a.Gateway) || slices.Compare(a.RangeStart, a.RangeEnd) > 0 {
-			return nil, bad(r, "%s-%s holds no address for a pod", a.RangeStart, a.RangeEnd)
 		}
 		set = append(set, a)
 	}

@@ -1,5 +1,5 @@
 // Command warren-cni is Warren's CNI plugin: container runtimes run it once per command, with CNI_* variables in the
-// environment and the network configuration on standard input. See package cni and docs/cni.md.
+// environment and the network configuration on standard input. See package cni.
 package main
 
 import (
