@@ -121,8 +121,15 @@ func TestNodeRemoved(t *testing.T) {
 
 func TestUnderlayShrinks(t *testing.T) {
 	c := newCluster(t, "a", "b")
-	a := c.nodes[0]
-	c.ok(a.Up(c.ctx))
+	a, b := c.nodes[0], c.nodes[1]
+	for _, n := range c.nodes {
+		c.ok(n.Up(c.ctx))
+	}
+	c.ping(a, b)
+	// Full packets keep flowing, so that sends are refused while the node has not yet seen its device shrink.
+	_, err := c.lab.Start(a.NS, "ping", "ping", "-q", "-i", "0.01", "-s", "1392", "-M", "do",
+		"-I", a.PodCIDRs[0].Addr().Next().String(), b.PodCIDRs[0].Addr().Next().String())
+	c.ok(err)
 	for _, step := range []struct{ mtu, peer, warnings int }{{1400, 1350, 2}, {1500, 1420, 0}} {
 		c.ok(a.SetUnderlayMTU(step.mtu))
 		c.eventually(func() error {

@@ -175,7 +175,7 @@ func (w *writer) follow(ctx context.Context) error {
 			w.problem(err)
 			first = false
 		case e := <-n.paths:
-			w.path(ctx, e)
+			w.path(e)
 		case <-n.pokeLink:
 			wait(ctx, settle)
 			w.look()
@@ -242,23 +242,29 @@ func (w *writer) problem(err error) {
 }
 
 // path takes in what the underlay said about a path, and all that came with it.
-func (w *writer) path(ctx context.Context, e tunnel.PathEvent) {
-	news := false
+func (w *writer) path(e tunnel.PathEvent) {
+	var tooBig []tunnel.PathEvent
 	for more := true; more; {
-		switch {
-		case !errors.Is(e.Err, tunnel.ErrTooBig):
+		if errors.Is(e.Err, tunnel.ErrTooBig) {
+			tooBig = append(tooBig, e)
+		} else {
 			w.log.Warn("the underlay refuses packets to a peer", "address", e.To, "error", e.Err)
-		case e.MTU > 0:
-			news = w.plan.paths.note(e.To, e.MTU, time.Now()) || news
-		default:
-			w.pokeLink() // the device's own MTU may have shrunk
 		}
 		select {
 		case e = <-w.node.paths:
-		case <-ctx.Done():
-			more = false
 		default:
 			more = false
+		}
+	}
+	if len(tooBig) == 0 {
+		return
+	}
+	// A send is also refused when the node's own device has shrunk. That is read from the device, not remembered, so
+	// that it ends when the device grows again.
+	news := w.readUnderlay()
+	for _, e := range tooBig {
+		if e.MTU < w.plan.underlayMTU(e.To) {
+			news = w.plan.paths.note(e.To, e.MTU, time.Now()) || news
 		}
 	}
 	if news {
@@ -269,15 +275,23 @@ func (w *writer) path(ctx context.Context, e tunnel.PathEvent) {
 // look reads the underlay's state and forgets old path MTUs.
 func (w *writer) look() {
 	news := w.plan.paths.expire(time.Now())
+	if w.readUnderlay() || news {
+		w.republish()
+	}
+}
+
+// readUnderlay reports whether the devices of this node's addresses have changed.
+func (w *writer) readUnderlay() bool {
 	underlay, err := underlayOf(w.plan.cfg.Self.Addresses)
 	if err != nil {
 		w.log.Warn("the underlay's devices cannot be read", "error", err)
-	} else if !slices.Equal(underlay, w.plan.underlay) {
-		w.plan.underlay, news = underlay, true
+		return false
 	}
-	if news {
-		w.republish()
+	if slices.Equal(underlay, w.plan.underlay) {
+		return false
 	}
+	w.plan.underlay = underlay
+	return true
 }
 
 func (w *writer) republish() {
