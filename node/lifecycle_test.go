@@ -282,7 +282,8 @@ func TestCheck(t *testing.T) {
 	c.ok(a.Down(c.ctx))
 	_, err = a.NS.Run(c.ctx, "ip", "tuntap", "add", "warren0", "mode", "tun")
 	c.ok(err)
-	if out, err = a.Warren(c.ctx, "check"); err == nil || !strings.Contains(out, "error ") || !strings.Contains(out, "mend: ") {
+	out, err = a.Warren(c.ctx, "check")
+	if err == nil || !strings.Contains(out, "error ") || !strings.Contains(out, "mend: ") {
 		t.Errorf("with the device's name taken: %v\n%s", err, out)
 	}
 }

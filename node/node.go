@@ -5,7 +5,8 @@
 //
 //   - Each worker (node/worker) has a goroutine of its own and reads the snapshot that is in force.
 //   - One writer goroutine (Run's own) owns everything that changes: the configuration, the node list, what is known
-//     of path MTUs. It computes a new snapshot from them, puts it in force, and tells hostnet what the kernel should be.
+//     of path MTUs. It computes a new snapshot from them, puts it in force, and tells hostnet what the kernel should
+//     be.
 //   - Questions (API, metrics) read an immutable view that the writer publishes, and the workers' atomic counters.
 //
 // # Start and end

@@ -121,7 +121,11 @@ func (s *Source) Run(ctx context.Context, updates chan<- control.State, problem 
 			}
 			quiet.Reset(s.opt.Debounce)
 			continue
-		case <-w.errors():
+		case _, ok := <-w.errors():
+			if !ok {
+				w.close()
+				continue
+			}
 			// Most often an overflow of the event queue: what was missed is found by reading.
 			quiet.Reset(s.opt.Debounce)
 			continue
