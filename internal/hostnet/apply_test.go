@@ -2,10 +2,15 @@ package hostnet
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // foreign makes routes, rules and tables that look much like Warren's and are somebody else's.
@@ -153,6 +158,50 @@ func TestApplyWithoutTheDevice(t *testing.T) {
 	w.must(Remove(testSpec(), false))
 	if now := w.run("ip -d link show warren0; ip addr show warren0"); now != before {
 		t.Errorf("somebody else's device was touched:\n%s", diff(before, now))
+	}
+}
+
+// TestDeviceIsQuiet: the kernel has nothing to say on the TUN by itself, which the forwarder would have to drop.
+func TestDeviceIsQuiet(t *testing.T) {
+	w := newWorld(t)
+	seen := make(chan string, 100)
+	for _, when := range []string{"first", "with forwarding on"} {
+		tun := w.tunSeeing("warren0", func(p []byte) { seen <- fmt.Sprintf("%x", p) })
+		w.apply(testSpec())
+		time.Sleep(3 * time.Second)
+		const leave = "8f00" // an MLDv2 report (RFC 3810), of which one that it left is sent twice
+		for n := 0; len(seen) > 0; n++ {
+			if p := <-seen; when == "first" || n >= 2 || !strings.Contains(p, leave) {
+				t.Errorf("%s: the kernel sent into the TUN: %s", when, p)
+			}
+		}
+		if v, _ := sysctl("ipv6/conf/warren0/forwarding"); v != "1" {
+			t.Errorf("%s: forwarding of the device is %s", when, v)
+		}
+		w.must(tun.Close())
+	}
+}
+
+func TestDumpsAreRepeated(t *testing.T) {
+	for _, interrupted := range []error{netlink.ErrDumpInterrupted, unix.EINTR, fmt.Errorf("dump: %w", unix.EINTR)} {
+		n := 0
+		got, err := dump(func() ([]int, error) {
+			if n++; n < 3 {
+				return []int{0}, interrupted
+			}
+			return []int{n}, nil
+		})
+		if err != nil || len(got) != 1 || got[0] != 3 {
+			t.Errorf("%v: got %v, %v", interrupted, got, err)
+		}
+	}
+	if _, err := dump(func() ([]int, error) { return nil, unix.EINTR }); !errors.Is(err, unix.EINTR) {
+		t.Errorf("a dump that never ends well: %v", err)
+	}
+	n := 0
+	_, err := dump(func() ([]int, error) { n++; return nil, unix.EPERM })
+	if !errors.Is(err, unix.EPERM) || n != 1 {
+		t.Errorf("%v after %d attempts", err, n)
 	}
 }
 

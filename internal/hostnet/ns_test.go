@@ -116,6 +116,12 @@ func (w *world) state() string {
 // tun makes the TUN device in the current namespace and writes back what it reads.
 func (w *world) tun(name string) *os.File {
 	w.Helper()
+	return w.tunSeeing(name, func([]byte) {})
+}
+
+// tunSeeing also shows every packet to see.
+func (w *world) tunSeeing(name string, see func([]byte)) *os.File {
+	w.Helper()
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	w.must(err)
 	ifr, err := unix.NewIfreq(name)
@@ -131,6 +137,7 @@ func (w *world) tun(name string) *os.File {
 			if err != nil {
 				return
 			}
+			see(buf[:n])
 			if _, err := f.Write(buf[:n]); err != nil && n > 0 {
 				continue // a packet that the kernel does not take
 			}

@@ -142,14 +142,20 @@ func TestSpoofedSourcesAreDropped(t *testing.T) {
 	if after-before < 17 {
 		t.Errorf("%d packets counted as spoofed, want at least 17", after-before)
 	}
-	// nftables alone: the reverse path filter must not be what saves us.
+	// nftables alone: the reverse path filter must not be what saves us. The answer to a packet from pod2's address goes
+	// to pod2, so it is the counters that tell.
 	w.run("sysctl -qw net.ipv4.conf.wrn00000000001.rp_filter=0 net.ipv4.conf.all.rp_filter=0")
 	w.in(pod1, func() {
 		w.run("ip addr add " + pod2v4 + "/32 dev eth0")
 		w.fails(noPing("10.244.1.1", "-I", pod2v4))
 		w.run("ip addr del " + pod2v4 + "/32 dev eth0")
 	})
+	if now, err := Spoofed(); err != nil || now <= after {
+		t.Errorf("without the reverse path filter nothing was counted: %d, before %d, %v", now, after, err)
+	}
 	// The reverse path filter alone, as on a kernel without nftables.
+	filtered := func() string { return w.run("nstat -asz TcpExtIPReversePathFilter | tail -1 | awk '{print $2}'") }
+	wasFiltered := filtered()
 	w.must(newFirewall().remove(false))
 	w.must(EnsurePodLink("wrn00000000001"))
 	w.in(pod1, func() {
@@ -159,6 +165,9 @@ func TestSpoofedSourcesAreDropped(t *testing.T) {
 		w.run(ping("10.244.1.1"))
 		w.run(ping(pod2v4))
 	})
+	if now := filtered(); now == wasFiltered {
+		t.Errorf("the reverse path filter dropped nothing: %s", now)
+	}
 	w.in(pod2, func() { w.run(ping(pod1v4)) })
 }
 
@@ -231,6 +240,12 @@ func TestGuards(t *testing.T) {
 	w.must(Remove(testSpec(), false))
 	if s := w.state(); strings.Contains(s, "unreachable 10.") || strings.Contains(s, "table inet warren") {
 		t.Errorf("after the last Remove:\n%s", s)
+	}
+	// The counters would have seen it.
+	watch := w.countLeaks(outside)
+	w.in(pod1, func() { w.fails(noPing("10.244.2.9")); w.fails(noPing("fd00:10:244:2::9")) })
+	if n := watch(); n < 2 {
+		t.Errorf("without guards %d packets left; the test shows nothing", n)
 	}
 }
 
