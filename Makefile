@@ -66,12 +66,7 @@ $(GOLANGCI): | need-go
 
 .PHONY: fuzz
 fuzz: need-go ## Every fuzz target for FUZZTIME each (default 10s)
-	@for dir in $$(grep -rlE '^func Fuzz' --include='*_test.go' . | xargs -r -n1 dirname | sort -u); do \
-		for target in $$($(GO) test -buildvcs=false -list '^Fuzz' "$$dir" | grep '^Fuzz'); do \
-			echo "== $$dir $$target"; \
-			$(GO) test -buildvcs=false -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir"; \
-		done; \
-	done
+	@GO='$(GO)' .ci/fuzz $(FUZZTIME)
 
 .PHONY: bench
 bench: need-go ## Micro-benchmarks of the data path; BENCH=regexp chooses

@@ -32,13 +32,14 @@ type Lab struct {
 	Options Options
 	Outside *NS // the world beyond the nodes' default route: OutsideV4 and OutsideV6
 
-	owner  owner
-	mu     sync.Mutex
-	spaces []*NS
-	procs  []*Proc
-	nodes  []*Node
-	sw     *NS // the switch: a bridge with a port per node
-	closed bool
+	owner     owner
+	mu        sync.Mutex
+	spaces    []*NS
+	procs     []*Proc
+	nodes     []*Node
+	lastIndex int // of the node added last, also when adding it failed
+	sw        *NS // the switch: a bridge with a port per node
+	closed    bool
 }
 
 // New makes a lab with its switch and its outside world, and no node yet. Leftovers of labs with the same prefix whose

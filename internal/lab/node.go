@@ -35,8 +35,8 @@ type Node struct {
 // name is 1 to 8 letters or digits.
 func (l *Lab) AddNode(name string) (*Node, error) {
 	l.mu.Lock()
-	n := &Node{Name: name, Index: len(l.nodes) + 1, lab: l}
-	l.nodes = append(l.nodes, n)
+	l.lastIndex++
+	n := &Node{Name: name, Index: l.lastIndex, lab: l}
 	l.mu.Unlock()
 	if n.Index > maxNodes {
 		return nil, fmt.Errorf("node %s is number %d: the underlay has addresses for %d", name, n.Index, maxNodes)
@@ -70,6 +70,9 @@ func (l *Lab) AddNode(name string) (*Node, error) {
 	if err := n.NS.Do(addDefaultRoutes); err != nil {
 		return nil, fmt.Errorf("node %s: %w", name, err)
 	}
+	l.mu.Lock()
+	l.nodes = append(l.nodes, n)
+	l.mu.Unlock()
 	return n, nil
 }
 
