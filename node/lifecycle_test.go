@@ -3,6 +3,7 @@ package node_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -285,5 +286,63 @@ func TestCheck(t *testing.T) {
 	out, err = a.Warren(c.ctx, "check")
 	if err == nil || !strings.Contains(out, "error ") || !strings.Contains(out, "mend: ") {
 		t.Errorf("with the device's name taken: %v\n%s", err, out)
+	}
+}
+
+// TestFailedStartOverLeftovers: what a killed predecessor left stays as it was when its successor cannot start.
+func TestFailedStartOverLeftovers(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	for _, n := range c.nodes {
+		c.ok(n.Up(c.ctx))
+	}
+	c.ping(a, b)
+	running := c.state(a)
+	c.ok(a.Kill())
+	socket := filepath.Join(a.RunDir, "warren.sock")
+	c.ok(os.Remove(socket))
+	c.ok(os.WriteFile(socket, nil, 0o600))
+	c.refused(a, "is not a socket")
+	_, gone := c.state(a).Since(running)
+	for _, line := range gone {
+		if !strings.Contains(line, "warren0") { // which has no carrier now
+			t.Errorf("gone: %s", line)
+		}
+	}
+	c.ok(os.Remove(socket))
+	c.ok(a.Up(c.ctx))
+	c.ping(a, b)
+	c.same(a, running)
+}
+
+// TestOneFamily runs clusters that have one address family only, under and above.
+func TestOneFamily(t *testing.T) {
+	for _, family := range []int{4, 6} {
+		t.Run(fmt.Sprintf("IPv%d", family), func(t *testing.T) {
+			c := newCluster(t, "a", "b")
+			a, b := c.nodes[0], c.nodes[1]
+			before := c.state(a)
+			text := "cluster: [10.244.0.0/16]\n"
+			if family == 6 {
+				text = "cluster: [\"fd00:10:244::/48\"]\n"
+			}
+			text += "workers: 2\nnodes:\n"
+			for _, n := range c.nodes {
+				own, cidr := n.V4, n.PodCIDRs[0]
+				if family == 6 {
+					own, cidr = n.V6, n.PodCIDRs[1]
+				}
+				n.PodCIDRs = []netip.Prefix{cidr}
+				text += fmt.Sprintf("  - {name: %s, addresses: [%q], podCIDRs: [%q]}\n", n.Name, own, cidr)
+			}
+			for _, n := range c.nodes {
+				own := fmt.Sprintf("%snode: %s\nrunDir: %s\nstateDir: %s\n", text, n.Name, n.RunDir, n.StateDir)
+				c.ok(os.WriteFile(n.ConfigFile, []byte(own), 0o644))
+				c.ok(n.Up(c.ctx))
+			}
+			c.ping(a, b)
+			c.ok(a.Down(c.ctx))
+			c.same(a, before)
+		})
 	}
 }
