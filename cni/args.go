@@ -60,7 +60,8 @@ func parseArgs(args string) (podArgs, error) {
 		}
 	}
 	if len(unknown) > 0 && !ignore {
-		return a, fail(types.ErrInvalidEnvironmentVariables, "CNI_ARGS has unknown keys %s: remove them, or add IgnoreUnknown=1",
+		return a, fail(types.ErrInvalidEnvironmentVariables, "CNI_ARGS has unknown keys %s: remove them, or add "+
+			"IgnoreUnknown=1",
 			strings.Join(unknown, ", "))
 	}
 	return a, nil

@@ -144,7 +144,7 @@ func nameFree(ns *podNetns, ifname string) error {
 	return nil
 }
 
-// makeVeth makes the pair, with the peer in the pod from the first moment: it is never seen under that name on the host.
+// makeVeth makes the pair, with the peer in the pod from the first moment: its name is never taken on the host.
 func (a *attachment) makeVeth() error {
 	a.hostMAC = hostMAC()
 	if a.Mode == ModeBridge {
@@ -240,7 +240,8 @@ func (a *attachment) upHost(link netlink.Link) error {
 
 func permanent(link netlink.Link, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 	n := &netlink.Neigh{
-		LinkIndex: link.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac,
+		LinkIndex: link.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT,
+		IP: addr.AsSlice(), HardwareAddr: mac,
 	}
 	if addr.Is6() {
 		n.Family = unix.AF_INET6

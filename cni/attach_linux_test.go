@@ -71,7 +71,9 @@ func checkResult(t *testing.T, p *pod, r result, version, mode string) {
 	if eth0.Mtu != wantMTU {
 		t.Errorf("mtu %d in the result, want %d", eth0.Mtu, wantMTU)
 	}
-	want := []string{fmt.Sprintf("10.244.1.3/%d via %s", bits[0], gateway4), fmt.Sprintf("fd00:10:244:1::3/%d via %s", bits[1], gateway6)}
+	want := []string{
+		fmt.Sprintf("10.244.1.3/%d via %s", bits[0], gateway4), fmt.Sprintf("fd00:10:244:1::3/%d via %s", bits[1], gateway6),
+	}
 	for i, ip := range r.IPs {
 		family := []string{"4", "6"}[i]
 		if got := ip.Address + " via " + ip.Gateway; got != want[i] || ip.Interface != at {
@@ -92,7 +94,7 @@ func checkPod(t *testing.T, p *pod, r result, mode string) {
 	t.Helper()
 	addrs := sh(t, p.ns, "ip -o addr show dev eth0")
 	for _, ip := range r.IPs {
-		if !strings.Contains(addrs, " "+ip.Address+" ") && !strings.Contains(addrs, " "+strings.TrimSuffix(ip.Address, "/32")+"/32 ") {
+		if !strings.Contains(addrs, " "+ip.Address+" ") {
 			t.Errorf("the pod lacks %s:\n%s", ip.Address, addrs)
 		}
 	}
@@ -233,7 +235,8 @@ func TestPreparedBridge(t *testing.T) {
 	n := newNode(t)
 	n.confMore = `, "bridge": "br-mine"`
 	conf := n.conf("1.0.0", cni.ModeBridge)
-	sh(t, n.ns, "ip link add br-mine mtu 1400 type bridge && ip link set br-mine up && ip addr add 192.0.2.1/24 dev br-mine")
+	sh(t, n.ns, "ip link add br-mine mtu 1400 type bridge && ip link set br-mine up && "+
+		"ip addr add 192.0.2.1/24 dev br-mine")
 	p := n.pod(conf)
 	if _, err := n.do(p.call("ADD")); err == nil || !strings.Contains(err.Msg, "set mtu to 1400") {
 		t.Errorf("a bridge with a smaller MTU: %+v", err)
@@ -290,11 +293,13 @@ func TestSeveralInterfaces(t *testing.T) {
 
 func TestWhatTheRuntimeAsksFor(t *testing.T) {
 	n := newNode(t)
-	n.confMore = `, "runtimeConfig": {"ips": ["10.244.1.50/24"], "mac": "02:00:00:00:00:77"}, "capabilities": {"ips": true, "mac": true}`
+	n.confMore = `, "capabilities": {"ips": true, "mac": true},
+		"runtimeConfig": {"ips": ["10.244.1.50/24"], "mac": "02:00:00:00:00:77"}`
 	p := n.pod(n.conf("1.0.0", cni.ModeRouted))
 	p.args += ";IP=fd00:10:244:1::50"
 	r := p.add()
-	if got := fmt.Sprint(r.addrs()); got != "[10.244.1.50 fd00:10:244:1::50]" || r.Interfaces[1].Mac != "02:00:00:00:00:77" {
+	if got := fmt.Sprint(r.addrs()); got != "[10.244.1.50 fd00:10:244:1::50]" ||
+		r.Interfaces[1].Mac != "02:00:00:00:00:77" {
 		t.Errorf("addresses %s, hardware address %s", got, r.Interfaces[1].Mac)
 	}
 	ping(t, n.ns, r.addrs()[0])
@@ -337,7 +342,8 @@ func TestVersionCommand(t *testing.T) {
 			t.Errorf("version %s is not offered: %s", v, out)
 		}
 	}
-	if out, err := exec.Command(n.bin).CombinedOutput(); err != nil || !strings.Contains(string(out), "Warren CNI plugin") {
+	if out, err := exec.Command(n.bin).CombinedOutput(); err != nil ||
+		!strings.Contains(string(out), "Warren CNI plugin") {
 		t.Errorf("without a command: %v\n%s", err, out)
 	}
 }

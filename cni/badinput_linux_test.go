@@ -34,46 +34,60 @@ func TestBadInput(t *testing.T) {
 		code uint
 		want []string // parts of message and details
 	}{
-		{"garbage", func(c *call) { c.conf = "hello" }, types.ErrDecodingFailure, []string{"invalid character", "one JSON object"}},
+		{"garbage", func(c *call) { c.conf = "hello" }, types.ErrDecodingFailure,
+			[]string{"invalid character", "one JSON object"}},
 		{"empty", func(c *call) { c.conf = "" }, types.ErrDecodingFailure, []string{"one JSON object"}},
 		{"truncated", func(c *call) { c.conf = good[:40] }, types.ErrDecodingFailure, []string{"one JSON object"}},
 		{"an array", func(c *call) { c.conf = "[]" }, types.ErrDecodingFailure, []string{"one JSON object"}},
 		{"no name", func(c *call) { c.conf = `{"cniVersion": "1.0.0"}` }, types.ErrInvalidNetworkConfig, []string{"name"}},
 		{"unknown version", func(c *call) { c.conf = n.conf("9.9.9", "routed") }, types.ErrIncompatibleCNIVersion,
 			[]string{"9.9.9", "set cniVersion to one of 0.3.1, 0.4.0, 1.0.0, 1.1.0"}},
-		{"no version", func(c *call) { c.conf = `{"name": "pods"}` }, types.ErrIncompatibleCNIVersion, []string{"set cniVersion"}},
-		{"old version", func(c *call) { c.conf = n.conf("0.2.0", "routed") }, types.ErrIncompatibleCNIVersion, []string{"set cniVersion"}},
-		{"unknown field", func(c *call) { c.conf = with(`"brigde": "x"`) }, types.ErrUnsupportedField, []string{`"brigde"`, "bridge"}},
-		{"a field of others", func(c *call) { c.conf = with(`"ipMasq": true`) }, types.ErrUnsupportedField, []string{"warren.yaml"}},
-		{"other ipam", func(c *call) { c.conf = with(`"ipam": {"type": "dhcp"}`) }, types.ErrUnsupportedField, []string{"dhcp", "remove ipam"}},
-		{"bad mode", func(c *call) { c.conf = n.conf("1.0.0", "switched") }, types.ErrInvalidNetworkConfig, []string{`"routed" or "bridge"`}},
+		{"no version", func(c *call) { c.conf = `{"name": "pods"}` }, types.ErrIncompatibleCNIVersion,
+			[]string{"set cniVersion"}},
+		{"old version", func(c *call) { c.conf = n.conf("0.2.0", "routed") }, types.ErrIncompatibleCNIVersion,
+			[]string{"set cniVersion"}},
+		{"unknown field", func(c *call) { c.conf = with(`"brigde": "x"`) }, types.ErrUnsupportedField,
+			[]string{`"brigde"`, "bridge"}},
+		{"a field of others", func(c *call) { c.conf = with(`"ipMasq": true`) }, types.ErrUnsupportedField,
+			[]string{"warren.yaml"}},
+		{"other ipam", func(c *call) { c.conf = with(`"ipam": {"type": "dhcp"}`) }, types.ErrUnsupportedField,
+			[]string{"dhcp", "remove ipam"}},
+		{"bad mode", func(c *call) { c.conf = n.conf("1.0.0", "switched") }, types.ErrInvalidNetworkConfig,
+			[]string{`"routed" or "bridge"`}},
 		{"outside the node", func(c *call) { c.conf = with(`"podCIDRs": ["10.9.0.0/24"]`) }, types.ErrInvalidNetworkConfig,
 			[]string{"10.9.0.0/24", "outside the node's pod CIDRs"}},
-		{"other state", func(c *call) { c.conf = strings.Replace(good, n.state(), "/var/tmp/x", 1) }, types.ErrInvalidNetworkConfig,
+		{"other state", func(c *call) { c.conf = strings.Replace(good, n.state(), "/var/tmp/x", 1) },
+			types.ErrInvalidNetworkConfig,
 			[]string{"set stateDir of network \"pods\" to the daemon's"}},
 		{"no daemon", func(c *call) { c.conf = strings.Replace(good, n.run(), "/nonexistent", 1) }, types.ErrTryAgainLater,
 			[]string{"start `warren up`, or put podCIDRs into the CNI configuration"}},
 		{"missing netns", func(c *call) { c.netns = "" }, types.ErrInvalidEnvironmentVariables, []string{"CNI_NETNS"}},
-		{"absent netns", func(c *call) { c.netns = "/run/netns/absent" }, types.ErrInvalidNetNS, []string{"/run/netns/absent", "does not exist"}},
+		{"absent netns", func(c *call) { c.netns = "/run/netns/absent" }, types.ErrInvalidNetNS,
+			[]string{"/run/netns/absent", "does not exist"}},
 		{"a netns that is gone", func(c *call) { c.netns = gone }, types.ErrInvalidNetNS, []string{gone, "gone"}},
-		{"a process that is gone", func(c *call) { c.netns = "/proc/4194304/ns/net" }, types.ErrInvalidNetNS, []string{"gone"}},
+		{"a process that is gone", func(c *call) { c.netns = "/proc/4194304/ns/net" }, types.ErrInvalidNetNS,
+			[]string{"gone"}},
 		{"other namespace", func(c *call) { c.netns = "/proc/self/ns/mnt" }, types.ErrInvalidNetNS, []string{"another kind"}},
 		{"proc file", func(c *call) { c.netns = "/proc/version" }, types.ErrInvalidNetNS, []string{"no namespace"}},
 		{"a directory", func(c *call) { c.netns = n.dir }, types.ErrInvalidNetNS, []string{"no namespace"}},
 		{"the host's", func(c *call) { c.netns = "/run/netns/" + n.ns }, types.ErrInvalidNetNS, []string{"the host's own"}},
 		{"name taken", func(c *call) { c.ifname = "lo" }, cni.CodeInterfaceName, []string{"lo already", "CNI_IFNAME"}},
 		{"no name", func(c *call) { c.ifname = "" }, types.ErrInvalidEnvironmentVariables, []string{"CNI_IFNAME"}},
-		{"long name", func(c *call) { c.ifname = "interface-number-one" }, types.ErrInvalidEnvironmentVariables, []string{"too long"}},
+		{"long name", func(c *call) { c.ifname = "interface-number-one" }, types.ErrInvalidEnvironmentVariables,
+			[]string{"too long"}},
 		{"odd id", func(c *call) { c.id = "../../etc" }, types.ErrInvalidEnvironmentVariables, []string{"containerID"}},
-		{"unknown argument", func(c *call) { c.args = "SHOE_SIZE=44" }, types.ErrInvalidEnvironmentVariables, []string{"SHOE_SIZE", "IgnoreUnknown"}},
+		{"unknown argument", func(c *call) { c.args = "SHOE_SIZE=44" }, types.ErrInvalidEnvironmentVariables,
+			[]string{"SHOE_SIZE", "IgnoreUnknown"}},
 		{"no pair", func(c *call) { c.args = "IgnoreUnknown" }, types.ErrInvalidEnvironmentVariables, []string{"KEY=VALUE"}},
 		{"bad address", func(c *call) { c.args = "IP=ten" }, types.ErrInvalidEnvironmentVariables, []string{"IP=ten"}},
 		{"foreign address", func(c *call) { c.args = "IP=10.1.1.1" }, types.ErrInternal, []string{"10.1.1.1", "no range"}},
-		{"multicast mac", func(c *call) { c.args = "MAC=01:00:5e:00:00:01" }, types.ErrInvalidNetworkConfig, []string{"unicast"}},
+		{"multicast mac", func(c *call) { c.args = "MAC=01:00:5e:00:00:01" }, types.ErrInvalidNetworkConfig,
+			[]string{"unicast"}},
 		{"short mac", func(c *call) { c.args = "MAC=02:00" }, types.ErrInvalidNetworkConfig, []string{"six bytes"}},
 		{"bad route", func(c *call) { c.conf = with(`"routes": [{"dst": "10.0.0.0/8", "gw": "10.244.1.200"}]`) },
 			types.ErrInvalidNetworkConfig, []string{"leave gw out"}},
-		{"bad prevResult", func(c *call) { c.conf = with(`"prevResult": {"cniVersion": "1.0.0", "ips": 7}`) }, types.ErrDecodingFailure,
+		{"bad prevResult", func(c *call) { c.conf = with(`"prevResult": {"cniVersion": "1.0.0", "ips": 7}`) },
+			types.ErrDecodingFailure,
 			[]string{"prevResult"}},
 		{"unknown command", func(c *call) { c.command = "FROB" }, types.ErrInvalidEnvironmentVariables, []string{"FROB"}},
 	} {
@@ -108,7 +122,8 @@ func TestFullPool(t *testing.T) {
 	before := n.dump()
 	late := n.pod(conf)
 	_, err := n.do(late.call("ADD"))
-	if err == nil || err.Code != types.ErrTryAgainLater || !strings.Contains(err.Msg, "all 5 addresses of 10.244.1.0/29 are in use") ||
+	if err == nil || err.Code != types.ErrTryAgainLater ||
+		!strings.Contains(err.Msg, "all 5 addresses of 10.244.1.0/29 are in use") ||
 		!strings.Contains(err.Msg, "larger pod CIDR") {
 		t.Errorf("with a full pool: %+v", err)
 	}
@@ -256,7 +271,8 @@ func TestBrokenState(t *testing.T) {
 	ro := filepath.Join(n.dir, "state", "cni", "pods")
 	sh(t, "", fmt.Sprintf("mount -t tmpfs -o ro none %s", ro))
 	t.Cleanup(func() { _ = exec.Command("umount", ro).Run() })
-	if _, err := n.do(p.call("ADD")); err == nil || err.Code != types.ErrIOFailure || !strings.Contains(err.Msg, "read-only") {
+	if _, err := n.do(p.call("ADD")); err == nil || err.Code != types.ErrIOFailure ||
+		!strings.Contains(err.Msg, "read-only") {
 		t.Errorf("ADD with a read-only state directory: %+v", err)
 	}
 	sh(t, "", "umount "+ro)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
@@ -111,7 +112,8 @@ func (a *attachment) setUpBridge(st bridgeState) error {
 			return err
 		}
 	} else if attrs.MTU < a.mtu {
-		return fail(types.ErrInvalidNetworkConfig, "its MTU is %d, but pods get %d and would lose larger packets: run `ip link set "+
+		return fail(types.ErrInvalidNetworkConfig, "its MTU is %d, but pods get %d and would lose larger packets: run "+
+			"`ip link set "+
 			"%s mtu %d`, or set mtu to %d", attrs.MTU, a.mtu, a.Bridge, a.mtu, attrs.MTU)
 	} else if len(st.Addresses) == 0 {
 		if err := a.pinMAC(); err != nil {
@@ -129,8 +131,8 @@ func (a *attachment) setUpBridge(st bridgeState) error {
 	return nil
 }
 
-// pinMAC lets a bridge that somebody else made keep the hardware address it has. Unless one was set, a bridge takes that
-// of a port, and another one when the port leaves, under the pods that know it as their gateway's.
+// pinMAC lets a bridge that somebody else made keep the hardware address it has. Unless one was set, a bridge takes
+// that of a port, and another one when the port leaves, under the pods that know it as their gateway's.
 func (a *attachment) pinMAC() error {
 	mac := a.bridge.HardwareAddr
 	if bytes.Equal(mac, make([]byte, len(mac))) { // its last port has left
@@ -210,8 +212,28 @@ func (a *attachment) setUpPort() error {
 	return a.upHost(link)
 }
 
-// releaseBridge undoes what was done to a bridge when no pod but self is on it.
-func (h *hostHandle) releaseBridge(stateDir, name, self string) error {
+// releaseBridges undoes what was done to each bridge that no pod is on. It comes after the record of the pod that left:
+// of two pods that leave at once, the later one sees no other. A kill in between is made good by the next DEL or GC.
+func (h *hostHandle) releaseBridges(stateDir string) error {
+	entries, err := os.ReadDir(filepath.Dir(bridgePath(stateDir, "")))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("listing the bridges: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		// The temporary file of a killed ADD goes by the same name.
+		file := strings.TrimSuffix(strings.TrimPrefix(e.Name(), "."), ".tmp")
+		if name, ok := strings.CutSuffix(file, ".json"); ok {
+			errs = append(errs, h.releaseBridge(stateDir, name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (h *hostHandle) releaseBridge(stateDir, name string) error {
 	l, err := bridgeLock(stateDir, name)
 	if err != nil {
 		return err
@@ -219,9 +241,9 @@ func (h *hostHandle) releaseBridge(stateDir, name, self string) error {
 	defer l.release()
 	st, err := readBridge(stateDir, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return atomicfile.Remove(bridgePath(stateDir, name)) // the temporary file of a killed ADD
+		return atomicfile.Remove(bridgePath(stateDir, name))
 	}
-	if err != nil || bridgeInUse(stateDir, name, self) {
+	if err != nil || bridgeInUse(stateDir, name) {
 		return nil // a state that can't be read says nothing that may be undone
 	}
 	link, err := h.LinkByName(name)
@@ -266,16 +288,13 @@ func (h *hostHandle) undoBridge(link netlink.Link, st bridgeState) (bool, error)
 	return true, nil
 }
 
-// bridgeInUse reports whether a pod other than self is on the bridge, or may be: a record that can't be read counts.
-func bridgeInUse(stateDir, name, self string) bool {
+// bridgeInUse reports whether a pod is on the bridge, or may be: a record that can't be read counts.
+func bridgeInUse(stateDir, name string) bool {
 	names, err := podrecord.Names(stateDir)
 	if err != nil {
 		return true
 	}
 	for _, other := range names {
-		if other == self {
-			continue
-		}
 		rec, err := podrecord.Read(stateDir, other)
 		if err == nil && rec.Bridge != name || errors.Is(err, fs.ErrNotExist) {
 			continue

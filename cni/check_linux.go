@@ -32,12 +32,13 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 		return err
 	}
 	if prev == nil {
-		return fail(types.ErrInvalidNetworkConfig, "CHECK needs the result of ADD in field prevResult: the runtime must pass it")
+		return fail(types.ErrInvalidNetworkConfig, "CHECK needs the result of ADD in field prevResult: the runtime must "+
+			"pass it")
 	}
 	rec, err := podrecord.Read(conf.StateDir, podrecord.HostIfName(args.ContainerID, args.IfName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return fail(types.ErrUnknownContainer, "interface %s of container %s is not attached: add it first (CNI ADD)", args.IfName,
-			args.ContainerID)
+		return fail(types.ErrUnknownContainer, "interface %s of container %s is not attached: add it first (CNI ADD)",
+			args.IfName, args.ContainerID)
 	}
 	if err != nil {
 		return err
@@ -110,7 +111,9 @@ func (f *findings) inPod(ns *podNetns, rec podrecord.Record) error {
 		return fmt.Errorf("listing the pod's routes: %w", err)
 	}
 	for _, addr := range rec.Addresses {
-		if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Gw != nil && (r.Gw.To4() != nil) == addr.Is4() }) {
+		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
+			return r.Gw != nil && (r.Gw.To4() != nil) == addr.Is4()
+		}) {
 			f.add("%s in the pod has no route via its gateway for %s", rec.IfName, addr)
 		}
 	}
@@ -148,7 +151,9 @@ func (f *findings) onHost(h *hostHandle, rec podrecord.Record) error {
 		if err != nil {
 			return fmt.Errorf("listing routes: %w", err)
 		}
-		if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.String() == single(addr).String() }) {
+		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
+			return r.Dst != nil && r.Dst.String() == single(addr).String()
+		}) {
 			f.add("the host has no route to %s through %s", addr, rec.HostIfName)
 		}
 	}

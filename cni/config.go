@@ -137,7 +137,8 @@ func parseCommon(stdin []byte) (Config, map[string]json.RawMessage, error) {
 	c := Config{RunDir: DefaultRunDir, StateDir: DefaultStateDir}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(stdin, &fields); err != nil {
-		return c, nil, fail(types.ErrDecodingFailure, "the network configuration on standard input is no JSON object: %w", err)
+		return c, nil, fail(types.ErrDecodingFailure, "the network configuration on standard input is no JSON object: %w",
+			err)
 	}
 	var attachments, older []types.GCAttachment
 	for _, f := range []struct {

@@ -22,8 +22,9 @@ func TestConfigDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Mode != cni.ModeRouted || c.Bridge != "" || c.RunDir != "/run/warren" || c.StateDir != "/var/lib/warren" || c.MTU != 0 ||
-		!c.Hairpin || c.PodCIDRs != nil || c.Ranges != nil || c.Routes != nil || c.HasAttachments || c.PrevResult != nil {
+	if c.Mode != cni.ModeRouted || c.Bridge != "" || c.RunDir != "/run/warren" || c.StateDir != "/var/lib/warren" ||
+		c.MTU != 0 || !c.Hairpin || c.PodCIDRs != nil || c.Ranges != nil || c.Routes != nil || c.HasAttachments ||
+		c.PrevResult != nil {
 		t.Errorf("defaults %+v", c)
 	}
 	if c, err = parse(`"mode": "bridge"`); err != nil || c.Bridge != "warren-br0" {
@@ -66,8 +67,10 @@ func TestConfigRefuses(t *testing.T) {
 		{`"podCIDRs": ["10.244.1.0/33"]`, types.ErrInvalidNetworkConfig, `field "podCIDRs"`},
 		{`"podCIDRs": ["10.244.1.5/24"]`, types.ErrInvalidNetworkConfig, "write 10.244.1.0/24"},
 		{`"podCIDRs": ["10.244.1.0/24", "10.244.1.0/25"]`, types.ErrInvalidNetworkConfig, "overlap"},
-		{`"podCIDRs": ["10.244.1.0/24"], "ranges": [[{"subnet": "10.244.1.0/24"}]]`, types.ErrInvalidNetworkConfig, "keep one"},
-		{`"ranges": [[{"subnet": "10.244.1.0/24", "begin": "10.244.1.7"}]]`, types.ErrInvalidNetworkConfig, `unknown field "begin"`},
+		{`"podCIDRs": ["10.244.1.0/24"], "ranges": [[{"subnet": "10.244.1.0/24"}]]`, types.ErrInvalidNetworkConfig,
+			"keep one"},
+		{`"ranges": [[{"subnet": "10.244.1.0/24", "begin": "10.244.1.7"}]]`, types.ErrInvalidNetworkConfig,
+			`unknown field "begin"`},
 		{`"ranges": [{"subnet": "10.244.1.0/24"}]`, types.ErrInvalidNetworkConfig, `field "ranges"`},
 		{`"routes": [{"dst": "10.0.0.0"}]`, types.ErrInvalidNetworkConfig, `field "routes"`},
 		{`"runDir": "run"`, types.ErrInvalidNetworkConfig, "absolute path"},
@@ -93,9 +96,11 @@ func TestRangesAreCheckedAgainstTheNode(t *testing.T) {
 		{`"ranges": [[{"subnet": "10.244.1.0/24", "gateway": "10.244.1.254"}]]`, "leave gateway out"},
 		{`"ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.0"}]]`, "the network's own address"},
 		{`"ranges": [[{"subnet": "10.244.1.0/24", "rangeEnd": "10.244.1.255"}]]`, "the broadcast address"},
-		{`"ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.9", "rangeEnd": "10.244.1.7"}]]`, "no address for a pod"},
+		{`"ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.9", "rangeEnd": "10.244.1.7"}]]`,
+			"no address for a pod"},
 		{`"ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.2.9"}]]`, "not in network"},
-		{`"ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.1", "rangeEnd": "10.244.1.1"}]]`, "no address for a pod"},
+		{`"ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.1", "rangeEnd": "10.244.1.1"}]]`,
+			"no address for a pod"},
 		{`"ranges": [[{"subnet": "10.244.1.0/31"}]]`, "too small"},
 		{`"ranges": [[]]`, "empty range set"},
 		{`"ranges": [[{"gateway": "10.244.1.1"}]]`, "no subnet"},

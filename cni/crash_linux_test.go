@@ -199,7 +199,8 @@ func TestGC(t *testing.T) {
 			with := func(fields string) call {
 				return call{command: "GC", conf: strings.TrimSuffix(conf, "}") + fields + "}"}
 			}
-			for _, fields := range []string{"", `, "cni.dev/valid-attachments": [{"containerID": "x"}]`, `, "cni.dev/attachments": 7`} {
+			for _, fields := range []string{"", `, "cni.dev/valid-attachments": [{"containerID": "x"}]`,
+				`, "cni.dev/attachments": 7`} {
 				if _, err := n.do(with(fields)); err == nil || err.Code != types.ErrInvalidNetworkConfig {
 					t.Errorf("GC with %q: %+v", fields, err)
 				}
@@ -296,14 +297,16 @@ func TestStatus(t *testing.T) {
 			t.Errorf("got %+v, want code %d and %q", err, code, text)
 		}
 	}
-	want(status(func(s string) string { return strings.Replace(s, n.run(), "/nonexistent", 1) }), types.ErrPluginNotAvailable,
+	want(status(func(s string) string { return strings.Replace(s, n.run(), "/nonexistent", 1) }),
+		types.ErrPluginNotAvailable,
 		"start `warren up`")
 	want(status(same), types.ErrLimitedConnectivity, "device warren0 does not exist")
 	sh(t, n.ns, "ip tuntap add warren0 mode tun")
 	want(status(same), types.ErrLimitedConnectivity, "device warren0 is down")
 	sh(t, n.ns, "ip link set warren0 up")
 	want(status(same), types.ErrLimitedConnectivity, "nobody serves device warren0")
-	sh(t, n.ns, "ip link del warren0 && ip link add warren0 type veth peer name x && ip link set warren0 up && ip link set x up")
+	sh(t, n.ns, "ip link del warren0 && ip link add warren0 type veth peer name x && ip link set warren0 up && ip "+
+		"link set x up")
 	if err := status(same); err != nil {
 		t.Errorf("with a served device: %+v", err)
 	}

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -25,7 +23,8 @@ func (p *Plugin) gc(args *skel.CmdArgs) error {
 		return err
 	}
 	if !conf.HasAttachments {
-		return fail(types.ErrInvalidNetworkConfig, "GC needs the list of valid attachments in cni.dev/valid-attachments; without "+
+		return fail(types.ErrInvalidNetworkConfig, "GC needs the list of valid attachments in cni.dev/valid-attachments; "+
+			"without "+
 			"one nothing was removed")
 	}
 	c := collection{plugin: p, conf: conf, valid: map[string]bool{}}
@@ -40,7 +39,7 @@ func (p *Plugin) gc(args *skel.CmdArgs) error {
 		return err
 	}
 	defer c.host.Close()
-	return errors.Join(c.records(), c.interfaces(), c.addresses(), c.bridges())
+	return errors.Join(c.records(), c.interfaces(), c.addresses(), c.host.releaseBridges(conf.StateDir))
 }
 
 // collection is a GC at work.
@@ -158,26 +157,9 @@ func (c *collection) addresses() (err error) {
 	}
 	errs := []error{store.Free(free...)}
 	for _, e := range repair {
-		c.plugin.remark("the file of address %s could not be read; writing it anew for %s of %s", e.Addr, e.IfName, e.ContainerID)
+		c.plugin.remark("the file of address %s could not be read; writing it anew for %s of %s", e.Addr, e.IfName,
+			e.ContainerID)
 		errs = append(errs, store.Rewrite(e))
-	}
-	return errors.Join(errs...)
-}
-
-// bridges gives up those that no pod is left on, which the DEL of the last pod does unless it was killed.
-func (c *collection) bridges() error {
-	entries, err := os.ReadDir(filepath.Dir(bridgePath(c.conf.StateDir, "")))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("listing the bridges: %w", err)
-	}
-	var errs []error
-	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".json"); ok && name != "" && name[0] != '.' {
-			errs = append(errs, c.host.releaseBridge(c.conf.StateDir, name, ""))
-		}
 	}
 	return errors.Join(errs...)
 }

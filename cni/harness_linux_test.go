@@ -36,7 +36,8 @@ var binary = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "warren-cni")
-	out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "../cmd/warren-cni").CombinedOutput()
+	out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path,
+		"../cmd/warren-cni").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("building the plugin: %w\n%s", err, out)
 	}
@@ -123,7 +124,8 @@ func (n *node) writeNodeFile() {
 
 // conf is the network configuration for a mode.
 func (n *node) conf(version, mode string) string {
-	return fmt.Sprintf(`{"cniVersion": %q, "name": "pods", "type": "warren-cni", "mode": %q, "runDir": %q, "stateDir": %q%s}`,
+	return fmt.Sprintf(
+		`{"cniVersion": %q, "name": "pods", "type": "warren-cni", "mode": %q, "runDir": %q, "stateDir": %q%s}`,
 		version, mode, n.run(), n.state(), n.confMore)
 }
 
@@ -249,14 +251,15 @@ func ping(t testing.TB, ns string, to netip.Addr) {
 
 // volatile is what changes in a dump by itself: counters, and the carrier, which the kernel notices a little later.
 func volatile() *regexp.Regexp {
-	return regexp.MustCompile(`packets \d+ bytes \d+|(valid|preferred)_lft \S+|@if\d+|NO-CARRIER,|,LOWER_UP| +(UP|DOWN|UNKNOWN) +` +
-		`|linkdown *|(?m)^multicast ff00::/8 dev wrn.*$`)
+	return regexp.MustCompile(`packets \d+ bytes \d+|(valid|preferred)_lft \S+|@if\d+|NO-CARRIER,|,LOWER_UP|` +
+		` +(UP|DOWN|UNKNOWN) +|linkdown *|(?m)^multicast ff00::/8 dev wrn.*$`)
 }
 
 // dump is the kernel state of the node's namespace and the files of its state directory.
 func (n *node) dump() string {
 	n.t.Helper()
-	out := sh(n.t, n.ns, "ip -br link; ip -br addr; ip rule; ip -6 rule; ip neigh show nud permanent; ip route show table all; "+
+	out := sh(n.t, n.ns, "ip -br link; ip -br addr; ip rule; ip -6 rule; ip neigh show nud permanent; ip route show "+
+		"table all; "+
 		"ip -6 route show table all; nft list ruleset")
 	lines := strings.Split(volatile().ReplaceAllString(out, ""), "\n")
 	sort.Strings(lines)

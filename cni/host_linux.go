@@ -85,7 +85,8 @@ func (h *hostHandle) routePod(link netlink.Link, g ipam.Allocation) error {
 		err = h.RouteAdd(route)
 	}
 	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("the host has a route to the pod's address %s already: find it with `ip route show %s` and remove it",
+		return fmt.Errorf("the host has a route to the pod's address %s already: find it with `ip route show %s` and "+
+			"remove it",
 			g.Addr, g.Addr)
 	}
 	if err != nil {

@@ -44,7 +44,8 @@ func openNetns(path string) (*podNetns, error) {
 	}
 	n.Handle, err = netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, errors.Join(bad("entering network namespace %s: %w; the plugin needs CAP_SYS_ADMIN", path, err), f.Close())
+		return nil, errors.Join(bad("entering network namespace %s: %w; the plugin needs CAP_SYS_ADMIN", path, err),
+			f.Close())
 	}
 	return n, nil
 }
@@ -57,7 +58,8 @@ func (n *podNetns) verify() error {
 		return bad("CNI_NETNS is %s: %w", n.path, err)
 	}
 	if stat.Type != unix.NSFS_MAGIC {
-		return bad("CNI_NETNS is %s, which is no namespace but an ordinary file: %w, or the path is wrong", n.path, errNoNetns)
+		return bad("CNI_NETNS is %s, which is no namespace but an ordinary file: %w, or the path is wrong", n.path,
+			errNoNetns)
 	}
 	kind, err := unix.IoctlRetInt(int(n.file.Fd()), unix.NS_GET_NSTYPE) // Linux 4.11
 	if err == nil && kind != unix.CLONE_NEWNET {
@@ -69,7 +71,8 @@ func (n *podNetns) verify() error {
 	}
 	defer own.Close()
 	if own.Equal(netns.NsHandle(n.file.Fd())) {
-		return bad("CNI_NETNS is %s, which is the host's own network namespace: a pod needs one of its own (hostNetwork pods "+
+		return bad("CNI_NETNS is %s, which is the host's own network namespace: a pod needs one of its own (hostNetwork "+
+			"pods "+
 			"get no CNI call)", n.path)
 	}
 	return nil

@@ -80,7 +80,8 @@ func rangesOf(cidrs []netip.Prefix) [][]Range {
 // rangeSet checks a set and completes its gateways. known: the daemon told about the node.
 func (n *network) rangeSet(ranges []Range, node nodefile.File, known bool) (allocator.RangeSet, error) {
 	bad := func(r Range, format string, args ...any) error {
-		return fail(types.ErrInvalidNetworkConfig, "range in %s of network %q: %w", r.Subnet, n.Name, fmt.Errorf(format, args...))
+		return fail(types.ErrInvalidNetworkConfig, "range in %s of network %q: %w", r.Subnet, n.Name,
+			fmt.Errorf(format, args...))
 	}
 	var set allocator.RangeSet
 	for _, r := range ranges {

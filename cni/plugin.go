@@ -134,13 +134,15 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 	return p.print(a.result(prev), conf.CNIVersion)
 }
 
-// clear makes sure that the interface is not attached. A record whose interface is gone is what a killed ADD or a reboot
-// left, and is removed: some runtimes use a container's id again.
+// clear makes sure that the interface is not attached. A record whose interface is gone is what a killed ADD or a
+// reboot left, and is removed: some runtimes use a container's id again.
 func (p *Plugin) clear(host *hostHandle, stateDir string, rec podrecord.Record) error {
 	old, err := podrecord.Read(stateDir, rec.HostIfName)
 	recorded := !errors.Is(err, fs.ErrNotExist)
 	if err != nil {
-		old = podrecord.Record{ContainerID: rec.ContainerID, IfName: rec.IfName, HostIfName: rec.HostIfName, Network: rec.Network}
+		old = podrecord.Record{
+			ContainerID: rec.ContainerID, IfName: rec.IfName, HostIfName: rec.HostIfName, Network: rec.Network,
+		}
 	}
 	if old.ContainerID != rec.ContainerID || old.IfName != rec.IfName {
 		return fail(CodeAttached, "interface %s of container %s would get the host interface %s, which belongs to %s of "+
@@ -155,7 +157,8 @@ func (p *Plugin) clear(host *hostHandle, stateDir string, rec podrecord.Record) 
 		return fail(CodeAttached, "interface %s of container %s is attached to network %q already, with %v since %s: delete "+
 			"it first (CNI DEL)", rec.IfName, rec.ContainerID, old.Network, old.Addresses, old.Since.Format(time.RFC3339))
 	case exists:
-		return fail(CodeAttached, "host interface %s exists without a pod record: delete the attachment of %s of container %s "+
+		return fail(CodeAttached, "host interface %s exists without a pod record: delete the attachment of %s of "+
+			"container %s "+
 			"first (CNI DEL), which removes it", rec.HostIfName, rec.IfName, rec.ContainerID)
 	case !recorded:
 		return nil
@@ -213,8 +216,8 @@ func (p *Plugin) remove(conf Config, containerID, ifname string) error {
 	return p.detach(host, conf.StateDir, rec, true)
 }
 
-// detach undoes an attachment, in an order that can be repeated after a kill: the record goes last. An address is freed
-// only when the interface that has it is gone. linked: the host interface is the attachment's own.
+// detach undoes an attachment, in an order that can be repeated after a kill: what a step needs to know goes after it.
+// An address is freed only when the interface that has it is gone. linked: the host interface is the attachment's own.
 func (p *Plugin) detach(host *hostHandle, stateDir string, rec podrecord.Record, linked bool) error {
 	if linked {
 		if err := host.removeVeth(rec.HostIfName); err != nil {
@@ -225,15 +228,13 @@ func (p *Plugin) detach(host *hostHandle, stateDir string, rec podrecord.Record,
 			return fmt.Errorf("removing %s from the source check: %w", rec.HostIfName, err)
 		}
 	}
-	if rec.Bridge != "" {
-		if err := host.releaseBridge(stateDir, rec.Bridge, rec.HostIfName); err != nil {
-			return err
-		}
-	}
 	if err := releaseAddresses(stateDir, rec); err != nil {
 		return err
 	}
-	return podrecord.Remove(stateDir, rec.HostIfName)
+	if err := podrecord.Remove(stateDir, rec.HostIfName); err != nil {
+		return err
+	}
+	return host.releaseBridges(stateDir)
 }
 
 func releaseAddresses(stateDir string, rec podrecord.Record) error {

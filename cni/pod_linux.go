@@ -49,7 +49,8 @@ func (a *attachment) podSysctls() error {
 	conf := "ipv6/conf/" + a.rec.IfName
 	if a.has(netip.Addr.Is6) {
 		if !haveIPv6() {
-			return fail(types.ErrInvalidNetworkConfig, "network %q gives IPv6 addresses (%s), but this kernel has no IPv6: take "+
+			return fail(types.ErrInvalidNetworkConfig, "network %q gives IPv6 addresses (%s), but this kernel has no IPv6: "+
+				"take "+
 				"the IPv6 CIDR out", a.Name, a.describe())
 		}
 		if err := setSysctl(conf+"/disable_ipv6", "0"); err != nil {
@@ -60,7 +61,8 @@ func (a *attachment) podSysctls() error {
 	}
 	trySysctl(conf+"/accept_ra", "0") // the routes are the ones set here; another pod must not offer its own
 	if a.Mode == ModeBridge {
-		trySysctl("ipv4/conf/"+a.rec.IfName+"/arp_notify", "1") // who knew the address under another hardware address learns it
+		// Who knew the address under another hardware address learns the new one.
+		trySysctl("ipv4/conf/"+a.rec.IfName+"/arp_notify", "1")
 	}
 	return nil
 }

@@ -24,7 +24,8 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 		return err
 	}
 	if n.device == "" {
-		return fail(types.ErrLimitedConnectivity, "pods can be added, but reach no other node: the daemon has not run yet; start "+
+		return fail(types.ErrLimitedConnectivity, "pods can be added, but reach no other node: the daemon has not run "+
+			"yet; start "+
 			"`warren up`")
 	}
 	host, err := openHost()
@@ -35,14 +36,17 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	link, err := host.LinkByName(n.device)
 	switch {
 	case isNotFound(err):
-		return fail(types.ErrLimitedConnectivity, "device %s does not exist, so pods reach no other node: start `warren up`", n.device)
+		return fail(types.ErrLimitedConnectivity, "device %s does not exist, so pods reach no other node: start `warren up`",
+			n.device)
 	case err != nil:
 		return fmt.Errorf("looking at %s: %w", n.device, err)
 	case link.Attrs().Flags&net.FlagUp == 0:
-		return fail(types.ErrLimitedConnectivity, "device %s is down, so pods reach no other node: restart `warren up`", n.device)
+		return fail(types.ErrLimitedConnectivity, "device %s is down, so pods reach no other node: restart `warren up`",
+			n.device)
 	case link.Attrs().RawFlags&unix.IFF_LOWER_UP == 0:
 		// A TUN has a carrier as long as a process holds one of its queues.
-		return fail(types.ErrLimitedConnectivity, "nobody serves device %s, so pods reach no other node: start `warren up`", n.device)
+		return fail(types.ErrLimitedConnectivity, "nobody serves device %s, so pods reach no other node: start `warren up`",
+			n.device)
 	}
 	return nil
 }
@@ -62,7 +66,8 @@ func (n *network) room() error {
 	}
 	for i := range n.sets {
 		if full := ipam.Full(n.sets[i], entries); full != nil {
-			return fail(types.ErrPluginNotAvailable, "%w: delete pods that are not needed, or give the node a larger pod CIDR", full)
+			return fail(types.ErrPluginNotAvailable, "%w: delete pods that are not needed, or give the node a larger pod CIDR",
+				full)
 		}
 	}
 	return nil

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// setSysctl writes a network setting of the calling thread's namespace, unless it has the value already: where /proc/sys
-// is read-only, that is often the case.
+// setSysctl writes a network setting of the calling thread's namespace, unless it has the value already: where
+// /proc/sys is read-only, that is often the case.
 func setSysctl(key, value string) error {
 	path := "/proc/sys/net/" + key
 	if old, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(old)) == value {

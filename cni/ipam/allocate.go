@@ -153,7 +153,8 @@ func (s *Store) full(set *allocator.RangeSet) error {
 	if e := Full(*set, entries); e != nil {
 		return e
 	}
-	return &FullError{Set: describe([]allocator.RangeSet{*set}), Total: Capacity(*set).String()} // other networks have the rest
+	// Other networks have the rest.
+	return &FullError{Set: describe([]allocator.RangeSet{*set}), Total: Capacity(*set).String()}
 }
 
 // Full returns a *FullError when the addresses in use, as Entries lists them, leave none of the set free; else nil.

@@ -190,7 +190,8 @@ func TestUnreadableFilesCountAsTaken(t *testing.T) {
 		t.Errorf("the leftover of a killed writer is still there: %v", err)
 	}
 	_, err = s.Allocate(ipam.Request{ContainerID: "d", IfName: "eth0", Sets: sets})
-	if err == nil || !strings.Contains(err.Error(), "all 5 addresses") || !strings.Contains(err.Error(), "(4 of them by an unreadable") {
+	if err == nil || !strings.Contains(err.Error(), "all 5 addresses") ||
+		!strings.Contains(err.Error(), "(4 of them by an unreadable") {
 		t.Errorf("full with four unreadable files: %v", err)
 	}
 	entries, err := s.Entries()

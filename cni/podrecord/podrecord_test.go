@@ -95,7 +95,8 @@ func TestListReturnsTheGoodAndNamesTheBad(t *testing.T) {
 
 func TestHostIfName(t *testing.T) {
 	seen := map[string]bool{}
-	for _, c := range [][2]string{{"a", "beth0"}, {"ab", "eth0"}, {"a", "eth0"}, {"a", "net1"}, {strings.Repeat("x", 300), "eth0"}} {
+	long := strings.Repeat("x", 300)
+	for _, c := range [][2]string{{"a", "beth0"}, {"ab", "eth0"}, {"a", "eth0"}, {"a", "net1"}, {long, "eth0"}} {
 		name := podrecord.HostIfName(c[0], c[1])
 		if len(name) != 14 || !podrecord.IsHostIfName(name) || seen[name] {
 			t.Errorf("%v: %q", c, name)

@@ -51,7 +51,8 @@ func Read(dir string) (File, error) {
 	}
 	var f File
 	if err := json.Unmarshal(data, &f); err != nil {
-		return File{}, fmt.Errorf("%s is not what the daemon writes (%w): restart `warren up`, which writes it anew", path, err)
+		return File{}, fmt.Errorf("%s is not what the daemon writes (%w): restart `warren up`, which writes it anew", path,
+			err)
 	}
 	if err := f.validate(); err != nil {
 		return File{}, fmt.Errorf("%s: %w: restart `warren up`, which writes it anew", path, err)

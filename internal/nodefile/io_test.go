@@ -60,7 +60,8 @@ func TestReadSaysWhatToDo(t *testing.T) {
 		{"no CIDR", `{"node": "a"}`, "podCIDRs is empty"},
 		{"host bits", `{"podCIDRs": ["10.244.1.7/24"], "gateways": ["10.244.1.1"], "mtu": 1420}`, "not a network's address"},
 		{"no gateway", `{"podCIDRs": ["10.244.1.0/24"], "mtu": 1420}`, "0 gateways for 1 podCIDRs"},
-		{"gateway elsewhere", `{"podCIDRs": ["10.244.1.0/24"], "gateways": ["10.1.1.1"], "mtu": 1420}`, "not inside its pod CIDR"},
+		{"gateway elsewhere", `{"podCIDRs": ["10.244.1.0/24"], "gateways": ["10.1.1.1"], "mtu": 1420}`,
+			"not inside its pod CIDR"},
 		{"no MTU", `{"podCIDRs": ["10.244.1.0/24"], "gateways": ["10.244.1.1"]}`, "mtu is 0"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

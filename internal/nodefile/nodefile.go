@@ -16,7 +16,7 @@ type File struct {
 	Gateways     []netip.Addr   `json:"gateways"`     // one per pod CIDR, the first address of each
 	ClusterCIDRs []netip.Prefix `json:"clusterCIDRs"` // everything that is never masqueraded and never leaves in the clear
 	MTU          int            `json:"mtu"`          // bytes, of the pods' interfaces
-	GSOMaxSize   int            `json:"gsoMaxSize"`   // bytes, for the pods' veths, so that a superpacket fits one send; 0: leave alone
+	GSOMaxSize   int            `json:"gsoMaxSize"`   // bytes, of the pods' veths, so that it fits one send; 0: leave
 	Masquerade   bool           `json:"masquerade"`
 	Table        int            `json:"table"`        // the routing table of the policy rules
 	RulePriority int            `json:"rulePriority"` // of the first rule
