@@ -23,6 +23,7 @@ import (
 const (
 	defaultQueueLength = 500 // the kernel's, for a TUN device
 	writtenLength      = 1024
+	maxDatagrams       = 128 // UDP_MAX_SEGMENTS, of the newest kernels
 )
 
 // Config says what the device is like. The zero value is a device with one queue and all offloads.
@@ -242,10 +243,11 @@ func (q *Queue) Read(buf []byte) ([]byte, packet.Meta, error) {
 // Write implements device.Queue. It refuses what device/tun refuses.
 func (q *Queue) Write(m packet.Meta, pieces [][]byte) error {
 	d := q.device
-	if _, err := device.Inspect(m, pieces); err != nil {
+	shape, err := device.Inspect(m, pieces)
+	if err != nil {
 		return err
 	}
-	if !q.Takes(m.Type) {
+	if !q.Takes(m.Type) || m.Type == packet.GSOUDP && shape.Segments > maxDatagrams {
 		return device.ErrNotTaken
 	}
 	if d.broken[m.Type].Load() {

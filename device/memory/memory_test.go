@@ -93,6 +93,9 @@ func TestWrite(t *testing.T) {
 	if got := <-d.Written(); !bytes.Equal(got.Data, p) || got.Meta != uso(500) {
 		t.Errorf("%d bytes, %+v", len(got.Data), got.Meta)
 	}
+	if err := q.Write(uso(10), [][]byte{p}); !errors.Is(err, device.ErrNotTaken) {
+		t.Errorf("more datagrams than a kernel takes: %v", err)
+	}
 	if err := q.Write(uso(0), [][]byte{p}); !errors.Is(err, device.ErrBadPacket) {
 		t.Errorf("bad metadata: %v", err)
 	}

@@ -9,6 +9,9 @@ import (
 // which costs joins and never order.
 const maxOpen = 32
 
+// maxDatagrams is how many datagrams every kernel that knows USO takes in a superpacket.
+const maxDatagrams = 64
+
 // CoalescerOptions says what a Coalescer joins.
 type CoalescerOptions struct {
 	TCP bool // join TCP segments (the device takes GSOTCP4 and GSOTCP6)
@@ -16,6 +19,10 @@ type CoalescerOptions struct {
 
 	MaxBytes    int // largest superpacket in bytes, headers included; 0: MaxPacket
 	MaxSegments int // most segments of a superpacket; 0: MaxSegments
+
+	// MaxDatagrams is the most datagrams of a UDP superpacket; 0: 64. Linux takes no superpacket of more than
+	// UDP_MAX_SEGMENTS, 64 until 6.9 and 128 since; TCP knows no such limit.
+	MaxDatagrams int
 
 	// TrustChecksums joins without verifying transport checksums: something else has proven the payload. A segment that
 	// was broken before gets a right checksum by joining.
@@ -79,6 +86,10 @@ func NewCoalescer(opts CoalescerOptions) *Coalescer {
 	if opts.MaxSegments <= 0 || opts.MaxSegments > MaxSegments {
 		opts.MaxSegments = MaxSegments
 	}
+	if opts.MaxDatagrams <= 0 {
+		opts.MaxDatagrams = maxDatagrams
+	}
+	opts.MaxDatagrams = min(opts.MaxDatagrams, opts.MaxSegments)
 	return &Coalescer{opts: opts}
 }
 
@@ -182,8 +193,11 @@ func (c *Coalescer) closeBetween(i *Info, tag int32) {
 
 // follows reports whether p, which mayJoin, goes on where r ends, apart from its checksums.
 func (c *Coalescer) follows(r *Run, p []byte, i *Info) bool {
-	payload := int(i.Len) - i.HeaderLen()
-	if payload > int(r.size) || r.Bytes+payload > c.opts.MaxBytes || r.Segments >= c.opts.MaxSegments ||
+	payload, most := int(i.Len)-i.HeaderLen(), c.opts.MaxSegments
+	if i.Proto == protoUDP {
+		most = c.opts.MaxDatagrams
+	}
+	if payload > int(r.size) || r.Bytes+payload > c.opts.MaxBytes || r.Segments >= most ||
 		r.Info.L4 != i.L4 || r.Info.L4Len != i.L4Len {
 		return false
 	}

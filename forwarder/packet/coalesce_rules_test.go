@@ -257,9 +257,15 @@ func TestCoalesceLimits(t *testing.T) {
 		{CoalescerOptions{TCP: true, MaxSegments: 1}, 1000, 5, 1},          //
 		{CoalescerOptions{TCP: true, MaxBytes: 1 << 20}, 1000, 100, 65},    // more than can be
 		{CoalescerOptions{TCP: true, MaxSegments: 1 << 20}, 4, 8200, 8192}, // more than Segment takes
+		// A kernel takes no more datagrams than UDP_MAX_SEGMENTS.
+		{CoalescerOptions{UDP: true}, 32, 1000, 64},
+		{CoalescerOptions{UDP: true, MaxSegments: 30}, 32, 1000, 30},
+		{CoalescerOptions{UDP: true, MaxSegments: 30, MaxDatagrams: 100}, 32, 1000, 30},
+		{CoalescerOptions{UDP: true, MaxDatagrams: 100}, 32, 1000, 100},
+		{CoalescerOptions{TCP: true, MaxDatagrams: 10}, 32, 1000, 1000},
 	} {
 		co := NewCoalescer(c.opts)
-		s := naiveSpec{flags: tcpACK, payload: make([]byte, c.payload)}
+		s := naiveSpec{udp: c.opts.UDP, flags: tcpACK, payload: make([]byte, c.payload)}
 		for range c.total {
 			co.Add(s.build(), 0)
 			s.seq += uint32(c.payload)

@@ -203,7 +203,7 @@ func roundTrip(t *testing.T, spec naiveSpec, size int) {
 	if err := s.Segment(p, parsed(t, p), m, nil); err != OK {
 		t.Fatal(err)
 	}
-	c := NewCoalescer(CoalescerOptions{TCP: true, UDP: true})
+	c := NewCoalescer(CoalescerOptions{TCP: true, UDP: true, MaxDatagrams: MaxSegments})
 	cut := segmentsOf(t, &s, nil)
 	for _, q := range cut {
 		if err := c.Add(bytes.Clone(q), 7); err != OK {

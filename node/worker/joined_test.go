@@ -1,0 +1,41 @@
+package worker
+
+import (
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/forwarder/packet"
+	"github.com/warren-net/warren/tunnel/vxlan"
+)
+
+// TestManySmallDatagrams joins a flow of small datagrams to superpackets that a kernel takes: one with too many of them
+// would be refused, copied, summed and written datagram by datagram.
+func TestManySmallDatagrams(t *testing.T) {
+	const datagrams = 1000
+	c := newCluster(t, clusterConfig{nodes: 2, late: true})
+	a, b := c.nodes[0], c.nodes[1]
+	h := vxlan.NewHeader(testVNI, a.mac, b.mac, vxlan.EtherTypeIPv4)
+	s := newStranger(c, "192.0.2.2")
+	for k := range datagrams {
+		s.send(t, 0, h[:], build{src: "10.244.2.5", dst: "10.244.1.9", proto: protoUDP, payload: 32, id: uint16(k)}.bytes(t))
+	}
+	c.start(a)
+	got := 0
+	for got < datagrams {
+		p := a.next(t)
+		if p.Meta.Type != packet.GSOUDP {
+			t.Fatalf("a packet of %d bytes with %+v after %d datagrams, want a superpacket", len(p.Data), p.Meta, got)
+		}
+		got += (len(p.Data) - 28) / 32
+	}
+	w := &a.workers[0].Counters
+	for deadline := time.Now().Add(time.Second); w.SegmentsIn.Load() < datagrams && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if writes, runs := w.QueueWrites.Load(), w.RunsIn.Load(); writes > runs || runs > datagrams/50 {
+		t.Errorf("%d datagrams became %d superpackets, written in %d calls", got, runs, writes)
+	}
+	if d := a.allDrops(); len(d) > 0 {
+		t.Errorf("dropped: %v", d)
+	}
+}
