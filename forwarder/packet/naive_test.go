@@ -291,6 +291,9 @@ func (r *naiveRun) reversible(opts CoalescerOptions) bool {
 			return false
 		}
 	}
+	if _, _, proto := naiveL4(r.packets[0]); proto == 17 && opts.MaxDatagrams > 0 && len(r.packets) > opts.MaxDatagrams {
+		return false
+	}
 	p, size := r.super()
 	if len(p) > MaxPacket || opts.MaxBytes > 0 && len(p) > opts.MaxBytes {
 		return false
