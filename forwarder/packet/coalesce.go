@@ -50,7 +50,8 @@ type Run struct {
 // Joined is only what cutting the superpacket again gives back byte for byte (Segments does, the receiving kernel
 // would): the same headers but for lengths, checksums, sequence number and IPv4 ID; contiguous data; equal sizes but
 // for the last; right checksums. The one exception is the IPv4 ID of packets with DF whose sender never changes it: it
-// means nothing there (RFC 6864 section 4.1). Everything else is a run of one, whose bytes are not changed.
+// means nothing there (RFC 6864 section 4.1). Everything else is a run of one, whose bytes are not changed, unless its
+// transport checksum was left to be completed: see CompletePartial.
 //
 // Runs come in the order of their first packets, and no packet joins a run after another packet of its flow was put
 // elsewhere: within a flow the order is kept.
@@ -240,7 +241,7 @@ func (c *Coalescer) verify(p []byte, i *Info) bool {
 	if i.Proto == protoTCP && binary.BigEndian.Uint16(p[i.L4+tcpChecksumOffset:]) == 0xffff {
 		return false
 	}
-	return c.opts.TrustChecksums || VerifyTransport(p, i)
+	return c.opts.TrustChecksums || VerifyTransport(p, i) || CompletePartial(p, i)
 }
 
 // verifyFirst reports whether the checksums of r's first packet are right. Nobody asks before a second packet comes:
@@ -305,11 +306,14 @@ func (c *Coalescer) Finish(k int) (Meta, [][]byte) {
 		c.out = append(c.out, c.pieces[j].b)
 	}
 	pieces := c.out[start:len(c.out):len(c.out)]
+	i, p := &r.Info, pieces[0]
 	if r.Segments == 1 {
+		if !r.verified {
+			CompletePartial(p, i)
+		}
 		return Meta{}, pieces
 	}
 
-	i, p := &r.Info, pieces[0]
 	m := Meta{Type: GSOUDP, NeedsChecksum: true, SegmentSize: r.size, ChecksumStart: i.L4}
 	if i.Version == 4 {
 		binary.BigEndian.PutUint16(p[2:], i.Len)

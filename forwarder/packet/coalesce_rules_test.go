@@ -88,6 +88,42 @@ func TestCoalesceRules(t *testing.T) {
 	}
 }
 
+// What a kernel left for a device to complete is completed, whether it joins or not.
+func TestCoalescePartialChecksums(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		for _, udp := range []bool{false, true} {
+			for _, flags := range []uint8{tcpACK, tcpSYN} {
+				s := naiveSpec{v6: v6, udp: udp, flags: flags, ttl: 64, payload: randomBytes(500, 20)}
+				var packets [][]byte
+				for range 3 {
+					p := s.build()
+					naiveFinishWith(p, true)
+					var i Info
+					if Parse(p, &i); VerifyTransport(p, &i) {
+						t.Fatal("a partial checksum is right")
+					}
+					packets = append(packets, p)
+					s.seq, s.id = s.seq+500, s.id+1
+				}
+				c := NewCoalescer(CoalescerOptions{TCP: true, UDP: true})
+				checkCoalesce(t, c, packets, []int32{0, 0, 0})
+				if joins := udp || flags == tcpACK; joins != (c.Len() == 1) {
+					t.Errorf("UDP %v, IPv6 %v, flags %#x: %d runs", udp, v6, flags, c.Len())
+				}
+				var i Info
+				for _, p := range packets {
+					if p = bytes.Clone(p); Parse(p, &i) != OK || !CompletePartial(p, &i) || !VerifyTransport(p, &i) {
+						t.Errorf("UDP %v, IPv6 %v: not completed", udp, v6)
+					}
+					if CompletePartial(p, &i) {
+						t.Errorf("UDP %v, IPv6 %v: completed twice", udp, v6)
+					}
+				}
+			}
+		}
+	}
+}
+
 // Packets that never join, though the second has what follows on the first.
 func TestCoalesceNeverJoined(t *testing.T) {
 	tcp := naiveSpec{flags: tcpACK, payload: make([]byte, 100)}

@@ -57,7 +57,9 @@ func checkCoalesce(t testing.TB, c *Coalescer, packets [][]byte, tags []int32) {
 			t.Fatalf("packet %d: %v, want %v", k, err, want)
 		}
 		if want == OK {
-			kept, keptTags = append(kept, p[:i.Len]), append(keptTags, tags[k])
+			p = bytes.Clone(p[:i.Len])
+			naiveComplete(p, &i)
+			kept, keptTags = append(kept, p), append(keptTags, tags[k])
 		}
 	}
 

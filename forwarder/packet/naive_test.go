@@ -140,6 +140,32 @@ func naiveFinishWith(p []byte, partial bool) {
 	binary.BigEndian.PutUint16(field, sum)
 }
 
+// naiveComplete completes p's checksum when its field holds the pseudo header's sum alone.
+func naiveComplete(p []byte, i *Info) {
+	if !i.Is(HasPorts) || i.Is(Fragment) {
+		return
+	}
+	l4 := p[i.L4:]
+	at := 16
+	if i.Proto == 17 {
+		if at = 6; int(binary.BigEndian.Uint16(l4[4:])) != len(l4) {
+			return
+		}
+	}
+	field := l4[at : at+2]
+	pseudo := append(i.Src.AsSlice(), i.Dst.AsSlice()...)
+	pseudo = binary.BigEndian.AppendUint16(append(pseudo, 0, i.Proto), uint16(len(l4)))
+	if binary.BigEndian.Uint16(field) != naiveSum(pseudo) {
+		return
+	}
+	clear(field)
+	sum := ^naiveSum(pseudo, l4)
+	if i.Proto == 17 && sum == 0 {
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(field, sum)
+}
+
 // naiveMeta makes p a superpacket of segments with size bytes of payload each.
 func naiveMeta(p []byte, size int) Meta {
 	l4, _, proto := naiveL4(p)

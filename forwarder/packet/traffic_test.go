@@ -69,7 +69,7 @@ func (f *traffic) step() {
 	case 7: // a broken payload or transport header
 		change = func(p []byte) []byte { p[len(p)-1-int(f.choose())%20] ^= 1; return p }
 	case 8: // a broken header
-		change = func(p []byte) []byte { p[int(f.choose())%40] ^= 1 << (f.choose() & 7); return p }
+		change = func(p []byte) []byte { p[int(f.choose())%min(40, len(p))] ^= 1 << (f.choose() & 7); return p }
 	case 9: // another header with right checksums, as long as it is one that the naive code can read
 		change = func(p []byte) []byte {
 			at := 8
