@@ -138,9 +138,6 @@ func (s *Socket) cut(o *tunnel.Outbound, b *batch, m message, c cutting) {
 				return
 			}
 			s.flush(o, b)
-			if s.sender.outcomes[m.send] == tooBig {
-				return
-			}
 			continue
 		}
 		m.start = end
@@ -157,7 +154,8 @@ func (s *Socket) flush(o *tunnel.Outbound, b *batch) {
 	retried := -1
 	for k := 0; k < b.n && d.fatal == 0; {
 		m := b.messages[k]
-		if d.outcomes[m.send] == tooBig { // the other datagrams of a send that is too big are, too
+		if d.outcomes[m.send] == tooBig && m.length >= o.Sends[m.send].SegmentSize {
+			// The others of that size are too big as well; a shorter last one, maybe of another flow, may pass.
 			k++
 			continue
 		}
@@ -208,7 +206,8 @@ func mayBePending(errno unix.Errno) bool {
 // the cutting; otherwise it returns false. It tells apart what the kernel means:
 //
 //   - EIO: the device or an IPsec policy on the way can't do GSO. Off for good.
-//   - EINVAL with more than 64 segments: a kernel before 6.9. That limit for good.
+//   - EINVAL with more than 64 segments: a kernel before 6.9. That limit for good. With exactly 64: maybe one before
+//     5.16, which counted the headers among the bytes of the segments, so that only 63 full ones fit.
 //   - EMSGSIZE, or EINVAL on older kernels: a segment is larger than the device's MTU. The plain datagram then gets
 //     EMSGSIZE, and with it the MTU appears in the error queue, which the refusal of a GSO message does not put there.
 func (s *Socket) uncut(o *tunnel.Outbound, m message, errno unix.Errno) bool {
@@ -217,8 +216,10 @@ func (s *Socket) uncut(o *tunnel.Outbound, m message, errno unix.Errno) bool {
 	case unix.EIO:
 		s.gso.disable("the kernel refused a UDP_SEGMENT send: " + errno.Error())
 	case unix.EINVAL:
-		if m.segments() > tunnel.MaxSendSegments {
+		if n := m.segments(); n > tunnel.MaxSendSegments {
 			d.maxSegments = tunnel.MaxSendSegments
+		} else if n == tunnel.MaxSendSegments {
+			d.maxSegments = n - 1
 		}
 	case unix.EMSGSIZE:
 	default:
