@@ -135,25 +135,28 @@ func VerifyTransport(p []byte, i *Info) bool {
 // and recvmsg hands the bytes out as they are (seen with Linux 6.18, VXLAN over veth). For one right packet in 65,536 the
 // field holds that sum by chance: completing it gives the same checksum again.
 func CompletePartial(p []byte, i *Info) bool {
+	m, ok := partial(p, i)
+	return ok && CompleteChecksum(p[:i.Len], m)
+}
+
+// partial reports whether p's transport checksum is the pseudo header's sum and nothing else, and what completes it.
+func partial(p []byte, i *Info) (Meta, bool) {
+	m := Meta{NeedsChecksum: true, ChecksumStart: i.L4, ChecksumOffset: tcpChecksumOffset}
 	if i.Flags&(HasPorts|Fragment) != HasPorts || int(i.Len) > len(p) || i.HeaderLen() > int(i.Len) {
-		return false
+		return m, false
 	}
 	l4 := p[i.L4:i.Len]
-	m := Meta{NeedsChecksum: true, ChecksumStart: i.L4, ChecksumOffset: tcpChecksumOffset}
 	switch i.Proto {
 	case protoTCP:
 	case protoUDP:
 		m.ChecksumOffset = udpChecksumOffset
 		if int(binary.BigEndian.Uint16(l4[4:])) != len(l4) {
-			return false
+			return m, false
 		}
 	default:
-		return false
+		return m, false
 	}
-	if binary.BigEndian.Uint16(l4[m.ChecksumOffset:]) != PseudoHeader(i, len(l4)) {
-		return false
-	}
-	return CompleteChecksum(p[:i.Len], m)
+	return m, binary.BigEndian.Uint16(l4[m.ChecksumOffset:]) == PseudoHeader(i, len(l4))
 }
 
 // Update16 returns the checksum field check after a 16-bit word that it covers changed from old to new (RFC 1624,

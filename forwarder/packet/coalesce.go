@@ -139,6 +139,42 @@ func (c *Coalescer) Add(p []byte, tag int32) Error {
 	return OK
 }
 
+// AddUncut takes the superpacket p, which its sender never cut: its checksum is partial (see CompletePartial), and its
+// segments are to have size bytes of payload each. It becomes a run of its own. Anything else is taken as Add takes it.
+func (c *Coalescer) AddUncut(p []byte, tag int32, size int) Error {
+	i := &c.info
+	if err := Parse(p, i); err != OK {
+		return err
+	}
+	m, ok := partial(p, i)
+	m.Type, m.SegmentSize = gsoType(i), uint16(size)
+	n := 0
+	if ok && size > 0 && size <= MaxPacket {
+		n = countSegments(p[:i.Len], i, m)
+	}
+	if n < 2 {
+		return c.Add(p, tag)
+	}
+	if slot := c.find(i, tag); slot >= 0 {
+		c.close(slot)
+	}
+	c.start(p[:i.Len], i, tag, false)
+	r := &c.runs[len(c.runs)-1]
+	r.size, r.Segments = uint16(size), n
+	return OK
+}
+
+// gsoType is the kind of superpacket that i's packets join to.
+func gsoType(i *Info) GSOType {
+	switch {
+	case i.Proto != protoTCP:
+		return GSOUDP
+	case i.Version == 6:
+		return GSOTCP6
+	}
+	return GSOTCP4
+}
+
 // mayJoin reports whether p is of a kind that can be part of a run of several.
 func (c *Coalescer) mayJoin(p []byte, i *Info) bool {
 	if i.Flags&(HasPorts|Fragment|HasOptions) != HasPorts || i.HeaderLen() >= int(i.Len) {
@@ -314,7 +350,7 @@ func (c *Coalescer) Finish(k int) (Meta, [][]byte) {
 		return Meta{}, pieces
 	}
 
-	m := Meta{Type: GSOUDP, NeedsChecksum: true, SegmentSize: r.size, ChecksumStart: i.L4}
+	m := Meta{Type: gsoType(i), NeedsChecksum: true, SegmentSize: r.size, ChecksumStart: i.L4}
 	if i.Version == 4 {
 		binary.BigEndian.PutUint16(p[2:], i.Len)
 		SetIPv4Checksum(p[:i.L4])
@@ -323,10 +359,7 @@ func (c *Coalescer) Finish(k int) (Meta, [][]byte) {
 	}
 	length := i.Len - i.L4
 	if i.Proto == protoTCP {
-		m.Type, m.ChecksumOffset = GSOTCP4, tcpChecksumOffset
-		if i.Version == 6 {
-			m.Type = GSOTCP6
-		}
+		m.ChecksumOffset = tcpChecksumOffset
 		p[i.L4+13] = i.TCPFlags
 	} else {
 		m.ChecksumOffset = udpChecksumOffset

@@ -124,6 +124,49 @@ func TestCoalescePartialChecksums(t *testing.T) {
 	}
 }
 
+// A superpacket that nobody cut is cut as its meta says.
+func TestCoalesceUncut(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		for _, udp := range []bool{false, true} {
+			s := naiveSpec{v6: v6, udp: udp, flags: tcpACK | tcpPSH, ttl: 64, seq: 7, id: 9, payload: randomBytes(2500, 30)}
+			p := s.build()
+			naiveFinishWith(p, true)
+			next := s
+			next.seq, next.id, next.payload = s.seq+2500, s.id+3, randomBytes(1000, 31)
+			c := NewCoalescer(CoalescerOptions{TCP: true, UDP: true})
+			if err := c.AddUncut(bytes.Clone(p), 3, 1000); err != OK {
+				t.Fatal(err)
+			}
+			if err := c.Add(next.build(), 3); err != OK {
+				t.Fatal(err)
+			}
+			if r := c.Run(0); c.Len() != 2 || r.Segments != 3 || r.Tag != 3 || r.Bytes != len(p) {
+				t.Fatalf("%d runs, %+v", c.Len(), *r)
+			}
+			m, pieces := c.Finish(0)
+			if want := naiveMeta(bytes.Clone(p), 1000); m != want {
+				t.Fatalf("%+v, want %+v", m, want)
+			}
+			samePackets(t, naiveSegment(bytes.Join(pieces, nil), 1000, false), naiveSegment(p, 1000, false))
+
+			c.Reset()
+			whole := s.build() // its checksum is complete: nothing says that it was to be cut
+			if err := c.AddUncut(bytes.Clone(whole), 3, 1000); err != OK {
+				t.Fatal(err)
+			}
+			if m, pieces := c.Finish(0); m != (Meta{}) || !bytes.Equal(bytes.Join(pieces, nil), whole) {
+				t.Errorf("a lone packet became %+v", m)
+			}
+			for _, size := range []int{-1, 0, 2500, 1 << 20} {
+				c.Reset()
+				if err := c.AddUncut(bytes.Clone(p), 3, size); err != OK || c.Run(0).Segments != 1 {
+					t.Errorf("size %d: %v, %d segments", size, err, c.Run(0).Segments)
+				}
+			}
+		}
+	}
+}
+
 // Packets that never join, though the second has what follows on the first.
 func TestCoalesceNeverJoined(t *testing.T) {
 	tcp := naiveSpec{flags: tcpACK, payload: make([]byte, 100)}

@@ -51,6 +51,10 @@ func (w *Worker) fromWire(s *tunnel.Datagrams, now int64) int {
 		w.drop(forwarder.UnknownPeer, n)
 		return n
 	}
+	if w.uncutDatagram(s, peer) {
+		peer.Stats.Cell(w.ID).LastSeen.Store(now)
+		return 1
+	}
 	accepted := false
 	for rest := s.Buf[:s.N]; len(rest) > 0; {
 		d := rest[:min(size, len(rest))]
