@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/warren-net/warren/device"
 	"github.com/warren-net/warren/device/tun"
 	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/internal/nodefile"
@@ -40,8 +41,12 @@ func tunMode(use bool) tun.Mode {
 func (n *Node) openSockets(workers int) error {
 	cfg := n.cfg
 	port := cfg.PortOf(&cfg.Self)
+	steer, err := vxlan.Steer(workers)
+	if err != nil {
+		return err
+	}
 	sockets, err := udp.OpenGroup(workers, udp.Config{
-		Port: port, Addrs: cfg.Self.Addresses,
+		Port: port, Addrs: cfg.Self.Addresses, Steer: steer,
 		GSO: udpMode(cfg.Offloads.UDPGSO), GRO: udpMode(cfg.Offloads.UDPGRO),
 	})
 	switch {
@@ -90,12 +95,21 @@ func (n *Node) makeWorkers() error {
 		}
 		n.closers = append(n.closers, p.Close)
 		n.workers = append(n.workers, worker.New(worker.Config{
-			ID: i, Queue: q, Socket: n.sockets[i], Waiter: worker.PollWaiter{Poller: p}, Table: &n.table,
+			ID: i, Queue: q, Writers: writers(n.device.Queues()), Socket: n.sockets[i], Waiter: worker.PollWaiter{Poller: p}, Table: &n.table,
 			Decoder:    vxlan.Decoder{VNI: n.cfg.VNI, MAC: own},
 			PathEvents: n.pathEvents, LockThread: true, Log: n.opt.Log,
 		}))
 	}
 	return nil
+}
+
+// writers are handles of all queues for one worker.
+func writers(queues []*tun.Queue) []device.Queue {
+	var shared []device.Queue
+	for _, q := range queues {
+		shared = append(shared, q.Share())
+	}
+	return shared
 }
 
 // pathEvents passes events on to the writer. When it cannot keep up some are lost: the underlay says them again.

@@ -23,7 +23,7 @@ var errShortBuffer = errors.New("tun: read buffer shorter than device.BufferSize
 
 // A Queue is one queue of a Device. It implements device.Queue without blocking.
 type Queue struct {
-	fd       descriptor
+	fd       *descriptor
 	offloads *offloads
 
 	header   [vnetLen]byte
@@ -33,10 +33,12 @@ type Queue struct {
 }
 
 func newQueue(fd int, o *offloads) *Queue {
-	q := &Queue{offloads: o}
-	q.fd.n = fd
-	return q
+	return &Queue{fd: &descriptor{n: fd}, offloads: o}
 }
+
+// Share makes another handle of the same queue, for another worker to write to; it is closed with the first one. Which
+// queue a packet is written to matters: the kernel then hands the flow's other direction to that queue.
+func (q *Queue) Share() *Queue { return &Queue{fd: q.fd, offloads: q.offloads} }
 
 // FD is the queue's file descriptor, to wait for: it is readable when there is a packet, and has an error once the
 // device is gone. It is non-blocking, and valid until Close.

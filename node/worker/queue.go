@@ -77,7 +77,7 @@ func (w *Worker) fromQueue(p []byte, m packet.Meta) error {
 // giveBack writes a superpacket of the device back to it.
 func (w *Worker) giveBack(p []byte, m packet.Meta) error {
 	w.pieces = append(w.pieces[:0], p)
-	return w.deliver(m, w.pieces, 1)
+	return w.deliver(w.Queue, m, w.pieces, 1)
 }
 
 // toPeer encapsulates a superpacket into w.out.

@@ -115,7 +115,10 @@ func (w *Worker) deliverRun(k int) error {
 	cell.RxPackets.Add(uint64(run.Segments))
 	cell.RxBytes.Add(uint64(run.Bytes))
 	w.Counters.BytesIn.Add(uint64(run.Bytes))
-	return w.deliver(m, pieces, run.Segments)
+	// By the flow, whoever received it: the kernel hands the flow's other direction to the queue that this one is written
+	// to, so a flow that moved between queues would make its answers move between workers, and be reordered.
+	q := w.Writers[run.Info.FlowHash()%uint32(len(w.Writers))]
+	return w.deliver(q, m, pieces, run.Segments)
 }
 
 // encapReason translates why the encapsulation refused a datagram.

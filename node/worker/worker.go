@@ -48,6 +48,7 @@ type Waiter interface {
 type Config struct {
 	ID         int // its number among the node's workers; index of its cell in forwarder.PeerStats
 	Queue      device.Queue
+	Writers    []device.Queue // the node's queues, for writing: handles of this worker's own; nil: Queue alone
 	Socket     tunnel.Socket
 	Waiter     Waiter
 	Table      *forwarder.Table
@@ -111,6 +112,9 @@ func New(c Config) *Worker {
 		pieces: make([][]byte, 0, 4),
 	}
 	w.segs.Arena = &w.arena
+	if w.Writers == nil {
+		w.Writers = []device.Queue{w.Queue}
+	}
 	for i := range w.reads {
 		w.reads[i] = make([]byte, device.BufferSize)
 	}
@@ -169,18 +173,18 @@ func (w *Worker) pathEvents() {
 // drop counts n segments dropped for reason r.
 func (w *Worker) drop(r forwarder.Reason, n int) { w.Counters.Drops[r].Add(uint64(n)) }
 
-// deliver writes a superpacket to the queue and reports whether the kernel took it. A superpacket of a kind that the
-// device does not take (any more) is cut into segments first.
-func (w *Worker) deliver(m packet.Meta, pieces [][]byte, segments int) error {
-	if m.Type != packet.GSONone && !w.Queue.Takes(m.Type) {
-		return w.deliverCut(m, pieces)
+// deliver writes a superpacket to a queue. One of a kind that the device does not take (any more) is cut into segments
+// first.
+func (w *Worker) deliver(q device.Queue, m packet.Meta, pieces [][]byte, segments int) error {
+	if m.Type != packet.GSONone && !q.Takes(m.Type) {
+		return w.deliverCut(q, m, pieces)
 	}
-	err := w.Queue.Write(m, pieces)
+	err := q.Write(m, pieces)
 	switch {
 	case err == nil:
 		w.Counters.QueueWrites.Add(1)
 	case errors.Is(err, device.ErrNotTaken):
-		return w.deliverCut(m, pieces)
+		return w.deliverCut(q, m, pieces)
 	case errors.Is(err, device.ErrClosed):
 		return err
 	default:
@@ -190,7 +194,7 @@ func (w *Worker) deliver(m packet.Meta, pieces [][]byte, segments int) error {
 }
 
 // deliverCut writes a superpacket segment by segment.
-func (w *Worker) deliverCut(m packet.Meta, pieces [][]byte) error {
+func (w *Worker) deliverCut(q device.Queue, m packet.Meta, pieces [][]byte) error {
 	p := w.scratch[:0]
 	for _, piece := range pieces {
 		p = append(p, piece...)
@@ -212,7 +216,7 @@ func (w *Worker) deliverCut(m packet.Meta, pieces [][]byte) error {
 			w.pieces = append(w.pieces, h)
 		}
 		w.pieces = append(w.pieces, w.segs.Payload(k))
-		err := w.Queue.Write(packet.Meta{}, w.pieces)
+		err := q.Write(packet.Meta{}, w.pieces)
 		switch {
 		case err == nil:
 			w.Counters.QueueWrites.Add(1)

@@ -52,6 +52,7 @@ func OpenGroup(n int, c Config) ([]*Socket, error) {
 			return nil, err
 		}
 	}
+	g.steer()
 	return g.sockets, nil
 }
 

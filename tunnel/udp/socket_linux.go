@@ -26,6 +26,7 @@ type Socket struct {
 	rcvBuf    int
 	sndBuf    int
 	gso, gro  offload
+	steering  *offload // nil: a socket of its own, or no program
 	guard     guard
 
 	sender   sender
@@ -51,7 +52,11 @@ func (s *Socket) Buffers() (receive, send int) { return s.rcvBuf, s.sndBuf }
 
 // Offloads reports the states of "udp-gso" and "udp-gro".
 func (s *Socket) Offloads() []tunnel.OffloadState {
-	return []tunnel.OffloadState{s.gso.state("udp-gso"), s.gro.state("udp-gro")}
+	states := []tunnel.OffloadState{s.gso.state("udp-gso"), s.gro.state("udp-gro")}
+	if s.steering != nil {
+		states = append(states, s.steering.state("udp-steering"))
+	}
+	return states
 }
 
 // Close closes the descriptors, after a Send or Receive that is under way in another goroutine. Later calls return
