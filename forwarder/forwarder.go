@@ -52,7 +52,10 @@ type Decision struct {
 	Edit    Edit          //
 }
 
-const tcpSYN = 0x02
+const (
+	tcpSYN  = 0x02
+	minMTU6 = 1280
+)
 
 // FromTUN decides on a superpacket that the kernel routed to the TUN: pod traffic, and the node's own to pods of
 // other nodes.
@@ -90,9 +93,15 @@ func toPeer(p *Peer, i *packet.Info, m packet.Meta) Decision {
 	if i.TCPFlags&tcpSYN != 0 {
 		d.Edit = ClampMSS
 	}
-	if i.SegmentLen(m) > p.MTU {
+	limit := p.MTU
+	if i.Version == 6 {
+		// Every IPv6 path carries 1280 bytes (RFC 8200, 5); a smaller figure would be ignored by hosts. What the path then
+		// still refuses is lost, but the MSS is clamped to what passes.
+		limit = max(limit, minMTU6)
+	}
+	if i.SegmentLen(m) > limit {
 		if i.Is(packet.DontFragment) {
-			return Decision{Reason: TooBig, Reject: packet.RejectTooBig, Peer: p, MTU: p.MTU}
+			return Decision{Reason: TooBig, Reject: packet.RejectTooBig, Peer: p, MTU: limit}
 		}
 		d.Edit |= Fragment
 	}

@@ -115,6 +115,37 @@ func TestFromTUN(t *testing.T) {
 	}
 }
 
+// TestPathBelowIPv6Minimum: IPv6 is never told less than 1280 bytes, IPv4 and the MSS follow the path.
+func TestPathBelowIPv6Minimum(t *testing.T) {
+	spec := testSpec()
+	b := spec.Peers[0]
+	b.MTU = 1000
+	s, err := Build(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	syn := info("fd00:10:244:1::5", "fd00:10:244:2::9", 80)
+	syn.TCPFlags = tcpSYN
+	big4 := info("10.244.1.5", "10.244.2.9", 1001)
+	big4.Flags |= packet.DontFragment
+	for _, tt := range []struct {
+		name string
+		i    *packet.Info
+		want Decision
+	}{
+		{"IPv6, 1280 bytes", info("fd00:10:244:1::5", "fd00:10:244:2::9", 1280),
+			Decision{Verdict: ToPeer, Peer: b, MTU: 1000}},
+		{"IPv6, 1281 bytes", info("fd00:10:244:1::5", "fd00:10:244:2::9", 1281),
+			Decision{Reason: TooBig, Reject: packet.RejectTooBig, Peer: b, MTU: 1280}},
+		{"IPv6 SYN", syn, Decision{Verdict: ToPeer, Peer: b, MTU: 1000, Edit: ClampMSS}},
+		{"IPv4", big4, Decision{Reason: TooBig, Reject: packet.RejectTooBig, Peer: b, MTU: 1000}},
+	} {
+		if got := s.FromTUN(tt.i, packet.Meta{}); got != tt.want {
+			t.Errorf("%s: got  %+v\nwant %+v", tt.name, got, tt.want)
+		}
+	}
+}
+
 func TestFromWire(t *testing.T) {
 	s := testSnapshot(t)
 	b, c := s.Peers[0], s.Peers[1]

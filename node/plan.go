@@ -122,26 +122,26 @@ func (p *plan) underlayMTU(to netip.Addr) int {
 }
 
 // peerMTU is the largest inner packet that reaches the peer, and a warning when the path is narrower than its device.
-// An IPv6 path carries at least 1280 bytes (RFC 8200, 5), so a smaller figure would not help pods that talk IPv6.
+// A figure below 576 is not believed: what every IPv4 host has to be able to receive passes everywhere. That IPv6 must
+// not be told less than 1280 is the forwarder's to heed.
 func (p *plan) peerMTU(n *control.Node, to netip.Addr) (mtu int, warning string) {
-	least := config.MinMTU4
-	if hasIPv6(p.cfg.Self.PodCIDRs) && hasIPv6(n.PodCIDRs) {
-		least = config.MinMTU6
-	}
 	outer := p.underlayMTU(to)
 	if limit, ok := p.paths[to]; ok && limit.mtu < outer {
 		outer = limit.mtu
 		warning = fmt.Sprintf("the path to peer %s (%s) carries packets of at most %d bytes, so its pods get %d", n.Name, to,
-			outer, max(outer-overhead(to), least))
+			outer, max(outer-overhead(to), config.MinMTU4))
 	}
 	inner := outer - overhead(to)
+	least := config.MinMTU4
+	if hasIPv6(p.cfg.Self.PodCIDRs) && hasIPv6(n.PodCIDRs) {
+		least = config.MinMTU6
+	}
 	if inner < least {
 		warning = fmt.Sprintf("the path to peer %s (%s) carries packets of at most %d bytes, but %d are needed for the %d "+
 			"that its pods are entitled to: larger packets are lost; raise the MTU of the underlay", n.Name, to, outer,
 			least+overhead(to), least)
-		inner = least
 	}
-	return min(inner, p.podMTU), warning
+	return min(max(inner, config.MinMTU4), p.podMTU), warning
 }
 
 func hasIPv6(list []netip.Prefix) bool {

@@ -114,14 +114,14 @@ func TestPlanMTU(t *testing.T) {
 		{"underlay narrow", "four", 1400, 0, 1350, []string{"(192.0.2.1) has MTU 1400, but pods with MTU 1420 need 1470",
 			"(2001:db8::1) has MTU 1400"}},
 		{"underlay narrow 6", "six", 1400, 0, 1330, []string{"192.0.2.1", "need 1490: pods are told"}},
-		{"underlay below the least", "six", 1300, 0, 1280, []string{"192.0.2.1", "2001:db8::1",
+		{"underlay below the least", "six", 1300, 0, 1230, []string{"192.0.2.1", "2001:db8::1",
 			"carries packets of at most 1300 bytes, but 1350 are needed"}},
 		{"IPv4 pods only", "four", 700, 0, 650, []string{"192.0.2.1", "2001:db8::1", "peer six"}},
 		{"path narrow", "four", 1500, 1300, 1250,
 			[]string{"the path to peer four (192.0.2.2) carries packets of at most 1300 bytes"}},
 		{"path wider than the device", "four", 1400, 1450, 1350, []string{"192.0.2.1", "2001:db8::1"}},
 		{"path absurd", "four", 1500, 100, 576, []string{"but 626 are needed"}},
-		{"path below the least of IPv6", "six", 1500, 1310, 1280, []string{"but 1350 are needed"}},
+		{"path below the least of IPv6", "six", 1500, 1310, 1240, []string{"but 1350 are needed"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPlan(t, planConfig)
