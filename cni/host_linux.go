@@ -85,12 +85,26 @@ func (h *hostHandle) routePod(link netlink.Link, g ipam.Allocation) error {
 		err = h.RouteAdd(route)
 	}
 	if errors.Is(err, unix.EEXIST) {
+		if h.isRouted(route) { // the daemon, which puts back pods' routes, was faster
+			return nil
+		}
 		return fmt.Errorf("the host has a route to the pod's address %s already: find it with `ip route show %s` and "+
-			"remove it",
-			g.Addr, g.Addr)
+			"remove it", g.Addr, g.Addr)
 	}
 	if err != nil {
 		return fmt.Errorf("route to the pod's address %s: %w", g.Addr, err)
 	}
 	return nil
+}
+
+// isRouted reports whether Warren's route to a pod is there, with whatever source.
+func (h *hostHandle) isRouted(route *netlink.Route) bool {
+	family := unix.AF_INET
+	if route.Dst.IP.To4() == nil {
+		family = unix.AF_INET6
+	}
+	found, err := retry(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(family, route, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+	})
+	return err == nil && len(found) > 0
 }

@@ -189,18 +189,27 @@ func (r route) key() route {
 
 func putRoute(h *netlink.Handle, w route, have []route) error {
 	if slices.ContainsFunc(have, func(r route) bool { return r.key() == w.key() }) {
-		if err := h.RouteReplace(w.netlink()); err != nil {
-			return fmt.Errorf("replacing route %s: %w", w, err)
-		}
-		return nil
+		return replaceRoute(h, w)
 	}
 	err := h.RouteAdd(w.netlink())
 	if errors.Is(err, unix.EEXIST) {
+		// The CNI plugin may have set the route to its pod since have was listed.
+		if now, listErr := listRoutes(h, w.family); listErr == nil &&
+			slices.ContainsFunc(now, func(r route) bool { return r.key() == w.key() }) {
+			return replaceRoute(h, w)
+		}
 		return fmt.Errorf("adding route %s: %w: somebody else's route to %s has the same metric; "+
 			"find it with `ip route show %s` and remove it, or choose other CIDRs", w, err, w.dst, w.dst)
 	}
 	if err != nil {
 		return fmt.Errorf("adding route %s: %w", w, err)
+	}
+	return nil
+}
+
+func replaceRoute(h *netlink.Handle, w route) error {
+	if err := h.RouteReplace(w.netlink()); err != nil {
+		return fmt.Errorf("replacing route %s: %w", w, err)
 	}
 	return nil
 }
