@@ -180,14 +180,14 @@ func (l *Lab) RemoveNS(ns *NS) error {
 
 // removeAll kills what runs in the named namespaces and deletes them.
 func removeAll(names []string) error {
-	inodes := make(map[uint64]bool)
+	spaces := make(map[nsID]bool)
 	for _, name := range names {
 		// A name whose mount is gone is an ordinary file: no process can be inside.
-		if ino, err := inode(filepath.Join(netnsDir, name)); err == nil {
-			inodes[ino] = true
+		if id, err := identify(filepath.Join(netnsDir, name)); err == nil {
+			spaces[id] = true
 		}
 	}
-	errs := []error{killIn(inodes)}
+	errs := []error{killIn(spaces)}
 	for _, name := range names {
 		errs = append(errs, removeNS(name))
 	}

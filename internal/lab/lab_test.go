@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // helperEnv makes the test binary a program that has a lab of its own and is then killed.
@@ -209,8 +211,8 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if _, err := a.NS.Run(testContext(t), "sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 &"); err != nil {
 		t.Fatal(err)
 	}
-	ino := a.NS.ino
-	if pids, err := pidsIn(map[uint64]bool{ino: true}); err != nil || len(pids) != 2 {
+	spaces := map[nsID]bool{a.NS.id: true}
+	if pids, err := pidsIn(spaces); err != nil || len(pids) != 2 {
 		t.Errorf("processes in the namespace: %v (%v), want two", pids, err)
 	}
 	for range 2 {
@@ -218,7 +220,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if pids, err := pidsIn(map[uint64]bool{ino: true}); err != nil || len(pids) != 0 {
+	if pids, err := pidsIn(spaces); err != nil || len(pids) != 0 {
 		t.Errorf("still running: %v (%v)", pids, err)
 	}
 	select {
@@ -382,5 +384,47 @@ func TestConfigFile(t *testing.T) {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %q in\n%s", want, b)
 		}
+	}
+}
+
+// TestOwnNamespaceIsNeverKilledIn mounts this process's own namespace under a name of a dead lab.
+func TestOwnNamespaceIsNeverKilledIn(t *testing.T) {
+	NeedRoot(t)
+	bystander := exec.Command("sleep", "1000")
+	if err := bystander.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = bystander.Wait()
+		close(ended)
+	}()
+	t.Cleanup(func() {
+		_ = bystander.Process.Kill()
+		<-ended
+	})
+	const noSuchPid = 1 << 23 // above the largest pid_max (proc(5))
+	name := nsName("own", "machine", noSuchPid)
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := netnsDir + "/" + name
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = removeNS(name) })
+	if err := unix.Mount("/proc/self/ns/net", path, "none", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := Sweep("own", SweepAbandoned); err != nil || len(removed) != 1 {
+		t.Errorf("removed %v (%v), want %s", removed, err, name)
+	}
+	select {
+	case <-ended:
+		t.Error("a process of the machine was killed")
+	case <-time.After(100 * time.Millisecond):
+	}
+	if pids, err := pidsIn(map[nsID]bool{}); err != nil || len(pids) != 0 {
+		t.Errorf("processes in no namespace: %v (%v)", pids, err)
 	}
 }

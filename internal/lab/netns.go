@@ -19,7 +19,7 @@ const netnsDir = "/run/netns"
 // An NS is a named network namespace. Its methods are safe for concurrent use.
 type NS struct {
 	Name string
-	ino  uint64 // of the nsfs inode, by which processes inside are found
+	id   nsID // by which processes inside are found
 }
 
 // Path is the namespace's file, for nsenter and CNI_NETNS.
@@ -48,7 +48,7 @@ func newNS(name string) (*NS, error) {
 		return setUpNS()
 	})
 	if err == nil {
-		ns.ino, err = inode(ns.Path())
+		ns.id, err = identify(ns.Path())
 	}
 	if err != nil {
 		return nil, errors.Join(err, removeNS(name))
@@ -152,10 +152,14 @@ func removeNS(name string) error {
 	return nil
 }
 
-func inode(path string) (uint64, error) {
+// An nsID tells namespaces apart: the inode of a namespace's file, wherever it is mounted (namespaces(7)).
+type nsID struct{ dev, ino uint64 }
+
+func identify(path string) (nsID, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return 0, err
+		return nsID{}, err
 	}
-	return info.Sys().(*syscall.Stat_t).Ino, nil
+	stat := info.Sys().(*syscall.Stat_t)
+	return nsID{stat.Dev, stat.Ino}, nil
 }

@@ -140,8 +140,8 @@ func (p *Proc) LogTail() string {
 	return strings.TrimSpace(string(b))
 }
 
-// pidsIn lists the processes that live in one of the namespaces with these inode numbers, except this one.
-func pidsIn(inodes map[uint64]bool) ([]int, error) {
+// pidsIn lists the processes that live in one of the namespaces, except this one.
+func pidsIn(spaces map[nsID]bool) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("listing processes: %w", err)
@@ -153,7 +153,7 @@ func pidsIn(inodes map[uint64]bool) ([]int, error) {
 			continue
 		}
 		// A process that ended meanwhile, or a zombie, has no namespace any more.
-		if ino, err := inode(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && inodes[ino] {
+		if id, err := identify(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && spaces[id] {
 			pids = append(pids, pid)
 		}
 	}
@@ -161,12 +161,18 @@ func pidsIn(inodes map[uint64]bool) ([]int, error) {
 }
 
 // killIn kills every process in these namespaces and waits until they are gone.
-func killIn(inodes map[uint64]bool) error {
-	if len(inodes) == 0 {
+func killIn(spaces map[nsID]bool) error {
+	// Whatever a name of the lab's may have been mounted over: the machine's own processes are not the lab's.
+	for _, own := range []string{"/proc/self/ns/net", "/proc/1/ns/net"} {
+		if id, err := identify(own); err == nil {
+			delete(spaces, id)
+		}
+	}
+	if len(spaces) == 0 {
 		return nil
 	}
 	for deadline := time.Now().Add(killWait); ; time.Sleep(10 * time.Millisecond) {
-		pids, err := pidsIn(inodes)
+		pids, err := pidsIn(spaces)
 		if err != nil || len(pids) == 0 {
 			return err
 		}
@@ -174,7 +180,7 @@ func killIn(inodes map[uint64]bool) error {
 			return fmt.Errorf("processes %v don't end in the lab's namespaces", pids)
 		}
 		for _, pid := range pids {
-			if err := killInside(pid, inodes); err != nil {
+			if err := killInside(pid, spaces); err != nil {
 				return err
 			}
 		}
@@ -183,13 +189,13 @@ func killIn(inodes map[uint64]bool) error {
 
 // killInside kills a process if it is (still) in one of the namespaces. The pidfd holds on to the process that was
 // looked at, so that a reused id is never hit.
-func killInside(pid int, inodes map[uint64]bool) error {
+func killInside(pid int, spaces map[nsID]bool) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return nil // gone
 	}
 	defer unix.Close(fd)
-	if ino, err := inode(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil || !inodes[ino] {
+	if id, err := identify(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil || !spaces[id] {
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
