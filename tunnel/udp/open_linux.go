@@ -153,6 +153,11 @@ func (g *group) openReceive(s *Socket) error {
 		level, opt := unix.SOL_IP, unix.IP_RECVTOS
 		if addr.Is6() {
 			level, opt = unix.SOL_IPV6, unix.IPV6_RECVTCLASS
+			// A tunnel may leave its UDP checksum out over IPv6 too (RFC 6935), and what VXLAN sends so must be accepted (RFC
+			// 7348, 5). Without this option the kernel drops it and tells nobody.
+			if err := unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_NO_CHECK6_RX, 1); err != nil {
+				return fmt.Errorf("setting UDP_NO_CHECK6_RX: %w", err)
+			}
 		}
 		if err := unix.SetsockoptInt(fd, level, opt, 1); err != nil {
 			return fmt.Errorf("asking for the TOS of datagrams: %w", err)
