@@ -228,6 +228,7 @@ func (d *demo) leaveUp() int {
 		{"a shell on node a", "nsenter --net=" + d.a.NS.Path()},
 		{"ask node a's daemon", warren + " peers --config " + d.a.ConfigFile},
 		{"", "(status, peers, routes, pods, drops; -o json)"},
+		{"examine the host", "nsenter --net=" + d.a.NS.Path() + " " + warren + " check --config " + d.a.ConfigFile},
 		{"see the tunnel", "nsenter --net=" + d.a.NS.Path() + " tcpdump -ni eth0 udp port 4789"},
 		{"change the cluster", "edit " + d.a.ConfigFile + " and watch " + d.a.Daemon().Log},
 		{"take it all down", "make demo-down"},
