@@ -80,7 +80,7 @@ var specs = [...]struct {
 	{"device_mtu_bytes", "MTU of the device and of the pods.", nil},
 	{"underlay_mtu_bytes", "MTU of the underlay device that holds the address.", []string{"address", "device"}},
 	{"warnings", "Warnings that `warren status` shows.", nil},
-	{"last_reload_successful", "1 when the last reading of the configuration was applied, or none was needed.", nil},
+	{"last_reload_successful", "1 when the last reading of the configuration was applied in full.", nil},
 	{"last_reload_timestamp_seconds", "When the configuration was last read again, Unix time.", nil},
 	{"peer_packets_total", "Segments by peer and direction.", []string{"peer", "direction"}},
 	{"peer_bytes_total", "Inner IP bytes by peer and direction.", []string{"peer", "direction"}},
@@ -142,7 +142,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		o.gauge("underlay_mtu_bytes", float64(u.MTU), u.Address.String(), u.Device)
 	}
 	o.gauge("warnings", float64(len(s.Warnings)))
-	o.gauge("last_reload_successful", flag(s.LastReload == nil || s.LastReload.Error == ""))
+	o.gauge("last_reload_successful", flag(s.LastReload == nil || s.LastReload.Error+s.LastReload.Incomplete == ""))
 	if s.LastReload != nil {
 		o.gauge("last_reload_timestamp_seconds", float64(s.LastReload.Time.Unix()))
 	}

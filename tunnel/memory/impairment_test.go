@@ -103,7 +103,7 @@ func TestHold(t *testing.T) {
 			if _, got := receiveAll(t, b); len(got) != 0 || told.Load() != int64(i) {
 				t.Errorf("arrived early: %q, told %d times", got, told.Load())
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			synctest.Wait()
 			if _, got := receiveAll(t, b); len(got) != 1 || told.Load() != int64(i+1) {
 				t.Errorf("after the hold: %q, told %d times", got, told.Load())

@@ -216,7 +216,7 @@ func makePartial(p []byte) packet.Meta {
 	} else {
 		proto, start, addresses = p[6], ipv6Len, p[8:40]
 	}
-	sumAt := 0
+	var sumAt int
 	switch proto {
 	case protoTCP:
 		sumAt = tcpSumAt
