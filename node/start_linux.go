@@ -41,12 +41,8 @@ func tunMode(use bool) tun.Mode {
 func (n *Node) openSockets(workers int) error {
 	cfg := n.cfg
 	port := cfg.PortOf(&cfg.Self)
-	steer, err := vxlan.Steer(workers)
-	if err != nil {
-		return err
-	}
 	sockets, err := udp.OpenGroup(workers, udp.Config{
-		Port: port, Addrs: cfg.Self.Addresses, Steer: steer,
+		Port: port, Addrs: cfg.Self.Addresses,
 		GSO: udpMode(cfg.Offloads.UDPGSO), GRO: udpMode(cfg.Offloads.UDPGRO),
 	})
 	switch {

@@ -5,9 +5,6 @@ import "encoding/binary"
 // FlowHash is a number that both directions of a flow share: of the addresses, and of the ports of TCP and UDP. Packets
 // without ports, fragments, and packets with options or extension headers hash by their addresses alone, so that a
 // flow's fragments at least stay together.
-//
-// tunnel/vxlan has the same function as a classic BPF program, by which the kernel gives a datagram to the worker that
-// its inner flow belongs to. A test holds the two together.
 func (i *Info) FlowHash() uint32 {
 	var x uint32
 	if i.Version == 4 {
@@ -22,9 +19,9 @@ func (i *Info) FlowHash() uint32 {
 	if i.Flags&(HasPorts|Fragment|HasOptions) == HasPorts {
 		x ^= uint32(i.SrcPort ^ i.DstPort)
 	}
-	return x * FlowHashFactor >> 16
+	return x * flowHashFactor >> 16
 }
 
-// FlowHashFactor spreads the differences between flows over the upper bits (Knuth's multiplicative hash, 2^32 divided
+// flowHashFactor spreads the differences between flows over the upper bits (Knuth's multiplicative hash, 2^32 divided
 // by the golden ratio).
-const FlowHashFactor = 0x9E3779B1
+const flowHashFactor = 0x9E3779B1

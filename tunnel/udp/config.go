@@ -32,8 +32,6 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
-
-	"golang.org/x/net/bpf"
 )
 
 // Mode says whether an offload is used.
@@ -88,8 +86,4 @@ type Config struct {
 
 	// SendWait bounds the time that one Send call waits for room in a full send buffer. 0: DefaultSendWait.
 	SendWait time.Duration
-
-	// Steer is a classic BPF program that says which of a group's sockets, counted from 0, a datagram is for; it sees the
-	// UDP payload. Empty, or when the kernel refuses it (before 4.6): the outer addresses and ports decide.
-	Steer []bpf.RawInstruction
 }

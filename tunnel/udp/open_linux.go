@@ -224,6 +224,11 @@ func (g *group) openSend(s *Socket) error {
 				s.gso.disable("asking for UDP_SEGMENT: " + err.Error())
 			}
 		}
+		if s.localPort == 0 {
+			if s.localPort, err = g.sendPort(addr); err != nil {
+				return err
+			}
+		}
 		s.localPort, err = bind(fd, netip.AddrPortFrom(addr, s.localPort))
 		return err
 	})

@@ -2,20 +2,30 @@ package udp
 
 import (
 	"fmt"
+	"math"
+	"net/netip"
 
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
-// steer gives the group's datagrams to its sockets by Config.Steer. The program belongs to the kernel's group of
-// SO_REUSEPORT sockets, of which there is one per address, in the order in which the sockets were bound.
+// steer gives all that one worker of a peer sends to one socket of the group: that of the source port modulo their
+// number. The i-th of n workers sends from a port of remainder i (sendPort), so between nodes with equally many workers
+// the same one has a flow at both ends, and its acknowledgements ride on the wake-ups of its data. With other numbers
+// the choice is as good as the kernel's own.
+//
+// It has to be something of the outer flow, not of the inner one: UDP_SEGMENT and UDP_GRO join the datagrams of several
+// inner flows, and a batch goes to one socket. Chosen by the inner flow of its first datagram, it would scatter the
+// others over several workers, and reorder them.
+//
+// The program belongs to the kernel's group of SO_REUSEPORT sockets, of which there is one per address, in the order in
+// which the sockets were bound. Where the kernel refuses it (before 4.6) the outer addresses and ports decide.
 func (g *group) steer() {
-	if g.workers < 2 || len(g.Steer) == 0 {
+	if g.workers < 2 {
 		return
 	}
 	state := new(offload)
 	for _, fd := range g.sockets[0].receive {
-		if err := attach(fd, g.Steer); err != nil {
+		if err := attach(fd, steering(g.workers)); err != nil {
 			state.disable(err.Error())
 		}
 	}
@@ -24,14 +34,55 @@ func (g *group) steer() {
 	}
 }
 
-func attach(fd int, program []bpf.RawInstruction) error {
-	code := make([]unix.SockFilter, len(program))
-	for i, in := range program {
-		code[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
+// steering is a classic BPF program that returns the UDP source port modulo n. It begins behind the UDP header, but
+// offsets from SKF_NET_OFF on count from the IP header. Behind IP options it takes something else for the port, which
+// does no harm.
+func steering(n int) []unix.SockFilter {
+	const (
+		network  = 1<<32 - 0x100000 // SKF_NET_OFF
+		loadByte = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
+		loadHalf = unix.BPF_LD | unix.BPF_H | unix.BPF_ABS
+	)
+	return []unix.SockFilter{
+		{Code: loadByte, K: network},
+		{Code: unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K, K: 4},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: 6, Jt: 2},
+		{Code: loadHalf, K: network + 20},
+		{Code: unix.BPF_JMP | unix.BPF_JA, K: 1},
+		{Code: loadHalf, K: network + 40},
+		{Code: unix.BPF_ALU | unix.BPF_MOD | unix.BPF_K, K: uint32(n)},
+		{Code: unix.BPF_RET | unix.BPF_A},
 	}
+}
+
+func attach(fd int, code []unix.SockFilter) error {
 	prog := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &prog); err != nil {
 		return fmt.Errorf("setting SO_ATTACH_REUSEPORT_CBPF: %w", err)
 	}
 	return nil
+}
+
+// sendPort looks for a port for the send sockets of the group's last Socket: of the remainder that steer is about, near
+// one that the kernel chose. Whether it is free shows when it is bound to. 0, any port, is good enough for a lone one.
+func (g *group) sendPort(addr netip.Addr) (uint16, error) {
+	if g.workers < 2 {
+		return 0, nil
+	}
+	fd, err := newUDP(addr)
+	if err != nil {
+		return 0, err
+	}
+	free, err := bind(fd, netip.AddrPortFrom(addr, 0))
+	if closeErr := unix.Close(fd); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return 0, err
+	}
+	port := int(free) - int(free)%g.workers + len(g.sockets) - 1
+	if port > math.MaxUint16 {
+		port -= g.workers
+	}
+	return uint16(port), nil
 }
