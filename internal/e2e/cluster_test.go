@@ -196,16 +196,34 @@ func ask[T any](c *cluster, n *lab.Node, what ...string) T {
 	return v
 }
 
-// drops counts the packets that a node dropped for a reason, as `warren drops -o json` says.
+// drops counts the packets that a node dropped for a reason.
 func (c *cluster) drops(n *lab.Node, reason string) int {
 	c.t.Helper()
-	for _, d := range ask[[]api.Drop](c, n, "drops", "-a") {
+	for _, d := range c.askDrops(n) {
 		if d.Reason == reason {
 			return int(d.Count)
 		}
 	}
 	c.t.Fatalf("`warren drops -a` does not know the reason %q", reason)
 	return 0
+}
+
+// allDrops counts the packets that a node dropped for whatever reason.
+func (c *cluster) allDrops(n *lab.Node) int {
+	c.t.Helper()
+	sum := 0
+	for _, d := range c.askDrops(n) {
+		sum += int(d.Count)
+	}
+	return sum
+}
+
+// askDrops asks the socket, as `warren drops` does: starting a program each time takes longer than the tests have.
+func (c *cluster) askDrops(n *lab.Node) []api.Drop {
+	c.t.Helper()
+	drops, err := api.NewClient(filepath.Join(n.RunDir, "warren.sock")).Drops(c.ctx)
+	c.ok(err)
+	return drops
 }
 
 // eventually waits until f returns nil.
