@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,27 +9,6 @@ import (
 	"github.com/warren-net/warren/internal/lab"
 	"github.com/warren-net/warren/tunnel/vxlan"
 )
-
-// spoofed counts the packets that the source checks of a node refused.
-func (c *cluster) spoofed(n *lab.Node) int {
-	c.t.Helper()
-	var answer struct {
-		Nftables []struct {
-			Counter *struct {
-				Name    string `json:"name"`
-				Packets int    `json:"packets"`
-			} `json:"counter"`
-		} `json:"nftables"`
-	}
-	c.ok(json.Unmarshal([]byte(c.run(n.NS, "nft", "-j", "list", "counters")), &answer))
-	sum := 0
-	for _, object := range answer.Nftables {
-		if object.Counter != nil && object.Counter.Name == "spoofed" {
-			sum += object.Counter.Packets
-		}
-	}
-	return sum
-}
 
 // spoofPort is the port that spoofed packets are sent to, and nothing else.
 const spoofPort = 4001
@@ -110,10 +88,10 @@ func (c *cluster) spoofAll(bad *lab.Pod, targets []spoofTarget, sources map[stri
 			if to.addr == from {
 				continue
 			}
-			before := c.spoofed(n)
+			before := c.drops(n, "spoofed")
 			sent += c.spoof(bad.NS, from, to.addr)
 			c.eventually(func() error {
-				if got := c.spoofed(n) - before; got < spoofTimes {
+				if got := c.drops(n, "spoofed") - before; got < spoofTimes {
 					return fmt.Errorf("%w: from %s (%s) to %s: %d of %d packets counted", errNotYet, what, from, to.name, got,
 						spoofTimes)
 				}
