@@ -16,9 +16,13 @@
 //
 //	+0  iif <device> lookup main              what the forwarder hands to the kernel
 //	+0  fwmark <mark> lookup main             answers of translated connections (kube-proxy), see nftables below
+//	+1  iif <device> unreachable              the same, where the main table has no route for it
 //	+1  from <gateway> lookup main            what the node itself sends from its gateway address
 //	+2  (kept free for `to <own pod CIDR>`)
 //	+3  from <own pod CIDR> lookup <table>    what local pods send
+//
+// Without the second rule a pod's packet to the outside would match the last one, on a node without a default route,
+// and loop through the device until its TTL is used up.
 //
 // Warren's table holds a default route to the device and, at the worst metric, an unreachable default route. So a pod
 // whose device is gone reaches nothing: neither pods nor the nodes of its peers get its packets in the clear. The main

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,8 +18,8 @@ type rule struct {
 	iif      string
 	from     netip.Prefix // the zero Prefix: from all
 	mark     uint32       // also its mask; 0: none
-	table    int
-	odd      bool // has a match or action that none of Warren's rules has
+	table    int          // 0: none, the rule says unreachable
+	odd      bool         // has a match or action that none of Warren's rules has
 }
 
 func (r rule) String() string {
@@ -32,6 +33,9 @@ func (r rule) String() string {
 	if r.mark != 0 {
 		match += fmt.Sprintf(" fwmark %#x/%#x", r.mark, r.mark)
 	}
+	if r.table == 0 {
+		return fmt.Sprintf("%s %d: %s unreachable", r.family, r.priority, match)
+	}
 	return fmt.Sprintf("%s %d: %s lookup %d", r.family, r.priority, match, r.table)
 }
 
@@ -41,7 +45,8 @@ func (s Spec) rules(families []family) []rule {
 	for _, f := range families {
 		rs = append(rs,
 			rule{family: f, priority: s.RulePriority + slotMain, iif: s.Device, table: unix.RT_TABLE_MAIN},
-			rule{family: f, priority: s.RulePriority + slotMain, mark: s.Mark, table: unix.RT_TABLE_MAIN})
+			rule{family: f, priority: s.RulePriority + slotMain, mark: s.Mark, table: unix.RT_TABLE_MAIN},
+			rule{family: f, priority: s.RulePriority + slotNoRoute, iif: s.Device})
 		for _, g := range s.Gateways {
 			if familyOf(g) == f {
 				from := netip.PrefixFrom(g, g.BitLen())
@@ -149,6 +154,9 @@ func ruleOf(n netlink.Rule) rule {
 func (r rule) netlink() *netlink.Rule {
 	n := netlink.NewRule()
 	n.Family, n.Priority, n.IifName, n.Table, n.Protocol = int(r.family), r.priority, r.iif, r.table, Protocol
+	if r.table == 0 {
+		n.Type = nl.FR_ACT_UNREACHABLE
+	}
 	if r.from.IsValid() {
 		n.Src = ipNet(r.from)
 	}

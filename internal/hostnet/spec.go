@@ -22,6 +22,7 @@ const (
 // Slots of Warren's rules, counted from Spec.RulePriority.
 const (
 	slotMain    = 0 // iif device, and the mark: lookup main
+	slotNoRoute = 1 // iif device: unreachable
 	slotGateway = 1 // from gateway: lookup main
 	slotToPods  = 2 // kept free for `to <own pod CIDR>`
 	slotPods    = 3 // from own pod CIDR: Warren's table
