@@ -94,6 +94,9 @@ func (a *attachment) record() error {
 		return fail(types.ErrIOFailure, "%w", err)
 	}
 	a.recorded = true
+	if err := a.stillServed(); err != nil {
+		return err
+	}
 	store, err := addressStore(a.StateDir, a.Name)
 	if err != nil {
 		return err

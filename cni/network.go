@@ -20,6 +20,7 @@ type network struct {
 	mtu        int
 	gsoMaxSize int
 	device     string // the TUN's name; empty when the daemon has never run
+	node       *nodefile.File
 }
 
 // resolve completes the configuration with the node file of the daemon.
@@ -30,7 +31,7 @@ func (c Config) resolve() (network, error) {
 	standalone := len(c.PodCIDRs) > 0 || len(c.Ranges) > 0
 	switch {
 	case known:
-		n.device, n.gsoMaxSize = node.Device, node.GSOMaxSize
+		n.node, n.device, n.gsoMaxSize = &node, node.Device, node.GSOMaxSize
 		if n.mtu == 0 {
 			n.mtu = node.MTU
 		}
@@ -62,6 +63,22 @@ func (c Config) resolve() (network, error) {
 		n.sets = append(n.sets, s)
 	}
 	return n, n.validate()
+}
+
+// stillServed makes sure that the daemon's file is as it was read. A daemon that stops in order takes it away when no
+// pod has a record, together with what keeps pods from sending in the clear; so this comes after the record.
+func (n *network) stillServed() error {
+	if n.node == nil {
+		return nil
+	}
+	now, err := nodefile.Read(n.RunDir)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(now.PodCIDRs, n.node.PodCIDRs) || now.StateDir != n.node.StateDir {
+		return fail(types.ErrTryAgainLater, "the node daemon has just been restarted with another configuration: try again")
+	}
+	return nil
 }
 
 // rangesOf makes one range set per family: a pod gets one address of each family, from whichever CIDR has one.

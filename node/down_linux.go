@@ -9,23 +9,51 @@ import (
 	"path/filepath"
 
 	"github.com/warren-net/warren/cni/podrecord"
+	"github.com/warren-net/warren/internal/atomicfile"
 	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/internal/nodefile"
 	"github.com/warren-net/warren/node/config"
 )
 
 // remove takes away what the node made in the kernel. While pods are attached, what keeps their traffic from leaving
-// in the clear stays; so does the node file, by which the CNI plugin detaches them.
+// in the clear stays; so does the node file, by which the CNI plugin adds and deletes pods.
 func (n *Node) remove(cfg *config.Config) error {
-	keep, err := keepGuards(cfg)
+	keep, err := withdraw(cfg)
 	if err != nil {
 		n.opt.Log.Warn("the pods' records cannot be read, so the guards stay", "error", err)
 	}
-	return errors.Join(n.device.Remove(), hostnet.Remove(n.hostSpec(cfg, nil), keep))
+	return errors.Join(n.device.Remove(), hostnet.Remove(n.hostSpec(cfg, attachedPods(cfg, n.opt.Log)), keep))
 }
 
-// keepGuards reports whether pods are attached, or might be.
-func keepGuards(cfg *config.Config) (bool, error) {
+// withdraw reports whether pods are attached, or might be, so that the guards have to stay. When there are none it
+// takes the node file away: a pod that were added without guards would send in the clear.
+//
+// The plugin reads the file, writes the pod's record and looks for the file again; here the records are read, the file
+// is removed and the records are read again. So either the plugin finds no file, or its record is found here.
+func withdraw(cfg *config.Config) (keepGuards bool, err error) {
+	if keep, err := attached(cfg); keep {
+		return true, err
+	}
+	path := filepath.Join(cfg.RunDir, nodefile.Name)
+	content, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return attached(cfg)
+	}
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil {
+		return true, fmt.Errorf("node file: %w", err)
+	}
+	keep, err := attached(cfg)
+	if keep {
+		err = errors.Join(err, atomicfile.Replace(path, content, 0o644))
+	}
+	return keep, err
+}
+
+// attached reports whether a pod has a record.
+func attached(cfg *config.Config) (bool, error) {
 	names, err := podrecord.Names(cfg.StateDir)
 	return err != nil || len(names) > 0, err
 }
@@ -43,21 +71,33 @@ func Down(cfg *config.Config) (guardsLeft bool, err error) {
 		}
 		defer func() { _ = lock.release() }()
 	}
-	guardsLeft, recordsErr := keepGuards(cfg)
-	if recordsErr != nil {
-		recordsErr = fmt.Errorf("the pods' records cannot be read, so the guards stay: %w", recordsErr)
+	if err := checkAlone(); err != nil {
+		return false, err
 	}
-	errs := []error{recordsErr, hostnet.Remove(hostnet.Spec{Device: cfg.Device}, guardsLeft)}
-	files := []string{cfg.SocketPath()}
-	if !guardsLeft {
-		files = append(files, filepath.Join(cfg.RunDir, nodefile.Name))
+	guardsLeft, withdrawErr := withdraw(cfg)
+	if withdrawErr != nil {
+		withdrawErr = fmt.Errorf("whether pods are attached cannot be found out, so the guards stay: %w", withdrawErr)
 	}
-	for _, f := range files {
-		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
+	spec := hostnet.Spec{Device: cfg.Device, Pods: attachedPods(cfg, slog.New(slog.DiscardHandler))}
+	errs := []error{withdrawErr, hostnet.Remove(spec, guardsLeft)}
+	if err := os.Remove(cfg.SocketPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
 	}
 	return guardsLeft, errors.Join(errs...)
+}
+
+// checkAlone refuses to work beside another node in the same network namespace, whatever its run directory: what the
+// one sets up, the other would remove.
+func checkAlone() error {
+	device, err := hostnet.InUse()
+	if err != nil {
+		return err
+	}
+	if device != "" {
+		return fmt.Errorf("%w in this network namespace, with device %s in use; stop it first: a namespace holds one node",
+			ErrRunning, device)
+	}
+	return nil
 }
 
 // attachedPods are the attached pods as the CNI plugin recorded them.

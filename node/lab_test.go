@@ -32,7 +32,7 @@ var build = sync.OnceValue(func() error {
 	if raceEnabled {
 		args = append(args, "-race")
 	}
-	out, err := exec.Command("go", append(args, "../cmd/warren")...).CombinedOutput()
+	out, err := exec.Command("go", append(args, "../cmd/...")...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("build: %w\n%s", err, out)
 	}

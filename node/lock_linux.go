@@ -34,7 +34,7 @@ func acquire(runDir string) (*instance, error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
-		return nil, fmt.Errorf("%w with run directory %s (%s); stop it first, or set another runDir, device and port",
+		return nil, fmt.Errorf("%w with run directory %s (%s); stop it first",
 			ErrRunning, runDir, holder(f))
 	}
 	pid := fmt.Sprintf("%d\n", os.Getpid())

@@ -71,6 +71,8 @@ type Node struct {
 	applied  chan applied  // what became of setting the kernel up again
 	failed   chan error    // a worker's or a server's end
 	serving  sync.WaitGroup
+	watching sync.WaitGroup // the watches of the kernel's events
+	hostMu   sync.Mutex     // held while the kernel is set up
 	closers  []func() error // what a stop closes, in reverse order
 	serverMu sync.Mutex
 	servers  []*http.Server
@@ -163,6 +165,9 @@ func (n *Node) run(ctx context.Context) error {
 // start opens everything that a worker needs. What it opened, n.undo closes.
 func (n *Node) start() (*writer, error) {
 	cfg := n.cfg
+	if err := checkAlone(); err != nil {
+		return nil, err
+	}
 	if err := checkUnderlay(cfg.Self.Addresses); err != nil {
 		return nil, err
 	}

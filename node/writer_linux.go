@@ -114,6 +114,8 @@ type applied struct {
 
 // applyHost makes the kernel what the configuration wants.
 func (w *writer) applyHost() error {
+	w.node.hostMu.Lock()
+	defer w.node.hostMu.Unlock()
 	changes, err := hostnet.Apply(w.node.hostSpec(w.plan.cfg, attachedPods(w.plan.cfg, w.log)), w.log)
 	w.note(applied{changes.Lost, err})
 	return err
@@ -130,6 +132,11 @@ func (w *writer) note(a applied) {
 // repaired takes in what the watch of the kernel did.
 func (w *writer) repaired(a applied) {
 	lost, hostError := w.lost, w.hostError
+	if a.err == nil && w.lastReload != nil && w.lastReload.Incomplete != "" {
+		whole := *w.lastReload
+		whole.Incomplete = ""
+		w.lastReload = &whole
+	}
 	if w.note(a); !slices.Equal(lost, w.lost) || hostError != w.hostError {
 		w.showAgain()
 	}
@@ -152,7 +159,8 @@ func (w *writer) follow(ctx context.Context) error {
 			}
 		})
 	}()
-	defer func() { cancel(); <-sourceDone }()
+	// Whoever removes what the node made must find nobody who puts it back.
+	defer func() { cancel(); <-sourceDone; n.watching.Wait() }()
 	w.watch(ctx)
 
 	look := time.NewTicker(lookEvery)
@@ -209,7 +217,12 @@ func (n *Node) load(data []byte) (control.State, error) {
 func (w *writer) reload(next *config.Config) {
 	old := w.plan.cfg
 	result := api.Reload{Time: time.Now(), NeedsRestart: old.NeedsRestart(next)}
-	w.plan.cfg = old.Adopt(next)
+	adopted, err := old.Adopt(next)
+	if err != nil {
+		w.problem(err)
+		return
+	}
+	w.plan.cfg = adopted
 	if err := w.publish(); err != nil {
 		w.plan.cfg = old
 		w.problem(err)
@@ -219,10 +232,11 @@ func (w *writer) reload(next *config.Config) {
 		w.node.opt.Level.Set(w.plan.cfg.LogLevel)
 	}
 	if err := errors.Join(w.applyHost(), w.node.writeNodeFile(w.plan.cfg)); err != nil {
-		result.Error = err.Error()
-		w.log.Error("the configuration could not be applied in full", "error", err)
+		result.Incomplete = err.Error()
+		w.log.Error("configuration applied, but not in full", "error", err)
+	} else {
+		w.log.Info("configuration applied", "generation", w.generation, "peers", len(w.node.view.Load().snapshot.Peers))
 	}
-	w.log.Info("configuration applied", "generation", w.generation, "peers", len(w.node.view.Load().snapshot.Peers))
 	if len(result.NeedsRestart) > 0 {
 		w.log.Warn("the configuration has changes that need a restart of warren", "settings", result.NeedsRestart)
 	}
@@ -316,18 +330,17 @@ func (w *writer) watch(ctx context.Context) {
 	watchUnderlay(ctx, w.plan.cfg.Self.Addresses, w.pokeLink, func(err error) {
 		log.Warn("changes of the underlay are noticed late", "error", err)
 	})
-	go func() {
-		err := hostnet.Watch(ctx, n.wantedHost(log), hostnet.WatchOptions{Log: log, Applied: func(c hostnet.Changes,
-			err error) {
-			select {
-			case n.applied <- applied{c.Lost, err}:
-			case <-ctx.Done():
-			}
-		}})
-		if err != nil {
+	opt := hostnet.WatchOptions{Log: log, Lock: &n.hostMu, Applied: func(c hostnet.Changes, err error) {
+		select {
+		case n.applied <- applied{c.Lost, err}:
+		case <-ctx.Done():
+		}
+	}}
+	n.watching.Go(func() {
+		if err := hostnet.Watch(ctx, n.wantedHost(log), opt); err != nil {
 			log.Warn("what others change in the kernel is not put back", "error", err)
 		}
-	}()
+	})
 }
 
 // podsAge is how old the list of pods may be that wantedHost returns.

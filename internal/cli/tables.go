@@ -83,11 +83,15 @@ func reloadText(r *api.Reload) string {
 		return "none since the start"
 	case r.Error != "":
 		return fmt.Sprintf("failed at %s, the old state stays in force: %s", r.Time.Format(time.RFC3339), r.Error)
-	case len(r.NeedsRestart) > 0:
-		return fmt.Sprintf("applied at %s, needs a restart for: %s", r.Time.Format(time.RFC3339),
-			strings.Join(r.NeedsRestart, "; "))
 	}
-	return "applied at " + r.Time.Format(time.RFC3339)
+	text := "applied at " + r.Time.Format(time.RFC3339)
+	if r.Incomplete != "" {
+		text += ", but not in full: " + r.Incomplete
+	}
+	if len(r.NeedsRestart) > 0 {
+		text += ", needs a restart for: " + strings.Join(r.NeedsRestart, "; ")
+	}
+	return text
 }
 
 func peersTable(w io.Writer, peers []api.Peer) error {

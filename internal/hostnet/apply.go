@@ -41,6 +41,7 @@ func apply(spec Spec, log *slog.Logger, fw *firewall) (Changes, error) {
 	step("guard routes", syncRoutes(h, families, spec.guards(families), keepOthers, &c))
 	step("policy rules", syncRules(h, families, spec.rules(families), &c))
 	step("nftables", fw.apply(spec, podsOfRoutes(h, families), func() (map[string]bool, error) { return names(h) }, &c))
+	step("devices of before", removeIdle(h, spec.Device, &c))
 	dev, err := setUpDevice(h, spec, families, &c)
 	step("device "+spec.Device, err)
 	want := spec.guards(families)
@@ -84,12 +85,13 @@ func kernelFamilies() []family {
 }
 
 // Remove takes Warren's kernel state away: the device, its addresses and routes, the rules, the guards and the nftables
-// tables, whatever Spec they were made from; of spec only Device is used. Sysctls stay as they are.
+// tables, whatever Spec they were made from; of spec only Device and Pods are used. Sysctls stay as they are.
 //
 // With keepGuards, which is for a host that still has pods attached, what keeps those pods from sending where they
 // should not stays: the unreachable routes for the cluster's and the own pod CIDRs, the rule that leads packets of
 // pods to Warren's table, its unreachable default route, and the source check with its sets. Pods then reach their own
-// node and nothing else, until the next Apply, or Remove without keepGuards.
+// node and nothing else, until the next Apply, or Remove without keepGuards; the node's routes to spec.Pods no longer
+// name the gateway address as source, which went with the device.
 func Remove(spec Spec, keepGuards bool) error {
 	return remove(spec, keepGuards, newFirewall())
 }
@@ -123,6 +125,10 @@ func remove(spec Spec, keepGuards bool, fw *firewall) error {
 	}
 	// The rules go after the routes that they lead to, so that no packet of a pod finds a rule gone and a way out.
 	step("device "+spec.Device, removeDevice(h, spec.Device))
+	step("devices of before", removeIdle(h, spec.Device, &c))
+	if keepGuards {
+		guards = append(guards, spec.podRoutes(h, families, false)...)
+	}
 	step("nftables", fw.remove(keepGuards))
 	step("routes through the device", syncRoutes(h, families, guards, stale, &c))
 	step("rules", syncRules(h, families, rules, &c))

@@ -190,16 +190,3 @@ func removeDevice(h *netlink.Handle, name string) error {
 	}
 	return nil
 }
-
-// names lists the names of all interfaces.
-func names(h *netlink.Handle) (map[string]bool, error) {
-	links, err := dump(h.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("listing interfaces: %w", err)
-	}
-	m := make(map[string]bool, len(links))
-	for _, l := range links {
-		m[l.Attrs().Name] = true
-	}
-	return m, nil
-}

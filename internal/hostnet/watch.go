@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ type WatchOptions struct {
 	Debounce time.Duration                  // events that come within it are answered at once; 0: 100 ms
 	Interval time.Duration                  // between checks without an event, for what makes none (sysctls); 0: 30 s
 	Applied  func(c Changes, problem error) // called after every Apply, from Watch's goroutine; may be nil
+	Lock     sync.Locker                    // held from get to the end of Apply; may be nil
 }
 
 // When somebody else undoes what Warren sets up again and again, Watch slows down so as not to take part in a race.
@@ -58,7 +60,7 @@ func Watch(ctx context.Context, get func() Spec, o WatchOptions) error {
 	var fight fightCounter
 	var last string
 	for {
-		c, err := Apply(get(), o.Log)
+		c, err := o.apply(get)
 		if o.Applied != nil {
 			o.Applied(c, err)
 		}
@@ -90,6 +92,14 @@ func Watch(ctx context.Context, get func() Spec, o WatchOptions) error {
 		default:
 		}
 	}
+}
+
+func (o *WatchOptions) apply(get func() Spec) (Changes, error) {
+	if o.Lock != nil {
+		o.Lock.Lock()
+		defer o.Lock.Unlock()
+	}
+	return Apply(get(), o.Log)
 }
 
 func problemText(err error) string {

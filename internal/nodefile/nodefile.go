@@ -1,6 +1,7 @@
 // Package nodefile is the small file by which the node daemon tells the CNI plugin what it needs to attach a pod: the
-// node's pod CIDRs, gateway addresses and MTU. The daemon writes it whole (temporary file, fsync, rename) and leaves
-// it in place when it stops, so that pods can be added while it restarts.
+// node's pod CIDRs, gateway addresses and MTU. The daemon writes it whole (temporary file, fsync, rename). It is there
+// as long as the kernel keeps pods from sending in the clear: while the daemon runs, after it was killed, and after it
+// stopped and left its state, or pods, behind. So pods can be added while it restarts.
 package nodefile
 
 import "net/netip"

@@ -103,6 +103,7 @@ type Snapshot struct {
 type Reload struct {
 	Time         time.Time `json:"time"`
 	Error        string    `json:"error,omitempty"`        // why the old state stays in force
+	Incomplete   string    `json:"incomplete,omitempty"`   // what of the new state the host did not take
 	NeedsRestart []string  `json:"needsRestart,omitempty"` // what the file says and a restart alone can apply
 }
 

@@ -2,7 +2,10 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
+
+	"github.com/warren-net/warren/control"
 )
 
 // NeedsRestart names the settings that differ between the running configuration and a new one and that cannot change
@@ -36,11 +39,54 @@ func (c *Config) NeedsRestart(next *Config) []string {
 }
 
 // Adopt returns the running configuration with everything from next that may change while the node runs: the
-// cluster's ranges, the other nodes, masquerade, onExit and the log level.
-func (c *Config) Adopt(next *Config) *Config {
+// cluster's ranges, the other nodes, masquerade, onExit and the log level. What this node is stays as it is until a
+// restart, and next may fit that no longer (another node got this one's pod CIDR): then nothing can be adopted, and the
+// error says why.
+func (c *Config) Adopt(next *Config) (*Config, error) {
 	out := *c
 	out.Cluster = next.Cluster
-	out.State.Nodes = append(slices.Clone(next.Peers(next.State)), c.Self)
+	// By the running name: next may call this node by another one's.
+	peers := c.Peers(next.State)
+	if err := c.fits(next.Cluster, peers); err != nil {
+		return nil, fmt.Errorf("%s: %w; nothing of the new configuration is applied: restart warren", c.File, err)
+	}
+	out.State.Nodes = append(peers, c.Self)
 	out.Masquerade, out.OnExit, out.LogLevel = next.Masquerade, next.OnExit, next.LogLevel
-	return &out
+	return &out, nil
+}
+
+// fits reports what of this node, as it runs, contradicts new ranges of the cluster and new peers.
+func (c *Config) fits(cluster []netip.Prefix, peers []control.Node) error {
+	for _, own := range c.Self.PodCIDRs {
+		inside := func(r netip.Prefix) bool { return r.Bits() <= own.Bits() && r.Contains(own.Addr()) }
+		if !slices.ContainsFunc(cluster, inside) {
+			return fmt.Errorf("pod CIDR %s, which this node has until a restart, is outside the cluster's new ranges %s", own,
+				joined(cluster))
+		}
+	}
+	for _, own := range c.Self.Addresses {
+		for _, r := range cluster {
+			if r.Contains(own) {
+				return fmt.Errorf("address %s, which this node has until a restart, is inside the cluster's new range %s", own, r)
+			}
+		}
+	}
+	for _, p := range peers {
+		for _, own := range c.Self.PodCIDRs {
+			if i := slices.IndexFunc(p.PodCIDRs, own.Overlaps); i >= 0 {
+				return fmt.Errorf("pod CIDR %s of node %s overlaps %s, which this node has until a restart", p.PodCIDRs[i], p.Name,
+					own)
+			}
+		}
+		for _, own := range c.Self.Addresses {
+			if slices.Contains(p.Addresses, own) {
+				return fmt.Errorf("address %s of node %s is the one that this node has until a restart", own, p.Name)
+			}
+		}
+		if !shareFamily(c.Self.Addresses, p.Addresses) {
+			return fmt.Errorf("address %s of node %s has no family in common with %s, which this node has until a restart",
+				joined(p.Addresses), p.Name, joined(c.Self.Addresses))
+		}
+	}
+	return nil
 }

@@ -192,7 +192,10 @@ func TestNeedsRestart(t *testing.T) {
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	merged := running.Adopt(next)
+	merged, err := running.Adopt(next)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if merged.Device != "warren0" || merged.Masquerade || merged.OnExit != Leave || merged.LogLevel != slog.LevelDebug ||
 		len(merged.State.Nodes) != 3 || merged.Self.PodCIDRs[0].String() != "10.244.1.0/24" {
 		t.Errorf("%+v", merged)

@@ -1,0 +1,185 @@
+package node_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/warren-net/warren/internal/lab"
+)
+
+// another writes a second configuration for a node, which has everything of its own.
+func (c *cluster) another(n *lab.Node) string {
+	c.t.Helper()
+	text, err := os.ReadFile(n.ConfigFile)
+	c.ok(err)
+	other := strings.ReplaceAll(string(text), "runDir: "+n.RunDir, "runDir: "+n.RunDir+"2")
+	other += "vxlan: {port: 4790}\ndevice: other0\nrouting: {table: 99, rulePriority: 6000}\n"
+	file := filepath.Join(n.Dir, "second.yaml")
+	c.ok(os.WriteFile(file, []byte(other), 0o644))
+	return file
+}
+
+// TestTwoNodesInOneNamespace: rules and routes are recognised by their protocol number, so two nodes would remove each
+// other's.
+func TestTwoNodesInOneNamespace(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	for _, n := range c.nodes {
+		c.ok(n.Up(c.ctx))
+	}
+	c.ping(a, b)
+	running := c.state(a)
+	file := c.another(a)
+	warren := filepath.Join(c.lab.Options.BinDir, "warren")
+	for _, command := range []string{"up", "down"} {
+		_, err := a.NS.Run(c.ctx, warren, command, "--config", file)
+		if err == nil || !strings.Contains(err.Error(), "another warren is running in this network namespace, with device "+
+			"warren0 in use; stop it first") {
+			t.Errorf("%s beside another node: %v", command, err)
+		}
+	}
+	c.same(a, running)
+	c.ping(a, b)
+}
+
+// TestDeviceRenamed starts with another device name over what a killed daemon left.
+func TestDeviceRenamed(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	before := c.state(a)
+	for _, n := range c.nodes {
+		c.ok(n.Up(c.ctx))
+	}
+	text, err := os.ReadFile(a.ConfigFile)
+	c.ok(err)
+	c.ok(a.Kill())
+	c.ok(os.WriteFile(a.ConfigFile, append(text, "device: other0\n"...), 0o644))
+	c.ok(a.Up(c.ctx))
+	c.ping(a, b)
+	if out, err := a.NS.Run(c.ctx, "ip", "-o", "addr", "show", "dev", "warren0"); err == nil {
+		t.Errorf("the old device is still there: %s", out)
+	}
+	c.ok(a.Kill())
+	c.ok(os.WriteFile(a.ConfigFile, text, 0o644))
+	_, err = a.Warren(c.ctx, "down") // of a file that names another device than the one that is there
+	c.ok(err)
+	c.same(a, before)
+}
+
+// TestNoPodWithoutGuards: after an orderly stop that took everything away, a pod would send in the clear.
+func TestNoPodWithoutGuards(t *testing.T) {
+	c := newCluster(t, "a")
+	a := c.nodes[0]
+	c.ok(a.Up(c.ctx))
+	before := c.state(a)
+	p, err := a.AddPod(c.ctx, "p", lab.PodOptions{})
+	c.ok(err)
+	c.ok(p.Delete(c.ctx, lab.PodOptions{}))
+	c.same(a, before)
+	c.ok(a.Down(c.ctx))
+	stopped := c.state(a)
+	_, err = a.AddPod(c.ctx, "p", lab.PodOptions{})
+	if err == nil || !strings.Contains(err.Error(), "start `warren up`") || !strings.Contains(err.Error(), `"code": 11`) {
+		t.Errorf("a pod could be added: %v", err)
+	}
+	c.same(a, stopped)
+
+	// A start that fails does not let pods in either.
+	socket := filepath.Join(a.RunDir, "warren.sock")
+	c.ok(os.WriteFile(socket, nil, 0o600))
+	c.refused(a, "is not a socket")
+	if _, err := a.AddPod(c.ctx, "p", lab.PodOptions{}); err == nil {
+		t.Error("a pod could be added after a start that failed")
+	}
+	c.ok(os.Remove(socket))
+
+	// After a crash, and while a pod is left, the guards are there.
+	c.ok(a.Up(c.ctx))
+	c.ok(a.Kill())
+	p, err = a.AddPod(c.ctx, "p", lab.PodOptions{})
+	c.ok(err)
+	c.ok(a.Up(c.ctx))
+	c.ok(a.Down(c.ctx))
+	q, err := a.AddPod(c.ctx, "q", lab.PodOptions{})
+	c.ok(err)
+	for _, pod := range []*lab.Pod{p, q} {
+		out, err := pod.NS.Run(c.ctx, "ping", "-c1", "-W1", "10.244.2.2")
+		if err == nil || !strings.Contains(err.Error(), "Unreachable") {
+			t.Errorf("a pod's packet for another node found no guard: %v\n%s", err, out)
+		}
+		// Its own node can be reached all the same, and reaches it.
+		for _, family := range []int{4, 6} {
+			_, err := pod.NS.Run(c.ctx, "ping", "-c1", "-W1", a.Address(family).String())
+			c.ok(err)
+			_, err = a.NS.Run(c.ctx, "ping", "-c1", "-W1", pod.Address(family).String())
+			c.ok(err)
+		}
+	}
+	c.ok(a.Up(c.ctx))
+	for _, pod := range []*lab.Pod{p, q} {
+		_, err = pod.NS.Run(c.ctx, "ping", "-c1", "-W1", a.PodCIDRs[0].Addr().Next().String())
+		c.ok(err)
+		c.ok(pod.Delete(c.ctx, lab.PodOptions{}))
+	}
+	c.ok(a.Down(c.ctx))
+	c.same(a, stopped)
+}
+
+// TestReloadThatDoesNotFit: what this node is changes with a restart only.
+func TestReloadThatDoesNotFit(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	for _, n := range c.nodes {
+		c.ok(n.Up(c.ctx))
+	}
+	c.ping(a, b)
+	running := c.state(a)
+	text, err := os.ReadFile(a.ConfigFile)
+	c.ok(err)
+	for _, step := range []struct {
+		edit []string
+		want string // part of the outcome
+	}{
+		{[]string{"10.244.1.0/24", "10.244.2.0/24", "10.244.2.0/24", "10.244.1.0/24"}, "of node b overlaps 10.244.1.0/24"},
+		{[]string{"10.244.", "10.9."}, "is outside the cluster's new ranges"},
+		{[]string{"node: a\n", "node: b\n"}, "node: a → b"},
+	} {
+		c.ok(os.WriteFile(a.ConfigFile, []byte(strings.NewReplacer(step.edit...).Replace(string(text))), 0o644))
+		c.eventually(func() error {
+			s := c.status(a)
+			if s.LastReload == nil ||
+				!strings.Contains(s.LastReload.Error+strings.Join(s.LastReload.NeedsRestart, " "), step.want) {
+				return errNotYet
+			}
+			return nil
+		})
+		c.same(a, running)
+		c.ping(a, b)
+	}
+}
+
+// TestIPv6TurnedOff: many hosts have IPv6 in the kernel and turned off on their interfaces; pods have it all the same.
+func TestIPv6TurnedOff(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	_, err := a.NS.Run(c.ctx, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+	c.ok(err)
+	before := c.state(a)
+	for _, n := range c.nodes {
+		text, err := os.ReadFile(n.ConfigFile)
+		c.ok(err)
+		only4 := strings.ReplaceAll(string(text), ", '"+a.V6.String()+"'", "")
+		c.ok(os.WriteFile(n.ConfigFile, []byte(only4), 0o644))
+		c.ok(n.Up(c.ctx))
+	}
+	c.ping(a, b)
+	p, err := a.AddPod(c.ctx, "p", lab.PodOptions{})
+	c.ok(err)
+	_, err = b.NS.Run(c.ctx, "ping", "-c1", "-W1", "-I", b.PodCIDRs[1].Addr().Next().String(), p.V6.String())
+	c.ok(err)
+	c.ok(p.Delete(c.ctx, lab.PodOptions{}))
+	c.ok(a.Down(c.ctx))
+	c.same(a, before)
+}
