@@ -110,11 +110,15 @@ type Socket interface {
 	Close() error
 }
 
-// SendResult counts what one Send call did, in sends (not datagrams).
+// SendResult counts what one Send call did, in sends (not datagrams) unless a name says so.
 type SendResult struct {
-	Sent      int // handed to the kernel
-	Dropped   int // refused: no buffer space, no route on the underlay, …
-	TooBig    int // refused with EMSGSIZE; a PathEvent says more
+	Sent    int // handed to the kernel
+	Dropped int // refused: no buffer space, no route on the underlay, …
+	TooBig  int // refused with EMSGSIZE; a PathEvent says more
+
+	// The datagrams of the sends that were refused. Where the kernel took a part of one, that part is counted as well.
+	DroppedDatagrams, TooBigDatagrams int
+
 	Syscalls  int
 	LastError error // of the last refused send, for a rate-limited log line
 }

@@ -4,7 +4,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warren-net/warren/forwarder"
 	"github.com/warren-net/warren/forwarder/packet"
+	tunmem "github.com/warren-net/warren/tunnel/memory"
 	"github.com/warren-net/warren/tunnel/vxlan"
 )
 
@@ -38,4 +40,12 @@ func TestManySmallDatagrams(t *testing.T) {
 	if d := a.allDrops(); len(d) > 0 {
 		t.Errorf("dropped: %v", d)
 	}
+}
+
+// TestRefusedSendsAreCountedInSegments sends a superpacket whose segments are too large for the underlay.
+func TestRefusedSendsAreCountedInSegments(t *testing.T) {
+	c := newCluster(t, clusterConfig{nodes: 2, network: tunmem.Config{MTU: 1300}})
+	p, m := super(t, build{src: "10.244.1.5", dst: "10.244.2.9", payload: 20 * 1360, df: true}.bytes(t), 1360)
+	c.nodes[0].dev.Inject(p, m)
+	c.nodes[0].waitDrop(t, forwarder.SendTooBig, 20)
 }

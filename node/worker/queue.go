@@ -2,6 +2,7 @@ package worker
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/warren-net/warren/device"
@@ -151,15 +152,18 @@ func (w *Worker) flush() error {
 	c.Sends.Add(uint64(len(w.out.Sends)))
 	c.SendCalls.Add(uint64(r.Syscalls))
 	if r.Dropped > 0 {
-		w.drop(forwarder.SendFailed, r.Dropped)
+		w.drop(forwarder.SendFailed, r.DroppedDatagrams)
 	}
 	if r.TooBig > 0 {
-		w.drop(forwarder.SendTooBig, r.TooBig)
+		w.drop(forwarder.SendTooBig, r.TooBigDatagrams)
 	}
 	if r.TooBig > 0 || r.Dropped > 0 {
 		w.pathEvents() // now, so that the pods hear of a narrower path with their next packet
 	}
 	w.out.Reset()
 	w.arena.Reset()
-	return err
+	if err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	return nil
 }

@@ -133,11 +133,11 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.snap = w.Table.Load()
 		fromQueue, err := w.drainQueue()
 		if err != nil {
-			return fmt.Errorf("worker %d: read from the device: %w", w.ID, err)
+			return fmt.Errorf("worker %d: from the device: %w", w.ID, err)
 		}
 		fromSocket, err := w.drainSocket()
 		if err != nil {
-			return fmt.Errorf("worker %d: receive from the underlay: %w", w.ID, err)
+			return fmt.Errorf("worker %d: from the underlay: %w", w.ID, err)
 		}
 		if fromQueue > 0 || fromSocket > 0 {
 			if round++; round%eventRounds == 0 {

@@ -75,12 +75,14 @@ func (s *Socket) send(o *tunnel.Outbound, send *tunnel.Send, res *tunnel.SendRes
 	size, ok := s.gather(o, send)
 	if !ok {
 		res.Dropped++
+		res.DroppedDatagrams += send.Segments
 		res.LastError = errBadSend
 		return
 	}
 	from, ok := s.source(send.To)
 	if !ok {
 		res.Dropped++
+		res.DroppedDatagrams += send.Segments
 		res.LastError = syscall.EAFNOSUPPORT
 		return
 	}
@@ -90,6 +92,7 @@ func (s *Socket) send(o *tunnel.Outbound, send *tunnel.Send, res *tunnel.SendRes
 	}
 	if mtu := int(s.network.mtu.Load()); size+headers > mtu || size > 65535-headers {
 		res.TooBig++
+		res.TooBigDatagrams += send.Segments
 		res.LastError = tunnel.ErrTooBig
 		e := tunnel.PathEvent{To: send.To.Addr(), MTU: mtu, Err: tunnel.ErrTooBig}
 		if !slices.Contains(s.events, e) {

@@ -151,7 +151,7 @@ func TestTooBig(t *testing.T) {
 		load{to: fakePeer, total: 70000}.add(&o)
 		want = append(want, load{to: fakePeer, total: 5000, segment: 1000}.add(&o)...)
 		res, err := s.Send(&o)
-		if err != nil || res.Sent != 2 || res.TooBig != 3 || !errors.Is(res.LastError, tunnel.ErrTooBig) {
+		if err != nil || res.Sent != 2 || res.TooBig != 3 || res.TooBigDatagrams != 35+140+1 || !errors.Is(res.LastError, tunnel.ErrTooBig) {
 			t.Errorf("%v: %+v, %v", errno, res, err)
 		}
 		if !slices.Equal(k.datagrams, want) {
@@ -278,7 +278,7 @@ func TestBadSends(t *testing.T) {
 		k := fakeKernel{maxSegments: 128}
 		s := newFake(t, &k)
 		res, err := s.Send(&tunnel.Outbound{Sends: []tunnel.Send{good, b, good}, Pieces: pieces})
-		if err != nil || res.Sent != 2 || res.Dropped != 1 || res.LastError == nil {
+		if err != nil || res.Sent != 2 || res.Dropped != 1 || res.DroppedDatagrams != b.Segments || res.LastError == nil {
 			t.Errorf("bad send %d: %+v, %v", i, res, err)
 		}
 		if len(k.datagrams) != 6 {

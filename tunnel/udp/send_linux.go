@@ -64,14 +64,16 @@ func (s *Socket) Send(o *tunnel.Outbound) (tunnel.SendResult, error) {
 		s.enqueue(o, i)
 	}
 	s.flush(o, &d.main)
-	for _, out := range d.outcomes {
+	for i, out := range d.outcomes {
 		switch out {
 		case sent:
 			d.result.Sent++
 		case dropped:
 			d.result.Dropped++
+			d.result.DroppedDatagrams += o.Sends[i].Segments
 		case tooBig:
 			d.result.TooBig++
+			d.result.TooBigDatagrams += o.Sends[i].Segments
 		}
 	}
 	if d.fatal != 0 {
