@@ -51,8 +51,8 @@ func receiveUncut(t *testing.T, inner []byte, segment int) []byte {
 }
 
 // TestKernelDatagramAboveOurMTU receives a lone UDP datagram that is larger than this node's MTU: a kernel VXLAN
-// device's default MTU is 1450 where Warren's pods have 1420. It stays one datagram: whoever cut it would break it. What
-// becomes of it then is the kernel's to say, fragments or "too big".
+// device's default MTU is 1450 where Warren's pods have 1420. It stays one datagram: whoever cut it would break it.
+// What becomes of it then is the kernel's to say, fragments or "too big".
 func TestKernelDatagramAboveOurMTU(t *testing.T) {
 	p := build{src: "10.244.2.5", dst: "10.244.1.9", proto: protoUDP, payload: 1422, id: 7}.bytes(t)
 	if size := receiveUncut(t, p, 0); size != nil {

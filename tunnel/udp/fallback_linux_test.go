@@ -151,7 +151,8 @@ func TestTooBig(t *testing.T) {
 		load{to: fakePeer, total: 70000}.add(&o)
 		want = append(want, load{to: fakePeer, total: 5000, segment: 1000}.add(&o)...)
 		res, err := s.Send(&o)
-		if err != nil || res.Sent != 2 || res.TooBig != 3 || res.TooBigDatagrams != 35+140+1 || !errors.Is(res.LastError, tunnel.ErrTooBig) {
+		if err != nil || res.Sent != 2 || res.TooBig != 3 || res.TooBigDatagrams != 35+140+1 ||
+			!errors.Is(res.LastError, tunnel.ErrTooBig) {
 			t.Errorf("%v: %+v, %v", errno, res, err)
 		}
 		if !slices.Equal(k.datagrams, want) {
