@@ -44,7 +44,7 @@ func TestApplyIsIdempotentAndRemoveLeavesNothing(t *testing.T) {
 	after := w.state() + w.run("ip -d link show warren0")
 	for _, want := range []string{
 		"5200:	from all iif warren0 lookup main proto 87",
-		"5200:	from all fwmark 0x1000/0x1000 lookup main proto 87",
+		"5200:	from 10.244.1.0/24 fwmark 0x1000/0x1000 lookup main proto 87",
 		"5201:	from all iif warren0 unreachable proto 87",
 		"5201:	from 10.244.1.1 lookup main proto 87",
 		"5203:	from 10.244.1.0/24 lookup 8787 proto 87",

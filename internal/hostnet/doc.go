@@ -15,7 +15,8 @@
 // The rules, at priorities counted from Spec.RulePriority:
 //
 //	+0  iif <device> lookup main              what the forwarder hands to the kernel
-//	+0  fwmark <mark> lookup main             answers of translated connections (kube-proxy), see nftables below
+//	+0  from <own pod CIDR> fwmark <mark> lookup main
+//	                                          answers of translated connections (kube-proxy), see nftables below
 //	+1  iif <device> unreachable              the same, where the main table has no route for it
 //	+1  from <gateway> lookup main            what the node itself sends from its gateway address
 //	+2  (kept free for `to <own pod CIDR>`)

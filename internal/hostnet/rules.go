@@ -45,7 +45,6 @@ func (s Spec) rules(families []family) []rule {
 	for _, f := range families {
 		rs = append(rs,
 			rule{family: f, priority: s.RulePriority + slotMain, iif: s.Device, table: unix.RT_TABLE_MAIN},
-			rule{family: f, priority: s.RulePriority + slotMain, mark: s.Mark, table: unix.RT_TABLE_MAIN},
 			rule{family: f, priority: s.RulePriority + slotNoRoute, iif: s.Device})
 		for _, g := range s.Gateways {
 			if familyOf(g) == f {
@@ -53,10 +52,11 @@ func (s Spec) rules(families []family) []rule {
 				rs = append(rs, rule{family: f, priority: s.RulePriority + slotGateway, from: from, table: unix.RT_TABLE_MAIN})
 			}
 		}
-		for _, p := range s.PodCIDRs {
-			if familyOf(p.Addr()) == f {
-				rs = append(rs, rule{family: f, priority: s.RulePriority + slotPods, from: p, table: s.Table})
-			}
+		for _, p := range s.podCIDRs(f) {
+			rs = append(rs,
+				// Others may use the bit for packets of their own, so the mark alone is no match.
+				rule{family: f, priority: s.RulePriority + slotMain, from: p, mark: s.Mark, table: unix.RT_TABLE_MAIN},
+				rule{family: f, priority: s.RulePriority + slotPods, from: p, table: s.Table})
 		}
 	}
 	return rs
