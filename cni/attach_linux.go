@@ -114,10 +114,17 @@ func (a *attachment) record() error {
 		a.podMAC = macOf(macPod, a.given[0].Addr)
 	}
 	a.rec.MAC = a.podMAC.String()
+	if a.Mode == ModeBridge {
+		a.rec.Subnets = subnetsOf(a.given)
+	}
 	if err := podrecord.Replace(a.StateDir, a.rec); err != nil {
 		return fail(types.ErrIOFailure, "%w", err)
 	}
-	return nil
+	all, err := podrecord.List(a.StateDir)
+	if err != nil {
+		a.remark("%v; whether %s has neighbours that it would not reach can't be told", err, a.rec.HostIfName)
+	}
+	return neighbors(a.rec, all)
 }
 
 // parseMAC reads the hardware address that the runtime wants; it may want none.
