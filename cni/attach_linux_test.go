@@ -347,3 +347,30 @@ func TestVersionCommand(t *testing.T) {
 		t.Errorf("without a command: %v\n%s", err, out)
 	}
 }
+
+// A plugin before this one in the list: what it made comes first, and its addresses keep their interface.
+func TestAfterAnotherPlugin(t *testing.T) {
+	older := `"version": "4", `
+	for version, field := range map[string]string{"0.3.1": older, "0.4.0": older, "1.0.0": "", "1.1.0": ""} {
+		t.Run(version, func(t *testing.T) {
+			n := newNode(t)
+			n.confMore = fmt.Sprintf(`, "prevResult": {"cniVersion": %q, "interfaces": [{"name": "x0"}, {"name": "net1"}],
+				"ips": [{%s"address": "198.51.100.5/24", "gateway": "198.51.100.1", "interface": 1}],
+				"routes": [{"dst": "198.51.100.0/24", "gw": "198.51.100.1"}],
+				"dns": {"nameservers": ["198.51.100.53"]}}`, version, field)
+			r := n.pod(n.conf(version, cni.ModeRouted)).add()
+			if len(r.Interfaces) != 4 || r.Interfaces[1].Name != "net1" || r.Interfaces[3].Name != "eth0" {
+				t.Errorf("interfaces %+v", r.Interfaces)
+			}
+			if len(r.IPs) != 3 || r.IPs[0].Address != "198.51.100.5/24" || r.IPs[0].Interface != 1 || r.IPs[1].Interface != 3 {
+				t.Errorf("addresses %+v", r.IPs)
+			}
+			if len(r.Routes) != 3 || r.Routes[0].Dst != "198.51.100.0/24" {
+				t.Errorf("routes %+v", r.Routes)
+			}
+			if r.CNIVersion != version || strings.Join(r.DNS.Nameservers, " ") != "198.51.100.53" {
+				t.Errorf("version %q, DNS %+v", r.CNIVersion, r.DNS)
+			}
+		})
+	}
+}

@@ -216,6 +216,7 @@ type result struct {
 		Interface                 int
 	}
 	Routes []struct{ Dst, GW string }
+	DNS    types.DNS
 }
 
 func (r result) addrs() []netip.Addr {
