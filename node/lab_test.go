@@ -40,6 +40,11 @@ var build = sync.OnceValue(func() error {
 })
 
 func TestMain(m *testing.M) {
+	// Programs with the race detector wait a second at their end, each question to a node as well.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=20 "+os.Getenv("GORACE")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
 	if err := os.RemoveAll(binDir()); err != nil {
 		fmt.Fprintln(os.Stderr, err)

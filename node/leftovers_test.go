@@ -160,6 +160,40 @@ func TestReloadThatDoesNotFit(t *testing.T) {
 	}
 }
 
+// TestReloadThatTheHostDoesNotTake: what of a good file cannot be set up is said, and done when the host lets us.
+func TestReloadThatTheHostDoesNotTake(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	a := c.nodes[0]
+	c.ok(a.Up(c.ctx))
+	_, err := a.NS.Run(c.ctx, "ip", "route", "add", "10.9.0.0/16", "via", "192.0.2.254")
+	c.ok(err)
+	text, err := os.ReadFile(a.ConfigFile)
+	c.ok(err)
+	wider := strings.Replace(string(text), "    - 10.244.0.0/16\n", "    - 10.244.0.0/16\n    - 10.9.0.0/16\n", 1)
+	c.ok(os.WriteFile(a.ConfigFile, []byte(wider), 0o644))
+	c.eventually(func() error {
+		s := c.status(a)
+		if s.LastReload == nil || !strings.Contains(s.LastReload.Incomplete, "somebody else's route to 10.9.0.0/16") ||
+			len(s.ClusterCIDRs) != 3 || len(s.Warnings) != 1 {
+			return errNotYet
+		}
+		return nil
+	})
+	if out, err := a.Warren(c.ctx, "status"); err != nil || !strings.Contains(out, ", but not in full: ") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	_, err = a.NS.Run(c.ctx, "ip", "route", "del", "10.9.0.0/16", "via", "192.0.2.254")
+	c.ok(err)
+	_, err = a.NS.Run(c.ctx, "ip", "rule", "del", "pref", "5203") // something that is noticed at once
+	c.ok(err)
+	c.eventually(func() error {
+		if s := c.status(a); s.LastReload.Incomplete != "" || len(s.Warnings) != 0 {
+			return errNotYet
+		}
+		return nil
+	})
+}
+
 // TestIPv6TurnedOff: many hosts have IPv6 in the kernel and turned off on their interfaces; pods have it all the same.
 func TestIPv6TurnedOff(t *testing.T) {
 	c := newCluster(t, "a", "b")

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/warren-net/warren/node/api"
 )
@@ -123,7 +124,8 @@ func podsTable(w io.Writer, pods []api.Pod) error {
 		if p.Namespace != "" {
 			name = p.Namespace + "/" + name
 		}
-		rows = append(rows, []string{name, short(p.ContainerID), p.Interface, p.HostInterface, p.Mode, joined(p.Addresses)})
+		rows = append(rows, []string{printable(name), short(p.ContainerID), p.Interface, p.HostInterface, p.Mode,
+			joined(p.Addresses)})
 	}
 	return table(w, rows...)
 }
@@ -142,6 +144,16 @@ func joined[T fmt.Stringer](list []T) string {
 		out = append(out, v.String())
 	}
 	return dash(strings.Join(out, ","))
+}
+
+// printable keeps what somebody else chose from breaking a table's lines or steering the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 func dash(s string) string {

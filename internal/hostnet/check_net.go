@@ -14,6 +14,13 @@ import (
 func (c *checker) device() {
 	const what = "device name"
 	name := c.Spec.Device
+	own, err := ownDevices(c.h)
+	other := func(d *netlink.Tuntap) bool { return d.Name != name && served(d) }
+	if i := slices.IndexFunc(own, other); err == nil && i >= 0 {
+		c.error(what, fmt.Sprintf("another Warren serves %s here, and a network namespace holds one node", own[i].Name),
+			fmt.Sprintf("stop it, or set `device: %s` if it is the one that is meant", own[i].Name))
+		return
+	}
 	link, err := c.h.LinkByName(name)
 	var missing netlink.LinkNotFoundError
 	switch {

@@ -120,6 +120,17 @@ func TestCheckFinds(t *testing.T) {
 	}
 }
 
+func TestCheckFindsAnotherNode(t *testing.T) {
+	w := newWorld(t)
+	w.underlay()
+	w.tun("warren1")
+	w.run("ip link set warren1 alias '" + DeviceAlias + "' up")
+	f := finding(Check(testEnvironment()), "device name")
+	if f.Level != Error || !strings.Contains(f.Why, "another Warren serves warren1") || f.Mend == "" {
+		t.Errorf("got %+v", f)
+	}
+}
+
 func TestCheckNamesWhoHasThePort(t *testing.T) {
 	w := newWorld(t)
 	w.underlay()

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -139,7 +140,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	o.gauge("routes", float64(s.Snapshot.Routes))
 	o.gauge("device_mtu_bytes", float64(s.Device.MTU))
 	for _, u := range s.Tunnel.Underlay {
-		o.gauge("underlay_mtu_bytes", float64(u.MTU), u.Address.String(), u.Device)
+		// An interface's name is any bytes, a label's value is text: otherwise the whole scrape fails.
+		o.gauge("underlay_mtu_bytes", float64(u.MTU), u.Address.String(), strings.ToValidUTF8(u.Device, "?"))
 	}
 	o.gauge("warnings", float64(len(s.Warnings)))
 	o.gauge("last_reload_successful", flag(s.LastReload == nil || s.LastReload.Error+s.LastReload.Incomplete == ""))

@@ -81,6 +81,21 @@ func TestHandler(t *testing.T) {
 	}
 }
 
+// odd is a node whose underlay device has a name that is no text.
+type odd struct{ fake }
+
+func (odd) Status() api.Status {
+	s := fake{}.Status()
+	s.Tunnel.Underlay = []api.Underlay{{Address: netip.MustParseAddr("192.0.2.1"), Device: "eth\xff", MTU: 1500}}
+	return s
+}
+
+func TestNameThatIsNoText(t *testing.T) {
+	if _, err := testutil.CollectAndLint(newCollector(odd{})); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestLint(t *testing.T) {
 	problems, err := testutil.CollectAndLint(newCollector(fake{}))
 	if err != nil || len(problems) > 0 {
