@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -120,7 +121,50 @@ func setUpPort(addresses []netip.Prefix) error {
 			return err
 		}
 	}
-	return netlink.LinkSetUp(link)
+	if err := netlink.LinkSetUp(link); err != nil {
+		return err
+	}
+	return waitForAddresses(link)
+}
+
+// waitForAddresses waits until the kernel has done with a device what it does by itself, on a work queue, after the
+// device came up: the link-local address, and a local route for each IPv6 address. Who looks at the namespace later
+// should see nothing change that nobody changed.
+func waitForAddresses(link netlink.Link) error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		settled, err := addressesSettled(link)
+		// A list that changed while it was read is read again.
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return fmt.Errorf("IPv6 addresses of %s: %w", link.Attrs().Name, err)
+		}
+		if settled && err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the IPv6 addresses of %s don't become ready: is IPv6 off in this kernel?", link.Attrs().Name)
+		}
+	}
+}
+
+func addressesSettled(link netlink.Link) (bool, error) {
+	addresses, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	if err != nil {
+		return false, err
+	}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{
+		LinkIndex: link.Attrs().Index, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL,
+	}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	if err != nil {
+		return false, err
+	}
+	linkLocal := false
+	for _, a := range addresses {
+		if a.Flags&unix.IFA_F_TENTATIVE != 0 {
+			return false, nil
+		}
+		linkLocal = linkLocal || a.IP.IsLinkLocalUnicast()
+	}
+	return linkLocal && len(routes) == len(addresses), nil
 }
 
 // addAddress gives a device of the calling thread's namespace an address that can be used at once.
