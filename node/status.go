@@ -7,7 +7,6 @@ import (
 
 	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/forwarder"
-	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/worker"
 )
@@ -142,12 +141,5 @@ func (a answers) Drops() []api.Drop {
 		}
 		out = append(out, d)
 	}
-	return append(out, spoofed())
-}
-
-// spoofed is what pods' interfaces refused before it could reach a worker: nftables counts it. Without nftables nothing
-// is counted there.
-func spoofed() api.Drop {
-	count, _ := hostnet.Spoofed()
-	return api.Drop{Reason: "spoofed", Meaning: "from a pod, and not from the pod's own address", Count: count}
+	return append(out, a.n.kernelDrops()...)
 }

@@ -44,7 +44,8 @@ func (s *Socket) PathEvents(dst []tunnel.PathEvent) []tunnel.PathEvent {
 func (r *errorReader) note(e tunnel.PathEvent) {
 	for i := range r.stash {
 		k := &r.stash[i]
-		if k.To != e.To || k.Err != e.Err || k.MTU != 0 && e.MTU != 0 && k.MTU != e.MTU {
+		same := k.To == e.To && k.Err == e.Err //nolint:errorlint // an equal event is one with the very same error
+		if !same || k.MTU != 0 && e.MTU != 0 && k.MTU != e.MTU {
 			continue
 		}
 		if e.MTU != 0 {
