@@ -15,6 +15,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/internal/atomicfile"
 	"github.com/warren-net/warren/internal/hostnet"
@@ -210,6 +212,28 @@ func (a *attachment) setUpPort() error {
 		}
 	}
 	return a.upHost(link)
+}
+
+// forget removes the neighbour entries of a pod that was on the bridge, if it was on one: the kernel keeps them until it
+// needs the room.
+func (h *hostHandle) forget(bridge string, addrs []netip.Addr) error {
+	if bridge == "" {
+		return nil
+	}
+	link, err := h.LinkByName(bridge)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", bridge, err)
+	}
+	for _, addr := range addrs {
+		err := h.NeighDel(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: addr.AsSlice()})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("removing the neighbour entry of %s on %s: %w", addr, bridge, err)
+		}
+	}
+	return nil
 }
 
 // releaseBridges undoes what was done to each bridge that no pod is on. It comes after the record of the pod that left:

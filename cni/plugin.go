@@ -227,6 +227,9 @@ func (p *Plugin) detach(host *hostHandle, stateDir string, rec podrecord.Record,
 		if err := p.Source.Remove(rec.HostIfName); err != nil {
 			return fmt.Errorf("removing %s from the source check: %w", rec.HostIfName, err)
 		}
+		if err := host.forget(rec.Bridge, rec.Addresses); err != nil {
+			return err
+		}
 	}
 	if err := releaseAddresses(stateDir, rec); err != nil {
 		return err
