@@ -29,11 +29,12 @@ func stateCommands() map[string][]string {
 }
 
 // volatile matches what differs from one look to the next without anybody having changed anything.
-var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|expires \S+|counter packets \d+ bytes \d+`)
+var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|expires \S+|counter packets \d+ bytes \d+|tentative`)
 
-// derived begins the lines of what nobody configures: the kernel adds the subnet-router anycast address (RFC 4291,
-// 2.6.1) to each IPv6 subnet of a device when forwarding is on.
-const derived = "anycast "
+// derived matches the lines of what nobody configures: the kernel makes the routes of its table local from the
+// addresses, which are listed themselves, and those of IPv6 a moment later than the address; and with forwarding on it
+// adds the subnet-router anycast address (RFC 4291, 2.6.1) of each IPv6 subnet.
+var derived = regexp.MustCompile(`^anycast |^(local|broadcast|multicast) .*table local.* proto kernel`)
 
 // State lists what is configured in the namespace.
 func (ns *NS) State(ctx context.Context) (KernelState, error) {
@@ -46,7 +47,7 @@ func (ns *NS) State(ctx context.Context) (KernelState, error) {
 		}
 		for _, line := range strings.Split(out, "\n") {
 			line = strings.Join(strings.Fields(volatile.ReplaceAllString(line, "")), " ")
-			if line != "" && !strings.HasPrefix(line, derived) {
+			if line != "" && !derived.MatchString(line) {
 				state[kind] = append(state[kind], line)
 			}
 		}
