@@ -56,7 +56,7 @@ test-unit: need-go ## The tests that need no root; the others say that they are 
 
 .PHONY: lint
 lint: $(GOLANGCI) ## Static checks: golangci-lint with .golangci.yml
-	$(GOLANGCI) run ./...
+	$(GOLANGCI) run --allow-parallel-runners ./...
 
 $(GOLANGCI): | need-go
 	@mkdir -p bin/tools

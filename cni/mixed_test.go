@@ -17,7 +17,8 @@ func TestNeighbors(t *testing.T) {
 		}
 		return r
 	}
-	routed, bridged := pod("r", ModeRouted, "", "10.244.1.2", ""), pod("b", ModeBridge, "br0", "10.244.1.3", "10.244.1.0/24")
+	routed := pod("r", ModeRouted, "", "10.244.1.2", "")
+	bridged := pod("b", ModeBridge, "br0", "10.244.1.3", "10.244.1.0/24")
 	for _, c := range []struct {
 		name  string
 		other podrecord.Record

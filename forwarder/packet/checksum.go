@@ -36,8 +36,8 @@ func fold(sum uint32) uint16 {
 	return uint16(sum + sum>>16)
 }
 
-// sumHeader is Sum(0, b) for a header: b is at most 65,536 bytes and a multiple of 4 long. For so few bytes a plain loop
-// is faster.
+// sumHeader is Sum(0, b) for a header: b is at most 65,536 bytes and a multiple of 4 long. For so few bytes a plain
+// loop is faster.
 func sumHeader(b []byte) uint16 {
 	var sum uint32
 	for ; len(b) >= 4; b = b[4:] {
@@ -127,13 +127,13 @@ func VerifyTransport(p []byte, i *Info) bool {
 	return fold(uint32(sum)+uint32(len(l4))) == 0xffff
 }
 
-// CompletePartial completes the transport checksum of p, of which Parse read i, when the field holds the pseudo header's
-// sum and nothing else, and reports whether it was so.
+// CompletePartial completes the transport checksum of p, of which Parse read i, when the field holds the pseudo
+// header's sum and nothing else, and reports whether it was so.
 //
 // That is what a datagram socket gets of a kernel tunnel whose device was to fill the inner checksum in and never had
 // to, as the packet did not leave the machine: over veth and virtio the sender's kernel only notes what is left to do,
-// and recvmsg hands the bytes out as they are (seen with Linux 6.18, VXLAN over veth). For one right packet in 65,536 the
-// field holds that sum by chance: completing it gives the same checksum again.
+// and recvmsg hands the bytes out as they are (seen with Linux 6.18, VXLAN over veth). For one right packet in 65,536
+// the field holds that sum by chance: completing it gives the same checksum again.
 func CompletePartial(p []byte, i *Info) bool {
 	m, ok := partial(p, i)
 	return ok && CompleteChecksum(p[:i.Len], m)
