@@ -62,6 +62,8 @@ func TestPodsSendFromTheirOwnAddresses(t *testing.T) {
 				})
 			})
 		}
+		c.ok(bad.Delete(c.ctx, lab.PodOptions{}))
+		c.ok(good.Delete(c.ctx, lab.PodOptions{}))
 	}
 }
 
