@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/internal/atomicfile"
@@ -113,6 +115,18 @@ func attachedPods(cfg *config.Config, log *slog.Logger) []hostnet.Pod {
 		}
 	}
 	return pods
+}
+
+// warnOfStrays names the pods that were attached when the node had other pod CIDRs.
+func warnOfStrays(cfg *config.Config, pods []hostnet.Pod, log *slog.Logger) {
+	for _, p := range pods {
+		for _, a := range p.Addrs {
+			if !slices.ContainsFunc(cfg.Self.PodCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
+				log.Warn("a pod's address is in none of this node's pod CIDRs, so it reaches nobody; delete the pod",
+					"address", a, "interface", p.Interface, "podCIDRs", cfg.Self.PodCIDRs)
+			}
+		}
+	}
 }
 
 // hostPod is what the source check knows of an attached pod; false while the pod has no address yet.

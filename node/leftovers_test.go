@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -216,4 +217,44 @@ func TestIPv6TurnedOff(t *testing.T) {
 	c.ok(p.Delete(c.ctx, lab.PodOptions{}))
 	c.ok(a.Down(c.ctx))
 	c.same(a, before)
+}
+
+// TestPodOfAFormerCIDR changes the node's pod CIDR while a pod is attached: its packets must not leave by the default
+// route, with an address that nobody knows.
+func TestPodOfAFormerCIDR(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	a, b := c.nodes[0], c.nodes[1]
+	c.ok(a.Up(c.ctx))
+	p, err := a.AddPod(c.ctx, "p", lab.PodOptions{})
+	c.ok(err)
+	c.ok(a.Down(c.ctx))
+	a.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.77.0/24"), netip.MustParsePrefix("fd00:10:244:77::/64")}
+	c.write()
+	c.ok(a.Up(c.ctx))
+	_, err = a.NS.Run(c.ctx, "nft", "add table inet leak; "+
+		"add chain inet leak out { type filter hook postrouting priority 0; }; "+
+		"add rule inet leak out oifname eth0 ip saddr "+p.V4.String()+" counter; "+
+		"add rule inet leak out oifname eth0 ip6 saddr "+p.V6.String()+" counter")
+	c.ok(err)
+	for _, dst := range []string{b.V4.String(), b.V6.String(), "203.0.113.1", "2001:db8:113::1"} {
+		if _, err = p.NS.Run(c.ctx, "ping", "-c1", "-W0.2", dst); err == nil {
+			t.Errorf("it reaches %s", dst)
+		}
+	}
+	out, err := a.NS.Run(c.ctx, "nft", "list", "table", "inet", "leak")
+	if err != nil || strings.Count(out, "packets 0 ") != 2 {
+		t.Errorf("its packets leave in the clear: %v\n%s", err, out)
+	}
+	if log := a.Daemon().LogTail(); !strings.Contains(log, "delete the pod") ||
+		!strings.Contains(log, "address="+p.V4.String()) {
+		t.Errorf("the log does not say so:\n%s", log)
+	}
+	c.ok(p.Delete(c.ctx, lab.PodOptions{}))
+	c.eventually(func() error {
+		out, err := a.NS.Run(c.ctx, "ip", "rule")
+		if err == nil && strings.Contains(out, "from "+p.V4.String()+" ") {
+			return errNotYet
+		}
+		return err
+	})
 }

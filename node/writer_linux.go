@@ -96,6 +96,7 @@ func (w *writer) begin() error {
 	if err := n.writeNodeFile(w.plan.cfg); err != nil {
 		return err
 	}
+	warnOfStrays(w.plan.cfg, attachedPods(w.plan.cfg, w.log), w.log)
 	w.showAgain()
 	if err := n.serveAPI(); err != nil {
 		return err

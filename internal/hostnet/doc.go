@@ -20,7 +20,7 @@
 //	+1  iif <device> unreachable              the same, where the main table has no route for it
 //	+1  from <gateway> lookup main            what the node itself sends from its gateway address
 //	+2  (kept free for `to <own pod CIDR>`)
-//	+3  from <own pod CIDR> lookup <table>    what local pods send
+//	+3  from <own pod CIDR> lookup <table>    what local pods send, also those whose address is of a former pod CIDR
 //
 // Without the second rule a pod's packet to the outside would match the last one, on a node without a default route,
 // and loop through the device until its TTL is used up.

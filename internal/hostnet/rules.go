@@ -58,8 +58,28 @@ func (s Spec) rules(families []family) []rule {
 				rule{family: f, priority: s.RulePriority + slotMain, from: p, mark: s.Mark, table: unix.RT_TABLE_MAIN},
 				rule{family: f, priority: s.RulePriority + slotPods, from: p, table: s.Table})
 		}
+		for _, a := range s.strays() {
+			if familyOf(a) == f {
+				from := netip.PrefixFrom(a, a.BitLen())
+				rs = append(rs, rule{family: f, priority: s.RulePriority + slotPods, from: from, table: s.Table})
+			}
+		}
 	}
 	return rs
+}
+
+// strays are addresses of pods that were attached when the node had other pod CIDRs. No node knows a way to them any
+// more; their packets still have to go to the device, where they are refused, and not to the main table's default route.
+func (s Spec) strays() []netip.Addr {
+	var out []netip.Addr
+	for _, p := range s.Pods {
+		for _, a := range p.Addrs {
+			if !slices.ContainsFunc(s.PodCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
 }
 
 // podRules are those of rs that lead packets of pods to Warren's table.
