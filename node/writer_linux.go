@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/warren-net/warren/control"
@@ -344,22 +343,10 @@ func (w *writer) watch(ctx context.Context) {
 	})
 }
 
-// podsAge is how old the list of pods may be that wantedHost returns.
-const podsAge = time.Second
-
-// wantedHost returns a function that says what the kernel should be now, from the view in force. hostnet calls it for
-// every link event, so the pods' records are not read each time.
+// wantedHost returns a function that says what the kernel should be now, from the view in force and the pods' records.
 func (n *Node) wantedHost(log *slog.Logger) func() hostnet.Spec {
-	var mu sync.Mutex
-	var pods []hostnet.Pod
-	var read time.Time
 	return func() hostnet.Spec {
 		cfg := n.view.Load().cfg
-		mu.Lock()
-		defer mu.Unlock()
-		if now := time.Now(); now.Sub(read) > podsAge {
-			pods, read = attachedPods(cfg, log), now
-		}
-		return n.hostSpec(cfg, pods)
+		return n.hostSpec(cfg, attachedPods(cfg, log))
 	}
 }

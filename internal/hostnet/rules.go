@@ -69,7 +69,8 @@ func (s Spec) rules(families []family) []rule {
 }
 
 // strays are addresses of pods that were attached when the node had other pod CIDRs. No node knows a way to them any
-// more; their packets still have to go to the device, where they are refused, and not to the main table's default route.
+// more; their packets still have to go to the device, where they are refused, and not to the main table's default
+// route.
 func (s Spec) strays() []netip.Addr {
 	var out []netip.Addr
 	for _, p := range s.Pods {

@@ -43,7 +43,8 @@ func Watch(ctx context.Context, get func() Spec, o WatchOptions) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	wake := make(chan struct{}, 1)
-	err := listen(ctx, unix.NETLINK_ROUTE, wake, routeEvent(func() string { return get().Device }),
+	device := get().Device // once: link events are many, and a device does not change its name while it is served
+	err := listen(ctx, unix.NETLINK_ROUTE, wake, routeEvent(func() string { return device }),
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 		unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_NETCONF,
 		unix.RTNLGRP_IPV6_NETCONF)
