@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -290,14 +291,19 @@ func (c *cluster) sources(p lab.Path, want netip.Addr) {
 	}
 }
 
-// state lists a namespace's kernel state. A TUN device's operational state says UNKNOWN until its last queue was
-// closed once, which is not of interest.
+// deviceIndex begins a line about a device or its address.
+var deviceIndex = regexp.MustCompile(`^\d+: `)
+
+// state lists a namespace's kernel state, without what is not of interest: the devices' indices, and that a TUN
+// device's operational state says UNKNOWN until its last queue was closed once.
 func (c *cluster) state(ns *lab.NS) lab.KernelState {
 	c.t.Helper()
 	s, err := ns.State(c.ctx)
 	c.ok(err)
-	for i, line := range s["device"] {
-		s["device"][i] = strings.Replace(line, "state UNKNOWN", "state UP", 1)
+	for _, kind := range []string{"device", "address"} {
+		for i, line := range s[kind] {
+			s[kind][i] = strings.Replace(deviceIndex.ReplaceAllString(line, ""), "state UNKNOWN", "state UP", 1)
+		}
 	}
 	return s
 }
