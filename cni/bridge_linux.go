@@ -214,8 +214,8 @@ func (a *attachment) setUpPort() error {
 	return a.upHost(link)
 }
 
-// forget removes the neighbour entries of a pod that was on the bridge, if it was on one: the kernel keeps them until it
-// needs the room.
+// forget removes the neighbour entries of a pod that was on the bridge, if it was on one: the kernel keeps them until
+// it needs the room.
 func (h *hostHandle) forget(bridge string, addrs []netip.Addr) error {
 	if bridge == "" {
 		return nil

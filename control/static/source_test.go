@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -294,5 +295,29 @@ func TestReadFileErrors(t *testing.T) {
 		if _, err := ReadFile(path); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
+	}
+}
+
+// TestReadFileUnreadable takes the right to read away, from the test's own thread alone where that is root's.
+func TestReadFileUnreadable(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "w.yaml")
+	if err := os.WriteFile(path, []byte(good), 0); err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if os.Geteuid() == 0 {
+			if err := syscall.Setfsuid(65534); err != nil {
+				read <- err
+				return
+			}
+		}
+		_, err := ReadFile(path)
+		read <- err
+	}()
+	err := <-read
+	if err == nil || !strings.Contains(err.Error(), path+": the file cannot be read: permission denied; run as root") {
+		t.Errorf("%v", err)
 	}
 }
