@@ -57,8 +57,8 @@ func attach(fd int, name string, create bool) error {
 		return fmt.Errorf("attach to device %s: %w: %w: it is no multi-queue TUN device; remove it with "+
 			"`ip link delete %s` if nobody needs it", name, ErrNotOurs, err, name)
 	case errors.Is(err, unix.ENOTTY):
-		return fmt.Errorf("attach to device %s: %w: %w: /dev/net/tun is something else; remove it, and `mknod /dev/net/tun c 10 "+
-			"200`", name, ErrNoDevice, err)
+		return fmt.Errorf("attach to device %s: %w: %w: /dev/net/tun is something else; remove it, and "+
+			"`mknod /dev/net/tun c 10 200`", name, ErrNoDevice, err)
 	case errors.Is(err, unix.E2BIG):
 		return fmt.Errorf("attach to device %s: %w: it has %d queues already, as many as the kernel allows", name, err,
 			maxQueues)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -21,48 +20,6 @@ import (
 )
 
 var errNotYet = errors.New("not yet")
-
-// binDir is where the tests of this process put the programs.
-func binDir() string { return filepath.Join(os.TempDir(), fmt.Sprintf("wrn-e2e-bin-%d", os.Getpid())) }
-
-func TestMain(m *testing.M) {
-	code := 1
-	if err := build(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
-	}
-	if err := os.RemoveAll(binDir()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// build builds the programs, with the race detector when the tests have it. Without the privileges for any test there
-// is nothing to build.
-func build() error {
-	if lab.CheckPrivileges() != nil {
-		return nil
-	}
-	// Readable for everybody: a test runs a program as another user.
-	if err := os.Mkdir(binDir(), 0o755); err != nil {
-		return err
-	}
-	args := []string{"build", "-buildvcs=false", "-o", binDir() + "/"}
-	if raceEnabled {
-		args = append(args, "-race")
-		// A program that races ends at once, so that a test sees it; one that ends does not sleep a second first.
-		if err := os.Setenv("GORACE", "halt_on_error=1 atexit_sleep_ms=0"); err != nil {
-			return err
-		}
-	}
-	out, err := exec.Command("go", append(args, "../../cmd/warren", "../../cmd/warren-cni")...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("build: %w\n%s", err, out)
-	}
-	return nil
-}
 
 // families are the address families that everything is tried with.
 func families() []int { return []int{4, 6} }

@@ -101,8 +101,8 @@ func (p *pair) provoke() (packets int) {
 // quietly waits, for what must not come.
 func quietly() { time.Sleep(quiet) }
 
-// TestNothingLeaksWhenWarrenIsDown ends Warren in several ways while pods are attached, has everybody send to everybody,
-// and looks at the underlay. The node has a default route: it is where a leak would go.
+// TestNothingLeaksWhenWarrenIsDown ends Warren in several ways while pods are attached, has everybody send to
+// everybody, and looks at the underlay. The node has a default route: it is where a leak would go.
 func TestNothingLeaksWhenWarrenIsDown(t *testing.T) {
 	for _, mode := range []string{"routed", "bridge"} {
 		t.Run(mode, func(t *testing.T) {
@@ -157,8 +157,8 @@ func (p *pair) sealed(after string) {
 	look.stop()
 }
 
-// TestAbsentPods wants an error, soon, for a destination that is not there, and few packets on the device: a packet must
-// not go in circles between the kernel and the daemon.
+// TestAbsentPods wants an error, soon, for a destination that is not there, and few packets on the device: a packet
+// must not go in circles between the kernel and the daemon.
 func TestAbsentPods(t *testing.T) {
 	p := newPair(t, "routed")
 	for _, f := range families() {

@@ -140,7 +140,8 @@ func (v *vtep) peer(p *lab.Node) error {
 			family = netlink.FAMILY_V6
 		}
 		if err := netlink.NeighSet(&netlink.Neigh{
-			LinkIndex: link.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: gateway.AsSlice(), HardwareAddr: mac,
+			LinkIndex: link.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: gateway.AsSlice(),
+			HardwareAddr: mac,
 		}); err != nil {
 			return fmt.Errorf("neighbour entry: %w", err)
 		}
