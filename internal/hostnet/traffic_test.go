@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -19,12 +20,26 @@ func (w *world) underlay() netns.NsHandle {
 	far, err := netlink.LinkByName("far0")
 	w.must(err)
 	w.must(netlink.LinkSetNsFd(far, int(other)))
-	w.run("ip addr add 192.0.2.1/24 dev eth0; ip addr add 2001:db8::1/64 dev eth0 nodad; ip link set eth0 up")
+	// Detecting duplicates of the link-local address would change the state that tests compare.
+	w.run("echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad; ip addr add 192.0.2.1/24 dev eth0")
+	w.run("ip addr add 2001:db8::1/64 dev eth0 nodad; ip link set eth0 up")
 	w.in(other, func() {
 		w.run("ip link set far0 name eth0; ip addr add 192.0.2.2/24 dev eth0; ip addr add 2001:db8::2/64 dev eth0 nodad")
 		w.run("ip addr add 203.0.113.9/32 dev lo; ip addr add 2001:db8:9::9/128 dev lo; ip link set eth0 up")
 	})
 	w.run("ip route add default via 192.0.2.2; ip -6 route add default via 2001:db8::2")
+	// The kernel finishes what follows from the carrier on a work queue.
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		link, local := w.run("ip -o link show eth0"), w.run("ip -6 route show table local dev eth0")
+		tentative := w.run("ip -6 -o addr show dev eth0 tentative") != ""
+		if strings.Contains(link, " state UP ") && strings.Contains(local, "local 2001:db8::1 ") &&
+			strings.Contains(local, "local fe80:") && !tentative {
+			break
+		}
+		if time.Now().After(deadline) {
+			w.Fatal("the underlay does not come up")
+		}
+	}
 	return other
 }
 
