@@ -1,4 +1,4 @@
-// The demo program shows a whole Warren cluster on one machine: three nodes in network namespaces, joined by an
+// Command demo shows a whole Warren cluster on one machine: three nodes in network namespaces, joined by an
 // underlay, each with its own daemon and two pods that the CNI plugin attached, and every promise of the README checked
 // with a line of its own. `make demo` runs it.
 //
