@@ -31,6 +31,25 @@ nft add rule inet other post ip saddr 10.99.0.0/16 masquerade
 nft add table ip warren
 `
 
+// A node whose pods have no IPv6 must not speak it into its TUN either: that would count as dropped.
+func TestNoLinkLocalAddressWithoutIPv6(t *testing.T) {
+	w := newWorld(t)
+	w.tun("warren0")
+	spec := testSpec()
+	spec.Gateways, spec.PodCIDRs, spec.ClusterCIDRs = spec.Gateways[:1], spec.PodCIDRs[:1], spec.ClusterCIDRs[:1]
+	for _, change := range w.apply(spec).Made {
+		if strings.Contains(change, "fe80:") {
+			t.Error(change)
+		}
+	}
+	if out := w.run("ip -d link show warren0"); !strings.Contains(out, "addrgenmode none") {
+		t.Errorf("the kernel makes a link-local address when it likes:\n%s", out)
+	}
+	if second := w.apply(spec); len(second.Made) != 0 {
+		t.Errorf("the second Apply changed: %s", strings.Join(second.Made, "\n"))
+	}
+}
+
 func TestApplyIsIdempotentAndRemoveLeavesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.run("set -e" + foreign)

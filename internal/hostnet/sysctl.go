@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -127,6 +128,11 @@ func deviceSysctls(device string, families []family, c *Changes) error {
 		set(conf+"accept_local", "1")
 		// In and out by the TUN is the normal way of a translated packet.
 		set(conf+"send_redirects", "0")
+	}
+	if !slices.Contains(families, v6) {
+		// The kernel would give the device a link-local address all the same, and speak from it. Good to have only: without
+		// it the node counts a packet or two as dropped.
+		_ = setSysctl(filepath.Join("ipv6/conf", device, "addr_gen_mode"), "1", c)
 	}
 	return errors.Join(errs...)
 }
