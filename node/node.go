@@ -113,9 +113,9 @@ func checkPrivilege() error {
 
 // claim makes the directories and takes the run directory's lock.
 func (n *Node) claim() (err error) {
-	for _, dir := range []string{n.cfg.RunDir, n.cfg.StateDir} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("make directory: %w", err)
+	for _, d := range []struct{ key, path string }{{"runDir", n.cfg.RunDir}, {"stateDir", n.cfg.StateDir}} {
+		if err := os.MkdirAll(d.path, 0o755); err != nil {
+			return fmt.Errorf("%s: %s cannot be made: %w; name another directory in `%s`", d.key, d.path, err, d.key)
 		}
 	}
 	n.lock, err = acquire(n.cfg.RunDir)

@@ -48,7 +48,7 @@ func (n *Node) openSockets(workers int) error {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return fmt.Errorf("UDP port %d is in use by another program or by a kernel VXLAN device; "+
-			"stop that (`ss -ulpn`, `ip -d link show type vxlan`), or set another vxlan.port on all nodes: %w", port, err)
+			"stop that (`ss -ulpn`, `ip -d link show type vxlan`), or set another vxlan.port on all nodes", port)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return fmt.Errorf("underlay address not usable, perhaps still being checked for duplicates: %w", err)
 	case err != nil:

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 
 	"github.com/warren-net/warren/internal/hostnet"
@@ -25,7 +26,11 @@ func underlayOf(addrs []netip.Addr) ([]api.Underlay, error) {
 // checkUnderlay refuses a start with an address that no device holds.
 func checkUnderlay(addrs []netip.Addr) error {
 	for _, a := range addrs {
-		if _, _, err := hostnet.Underlay(a); err != nil {
+		_, _, err := hostnet.Underlay(a)
+		switch {
+		case errors.Is(err, hostnet.ErrNoUnderlay):
+			return fmt.Errorf("%w; add it with `ip addr add`, or correct the node's `addresses:`", err)
+		case err != nil:
 			return err
 		}
 	}

@@ -31,7 +31,7 @@ func Underlay(addr netip.Addr) (ifname string, mtu int, err error) {
 	}
 	i := slices.IndexFunc(addrs, func(a netlink.Addr) bool { return addrOf(a.IP) == addr.Unmap() })
 	if i < 0 {
-		return "", 0, fmt.Errorf("%w: %s; add it with `ip addr add`, or correct the node's `addresses:`", ErrNoUnderlay, addr)
+		return "", 0, fmt.Errorf("%w: %s", ErrNoUnderlay, addr)
 	}
 	link, err := h.LinkByIndex(addrs[i].LinkIndex)
 	if err != nil {

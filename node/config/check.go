@@ -237,9 +237,11 @@ func (c *checker) metrics() error {
 }
 
 func (c *checker) directories() error {
-	for _, d := range []struct{ key, path string }{{"runDir", c.out.RunDir}, {"stateDir", c.out.StateDir}} {
+	for _, d := range []struct{ key, path, like string }{
+		{"runDir", c.out.RunDir, defaults().RunDir}, {"stateDir", c.out.StateDir, defaults().StateDir},
+	} {
 		if !filepath.IsAbs(d.path) || filepath.Clean(d.path) == "/" {
-			return c.wrong(d.key, d.path, "is not an absolute path to a directory of Warren's own", "write it as /run/warren")
+			return c.wrong(d.key, d.path, "is not an absolute path to a directory of Warren's own", "write it as "+d.like)
 		}
 	}
 	c.out.RunDir, c.out.StateDir = filepath.Clean(c.out.RunDir), filepath.Clean(c.out.StateDir)
