@@ -42,8 +42,8 @@ func Read(dir string) (File, error) {
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return File{}, fmt.Errorf("%s does not exist: %w: start `warren up`, or put podCIDRs into the CNI configuration"+
-			" (runDir there must be the daemon's)", path, ErrMissing)
+		return File{}, fmt.Errorf("%s does not exist: %w, or somebody removed its run directory: start or restart"+
+			" `warren up`, or put podCIDRs into the CNI configuration (runDir there must be the daemon's)", path, ErrMissing)
 	case err != nil:
 		return File{}, fmt.Errorf("reading the node file: %w", err)
 	case len(bytes.TrimSpace(data)) == 0:

@@ -87,8 +87,8 @@ func (c *Client) get(ctx context.Context, what string, into any) error {
 func (c *Client) explain(err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no node daemon answers at %s; start it with `warren up`, "+
-			"or name another socket with --socket or --config", c.socket)
+		return fmt.Errorf("no node daemon answers at %s; start it with `warren up` (restart it, if somebody removed its run "+
+			"directory), or name another socket with --socket or --config", c.socket)
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("no permission to ask the node daemon at %s; run as root or as a member of the socket's group",
 			c.socket)
