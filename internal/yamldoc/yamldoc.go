@@ -126,7 +126,14 @@ func syntaxError(file string, err error) error {
 			}
 		}
 	}
-	return &Error{File: file, Line: line, Why: "not valid YAML: " + msg, Fix: "look at this line and the one before it"}
+	fix := "look at this line and the one before it"
+	switch {
+	case strings.Contains(msg, "control characters"), strings.Contains(msg, "UTF-"):
+		fix = "save it as plain text in UTF-8"
+	case line == 0: // yaml counts lines from 0 and leaves that one out
+		fix = "look at the first line"
+	}
+	return &Error{File: file, Line: line, Why: "not valid YAML: " + msg, Fix: fix}
 }
 
 func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }

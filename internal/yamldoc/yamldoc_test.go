@@ -77,7 +77,8 @@ func TestDecodeErrors(t *testing.T) {
 		{"root is a list", "- a\n", "f:1: is a list where keys"},
 		{"merge key", "x: &x {size: 1}\n", "f:1: x: unknown key"},
 		{"alias to itself", "inner: &a {names: [*a]}\n", "names[0]: is a mapping where one value belongs"},
-		{"binary", "\x00\x01", "not valid YAML"},
+		{"first line", "\t- x\n", "f: not valid YAML: found character that cannot start any token; look at the first line"},
+		{"binary", "\x00\x01", "f: not valid YAML: control characters are not allowed; save it as plain text in UTF-8"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var doc document
