@@ -54,8 +54,8 @@ func report(w io.Writer, findings []hostnet.Finding, output string) error {
 				return err
 			}
 		}
-		if _, err := fmt.Fprintf(w, "%d ok, %d warnings, %d errors\n", counts[hostnet.OK], counts[hostnet.Warning],
-			counts[hostnet.Error]); err != nil {
+		if _, err := fmt.Fprintf(w, "%d ok, %s, %s\n", counts[hostnet.OK], count(counts[hostnet.Warning], "warning"),
+			count(counts[hostnet.Error], "error")); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strings"
 
@@ -74,6 +75,7 @@ func newRoot(inv Invocation) *cobra.Command {
 		Short: "A pod network in one program",
 		Long: "Warren connects the pods of several nodes through a TUN device and a userspace forwarder.\n" +
 			"`warren up` runs a node; the other commands ask the running one or look at the host.",
+		Version:           versions(), // for --version, which many try first
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		DisableAutoGenTag: true,
@@ -81,6 +83,7 @@ func newRoot(inv Invocation) *cobra.Command {
 	root.SetArgs(inv.Args)
 	root.SetOut(inv.Stdout)
 	root.SetErr(inv.Stderr)
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
@@ -93,12 +96,14 @@ func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			info, _ := debug.ReadBuildInfo()
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "warren %s %s\n", Version(), info.GoVersion)
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "warren %s\n", versions())
 			return err
 		},
 	}
 }
+
+// versions are the program's and Go's.
+func versions() string { return Version() + " " + runtime.Version() }
 
 // configFlag adds --config.
 func configFlag(cmd *cobra.Command, path *string) {

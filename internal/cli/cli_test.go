@@ -212,6 +212,7 @@ func TestHelpVersionCompletion(t *testing.T) {
 		{[]string{"--help"}, "warren up"},
 		{nil, "Available Commands"},
 		{[]string{"version"}, "warren "},
+		{[]string{"--version"}, "warren " + versions() + "\n"},
 		{[]string{"completion", "bash"}, "__start_warren"},
 		{[]string{"__complete", "status", "-o", ""}, "json"},
 	} {
@@ -231,7 +232,7 @@ func TestCheckReport(t *testing.T) {
 		t.Error(err)
 	}
 	want := "ok       TUN: can be opened\nwarning  MTU: is small\n         mend: `ip link set eth0 mtu 1500`\n" +
-		"1 ok, 1 warnings, 0 errors\n"
+		"1 ok, 1 warning, 0 errors\n"
 	if out.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
 	}

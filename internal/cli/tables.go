@@ -26,7 +26,7 @@ func statusTable(w io.Writer, s api.Status) error {
 	rows := [][]string{
 		{"node", fmt.Sprintf("%s (%s, pid %d, up %s)", s.Node, s.Version, s.PID, up)},
 		{"config", s.Config},
-		{"device", fmt.Sprintf("%s, %d queues, MTU %d", s.Device.Name, s.Device.Queues, s.Device.MTU)},
+		{"device", fmt.Sprintf("%s, %s, MTU %d", s.Device.Name, count(s.Device.Queues, "queue"), s.Device.MTU)},
 		{"tunnel", fmt.Sprintf("%s, VNI %d, UDP port %d, VTEP %s", s.Tunnel.Encapsulation, s.Tunnel.VNI, s.Tunnel.Port,
 			s.Tunnel.MAC)},
 	}
@@ -45,8 +45,8 @@ func statusTable(w io.Writer, s api.Status) error {
 		rows = append(rows, []string{"pods", text})
 	}
 	rows = append(rows, []string{"cluster", joined(s.ClusterCIDRs)},
-		[]string{"snapshot", fmt.Sprintf("generation %d, %d peers, %d routes, since %s", s.Snapshot.Generation,
-			s.Snapshot.Peers, s.Snapshot.Routes, s.Snapshot.Since.Format(time.RFC3339))},
+		[]string{"snapshot", fmt.Sprintf("generation %d, %s, %s, since %s", s.Snapshot.Generation,
+			count(s.Snapshot.Peers, "peer"), count(s.Snapshot.Routes, "route"), s.Snapshot.Since.Format(time.RFC3339))},
 		[]string{"reload", reloadText(s.LastReload)})
 	for _, warning := range s.Warnings {
 		rows = append(rows, []string{"warning", warning})
@@ -136,6 +136,14 @@ func dropsTable(w io.Writer, drops []api.Drop) error {
 		rows = append(rows, []string{d.Reason, fmt.Sprint(d.Count), d.Meaning})
 	}
 	return table(w, rows...)
+}
+
+// count is "1 peer" or "2 peers".
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 func joined[T fmt.Stringer](list []T) string {
