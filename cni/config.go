@@ -69,6 +69,8 @@ func hints(field string) string {
 		return "; leave it out, Warren's bridge always holds the gateway address and knows no VLANs"
 	case "subnet", "rangeStart", "rangeEnd":
 		return "; put it into ranges: [[{\"subnet\": …}]]"
+	case "plugins":
+		return "; this is a list: a runtime hands each of its plugins over by itself (to try by hand, use cnitool)"
 	case "dataDir":
 		return "; addresses are kept in stateDir"
 	}
@@ -128,7 +130,7 @@ func ParseConfig(stdin []byte) (Config, error) {
 }
 
 func ownFields() []string {
-	return []string{"mode", "bridge", "hairpin", "mtu", "podCIDRs", "ranges", "routes", "runDir", "stateDir"}
+	return []string{"mode", "bridge", "hairpin", "mtu", "podCIDRs", "ranges", "routes", "dns", "runDir", "stateDir"}
 }
 
 // parseCommon reads what every command needs, and no more: DEL and GC must work with a configuration that ADD would

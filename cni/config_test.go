@@ -52,6 +52,7 @@ func TestConfigRefuses(t *testing.T) {
 	}{
 		{`"colour": "blue"`, types.ErrUnsupportedField, `unknown field "colour"`},
 		{`"Mode": "routed"`, types.ErrUnsupportedField, `unknown field "Mode"`},
+		{`"plugins": []`, types.ErrUnsupportedField, "hands each of its plugins over by itself"},
 		{`"hairpinMode": true`, types.ErrUnsupportedField, "it is called hairpin here"},
 		{`"subnet": "10.0.0.0/24"`, types.ErrUnsupportedField, "put it into ranges"},
 		{`"ipam": {"type": "host-local"}`, types.ErrUnsupportedField, "remove ipam"},
