@@ -51,7 +51,7 @@ test: need-root deps deps-race build ## All tests with the race detector, as roo
 	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -race -timeout $(TESTTIME) ./...
 
 .PHONY: test-unit
-test-unit: need-go ## The tests that need no root; the others say that they are skipped
+test-unit: need-go ## The tests that need no root; the others are skipped (as root they run too)
 	$(GO) test -buildvcs=false -timeout $(TESTTIME) ./...
 
 .PHONY: lint
