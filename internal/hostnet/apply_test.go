@@ -32,8 +32,9 @@ nft add table ip warren
 `
 
 // A node whose pods have no IPv6 must not speak it into its TUN either: that would count as dropped.
-func TestNoLinkLocalAddressWithoutIPv6(t *testing.T) {
+func TestNothingSaidWithoutIPv6(t *testing.T) {
 	w := newWorld(t)
+	w.run("sysctl -qw net.ipv6.conf.all.forwarding=1") // as on a host that somebody else made a router
 	w.tun("warren0")
 	spec := testSpec()
 	spec.Gateways, spec.PodCIDRs, spec.ClusterCIDRs = spec.Gateways[:1], spec.PodCIDRs[:1], spec.ClusterCIDRs[:1]
@@ -44,6 +45,9 @@ func TestNoLinkLocalAddressWithoutIPv6(t *testing.T) {
 	}
 	if out := w.run("ip -d link show warren0"); !strings.Contains(out, "addrgenmode none") {
 		t.Errorf("the kernel makes a link-local address when it likes:\n%s", out)
+	}
+	if out := w.run("ip -6 maddr show dev warren0"); strings.Contains(out, "ff02::2") {
+		t.Errorf("the device is in the group of all routers, and reports that:\n%s", out)
 	}
 	if second := w.apply(spec); len(second.Made) != 0 {
 		t.Errorf("the second Apply changed: %s", strings.Join(second.Made, "\n"))

@@ -42,7 +42,7 @@ func setUpDevice(h *netlink.Handle, spec Spec, families []family, c *Changes) (n
 	set("transmit queue length", attrs.TxQLen, spec.TxQueueLen, h.LinkSetTxQLen)
 	errs = append(errs, setGSO(h, link, spec.GSOMaxSize, c))
 	errs = append(errs, deviceSysctls(attrs.Name, families, c))
-	errs = append(errs, silence(h, link, families, c))
+	errs = append(errs, silence(h, link, c))
 	errs = append(errs, syncAddrs(h, link, families, spec.Gateways, c))
 	if attrs.Flags&net.FlagUp == 0 {
 		if err := h.LinkSetUp(link); err != nil {
@@ -82,14 +82,14 @@ func ownDevice(h *netlink.Handle, name string) (netlink.Link, error) {
 // (RFC 4291, section 2.8), and reports that into the TUN. A device that was made when forwarding was on has joined
 // already; turning its own forwarding off and on leaves the groups, and without the flag they are not joined again. Of
 // that the kernel tells the TUN once.
-func silence(h *netlink.Handle, link netlink.Link, families []family, c *Changes) error {
+func silence(h *netlink.Handle, link netlink.Link, c *Changes) error {
 	name := link.Attrs().Name
 	if link.Attrs().Flags&net.FlagMulticast == 0 {
 		return nil
 	}
 	key := filepath.Join("ipv6/conf", name, "forwarding")
 	rejoin := false
-	if v, err := sysctl(key); slices.Contains(families, v6) && err == nil && v == "1" {
+	if v, err := sysctl(key); err == nil && v == "1" {
 		rejoin = true
 		if err := setSysctl(key, "0", &Changes{}); err != nil {
 			return err
