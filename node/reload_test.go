@@ -112,7 +112,7 @@ func TestNodeRemoved(t *testing.T) {
 	}
 	c.ok(os.WriteFile(a.ConfigFile, []byte(string(good[:i])+string(good[j:])), 0o644))
 	c.eventually(func() error {
-		if s := c.status(a); s.Snapshot.Peers != 0 || s.LastReload.Error != "" {
+		if s := c.status(a); s.Snapshot.Peers != 0 || s.LastReload == nil || s.LastReload.Error != "" {
 			return fmt.Errorf("%w: %+v", errNotYet, s)
 		}
 		return nil

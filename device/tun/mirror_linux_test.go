@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -114,7 +115,7 @@ func (m *mirror) check(t *testing.T) (read, longest map[packet.GSOType]int) {
 	if m.writeErr != nil {
 		t.Error(m.writeErr)
 	}
-	return m.read, m.longest
+	return maps.Clone(m.read), maps.Clone(m.longest)
 }
 
 // exchange exchanges source and destination of a packet to one of the peers; false: another packet.
