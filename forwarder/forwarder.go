@@ -62,6 +62,10 @@ const (
 func (s *Snapshot) FromTUN(i *packet.Info, m packet.Meta) Decision {
 	src := s.lookup(i.Src)
 	if src.kind != kindPod && src.kind != kindSelf {
+		// The kernel reports its groups from ::, which is nobody's mistake.
+		if i.Src.IsUnspecified() && i.Dst.IsMulticast() {
+			return Decision{Reason: Multicast}
+		}
 		return Decision{Reason: SourceNotLocal}
 	}
 	dst := s.lookup(i.Dst)

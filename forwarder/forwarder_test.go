@@ -88,6 +88,8 @@ func TestFromTUN(t *testing.T) {
 			Reject: packet.RejectNoRoute}},
 		{"spoofed: a peer's pod", info("10.244.2.5", "10.244.3.1", 100), packet.Meta{}, Decision{Reason: SourceNotLocal}},
 		{"spoofed: outside", info("198.51.100.7", "10.244.3.1", 100), packet.Meta{}, Decision{Reason: SourceNotLocal}},
+		{"multicast report of the kernel", info("::", "ff02::16", 76), packet.Meta{}, Decision{Reason: Multicast}},
+		{"spoofed: to a group", info("198.51.100.7", "224.0.0.1", 100), packet.Meta{}, Decision{Reason: SourceNotLocal}},
 		{"spoofed: hole", info("10.244.99.7", "10.244.3.1", 100), packet.Meta{}, Decision{Reason: SourceNotLocal}},
 		{"multicast", info("10.244.1.5", "224.0.0.251", 100), packet.Meta{}, Decision{Reason: Multicast}},
 		{"broadcast", info("10.244.1.5", "255.255.255.255", 100), packet.Meta{}, Decision{Reason: Multicast}},
