@@ -208,8 +208,8 @@ func (c *Config) validate() error {
 		return bad("mode is %q: it must be %q or %q", c.Mode, ModeRouted, ModeBridge)
 	case c.Mode == ModeRouted && c.Bridge != "":
 		return bad("bridge is %q, but mode is %q: set mode to %q, or remove bridge", c.Bridge, c.Mode, ModeBridge)
-	case c.MTU != 0 && (c.MTU < 68 || c.MTU > 65535):
-		return bad("mtu is %d: it must be between 68 (RFC 791; 1280 with IPv6) and 65535, or 0 for the node's", c.MTU)
+	case c.MTU != 0 && (c.MTU < 576 || c.MTU > 65535):
+		return bad("mtu is %d: it must be between 576 (1280 with IPv6) and 65535, or 0 for the node's", c.MTU)
 	case len(c.PodCIDRs) > 0 && len(c.Ranges) > 0:
 		return bad("both podCIDRs and ranges are set: keep one; ranges name their subnets themselves")
 	}
