@@ -18,7 +18,7 @@ FUZZTIME ?= 10s
 TESTTIME ?= 20m
 BENCH ?= .
 
-# What the demo and the tests execute, and the Debian package that holds it.
+# What the demo, the tests and the bench execute, and the Debian package that holds it.
 TOOLS := ip:iproute2 bridge:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ethtool:ethtool tcpdump:tcpdump \
 	nsenter:util-linux
 
@@ -69,7 +69,12 @@ fuzz: need-go ## Every fuzz target for FUZZTIME each (default 10s)
 	@GO='$(GO)' .ci/fuzz $(FUZZTIME)
 
 .PHONY: bench
-bench: need-go ## Micro-benchmarks of the data path; BENCH=regexp chooses
+bench: need-root deps build ## Warren beside other overlays, into bench/out; QUICK=1, SYSTEMS=, WIRES=, SCENARIOS=, ROUNDS=
+	@$(BUILD) -o bin/warren-bench ./bench/warren-bench
+	@bin/warren-bench
+
+.PHONY: bench-go
+bench-go: need-go ## Micro-benchmarks of the data path; BENCH=regexp chooses
 	$(GO) test -buildvcs=false -run '^$$' -bench '$(BENCH)' -benchmem ./forwarder/...
 
 .PHONY: clean
@@ -87,7 +92,7 @@ need-root:
 		"run it as root or with sudo." >&2; exit 1; }
 
 .PHONY: deps
-deps: ## Install what the demo and the tests execute, where it is missing (Debian, Ubuntu)
+deps: ## Install what demo, tests and bench execute, where it is missing (Debian, Ubuntu)
 	@missing=$$(for tool in $(TOOLS); do \
 		command -v "$${tool%%:*}" >/dev/null || echo "$${tool##*:}"; done | sort -u); \
 	$(install-missing)

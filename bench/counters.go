@@ -1,0 +1,163 @@
+package bench
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/warren-net/warren/internal/lab"
+)
+
+// devStats are a device's counters.
+type devStats struct{ rxBytes, rxPackets, txBytes, txPackets uint64 }
+
+func (a devStats) minus(b devStats) devStats {
+	return devStats{a.rxBytes - b.rxBytes, a.rxPackets - b.rxPackets, a.txBytes - b.txBytes, a.txPackets - b.txPackets}
+}
+
+// counters are what a system's traffic and work move.
+type counters struct {
+	wire, device [2]devStats // per node; device is zero for a system without one
+	procSeconds  float64     // CPU time of the system's processes
+	irqSeconds   float64     // CPU time of all interrupts, hard and soft, of the machine
+}
+
+func (a counters) minus(b counters) counters {
+	d := counters{procSeconds: a.procSeconds - b.procSeconds, irqSeconds: a.irqSeconds - b.irqSeconds}
+	for i := range a.wire {
+		d.wire[i] = a.wire[i].minus(b.wire[i])
+		d.device[i] = a.device[i].minus(b.device[i])
+	}
+	return d
+}
+
+// readCounters reads everything once.
+func readCounters(b *Bed, p *Path) (c counters, err error) {
+	for i, n := range b.Nodes {
+		stats, err := readDevices(n.NS)
+		if err != nil {
+			return c, err
+		}
+		var ok bool
+		if c.wire[i], ok = stats[wireDevice]; !ok {
+			return c, fmt.Errorf("node %s has no device %s", n.Name, wireDevice)
+		}
+		if c.device[i], ok = stats[p.Device]; !ok && p.Device != "" {
+			return c, fmt.Errorf("node %s has no device %s", n.Name, p.Device)
+		}
+	}
+	for _, proc := range p.Procs {
+		seconds, err := processSeconds(proc)
+		if err != nil {
+			return c, err
+		}
+		c.procSeconds += seconds
+	}
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return c, fmt.Errorf("CPU time of interrupts: %w", err)
+	}
+	c.irqSeconds, err = parseIRQ(string(stat))
+	return c, err
+}
+
+func readDevices(ns *lab.NS) (map[string]devStats, error) {
+	var text []byte
+	err := ns.Do(func() (err error) {
+		// /proc/net is the namespace of the process's first thread; ns.Do runs on another.
+		text, err = os.ReadFile("/proc/thread-self/net/dev")
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("counters of %s: %w", ns.Name, err)
+	}
+	return parseDevices(string(text))
+}
+
+// parseDevices reads /proc/net/dev: two lines of titles, then name, eight receive counters and eight of transmission.
+func parseDevices(text string) (map[string]devStats, error) {
+	stats := make(map[string]devStats)
+	for _, line := range strings.Split(text, "\n") {
+		name, rest, ok := strings.Cut(line, ":")
+		fields := strings.Fields(rest)
+		if !ok || len(fields) < 16 {
+			continue
+		}
+		var v [4]uint64
+		for i, column := range []int{0, 1, 8, 9} {
+			var err error
+			if v[i], err = strconv.ParseUint(fields[column], 10, 64); err != nil {
+				return nil, fmt.Errorf("line %q of /proc/net/dev: %w", line, err)
+			}
+		}
+		stats[strings.TrimSpace(name)] = devStats{v[0], v[1], v[2], v[3]}
+	}
+	return stats, nil
+}
+
+// ticksPerSecond is USER_HZ, which Linux fixes at 100 for user space on every architecture that Go runs on.
+const ticksPerSecond = 100
+
+// processSeconds is the CPU time that a process has used, user and system, all threads.
+func processSeconds(p *lab.Proc) (float64, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
+	if err != nil {
+		return 0, fmt.Errorf("%s is gone: %w; its log:\n%s", p.Name, err, p.LogTail())
+	}
+	return parseProcessSeconds(string(stat))
+}
+
+// parseProcessSeconds reads fields 14 and 15 of /proc/PID/stat. Field 2, a name in parentheses, may hold blanks.
+func parseProcessSeconds(stat string) (float64, error) {
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	const utime, stime = 14 - 3, 15 - 3
+	if len(fields) <= stime {
+		return 0, fmt.Errorf("/proc/PID/stat has an unknown form: %q", stat)
+	}
+	return ticks(fields[utime : stime+1])
+}
+
+// parseIRQ reads the columns irq and softirq of the first line of /proc/stat (proc(5)).
+func parseIRQ(stat string) (float64, error) {
+	line, _, _ := strings.Cut(stat, "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 8 || fields[0] != "cpu" {
+		return 0, fmt.Errorf("/proc/stat begins with %q, want the line cpu with 7 columns or more", line)
+	}
+	return ticks(fields[6:8])
+}
+
+func ticks(fields []string) (float64, error) {
+	var sum uint64
+	for _, f := range fields {
+		n, err := strconv.ParseUint(f, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("a count of clock ticks: %w", err)
+		}
+		sum += n
+	}
+	return float64(sum) / ticksPerSecond, nil
+}
+
+// residentMiB is the largest resident memory among the processes now, in MiB.
+func residentMiB(procs []*lab.Proc) (float64, error) {
+	var largest float64
+	for _, p := range procs {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))
+		if err != nil {
+			return 0, fmt.Errorf("%s is gone: %w; its log:\n%s", p.Name, err, p.LogTail())
+		}
+		_, rest, _ := strings.Cut(string(text), "\nVmRSS:")
+		fields := strings.Fields(rest)
+		if len(fields) == 0 {
+			return 0, fmt.Errorf("no VmRSS in the status of %s", p.Name)
+		}
+		kib, err := strconv.ParseFloat(fields[0], 64)
+		if err != nil {
+			return 0, fmt.Errorf("resident memory of %s: %w", p.Name, err)
+		}
+		largest = max(largest, kib/1024)
+	}
+	return largest, nil
+}

@@ -1,0 +1,94 @@
+package bench
+
+import (
+	"math"
+	"strings"
+	"testing"
+)
+
+// What iperf3 3.12 says, without what is not read.
+const (
+	iperfTCP = `{"start": {"test_start": {"protocol": "TCP"}}, "end": {
+		"sum_sent": {"seconds": 1.00008, "bytes": 2812805120},
+		"sum_received": {"seconds": 1.25, "bytes": 2801008640, "bits_per_second": 1},
+		"cpu_utilization_percent": {"host_total": 20, "remote_total": 60}}}`
+	iperfUDP = `{"start": {"test_start": {"protocol": "UDP"}}, "end": {
+		"sum": {"seconds": 2, "bytes": 1400000, "lost_packets": 250, "packets": 1000},
+		"sum_received": {"seconds": 2, "bytes": 1400000, "lost_packets": 250, "packets": 1000},
+		"cpu_utilization_percent": {"host_total": 1, "remote_total": 1}}}`
+)
+
+func TestParseIperf(t *testing.T) {
+	tcp, err := parseIperf([]byte(iperfTCP))
+	if want := (iperfResult{bytes: 2801008640, seconds: 1.25, cpuSeconds: 1}); err != nil || tcp != want {
+		t.Errorf("TCP: %+v, %v, want %+v", tcp, err, want)
+	}
+	udp, err := parseIperf([]byte(iperfUDP))
+	if want := (iperfResult{bytes: 1050000, packets: 750, seconds: 2, cpuSeconds: 0.04}); err != nil || udp != want {
+		t.Errorf("UDP: %+v, %v, want %+v", udp, err, want)
+	}
+	for text, want := range map[string]string{
+		`{"start": {}, "end": {}, "error": "unable to connect"}`: "unable to connect",
+		`{"start": {}, "end": {}}`:                               "nothing arrived",
+		`iperf3: no such option`:                                 "no such option",
+	} {
+		if _, err := parseIperf([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one with %q", text, err, want)
+		}
+	}
+}
+
+func TestParsePing(t *testing.T) {
+	const out = "64 bytes from 10.244.2.2: icmp_seq=1 ttl=62 time=0.212 ms\n" +
+		"64 bytes from 10.244.2.2: icmp_seq=2 ttl=62 time=1.5 ms\n" +
+		"rtt min/avg/max/mdev = 0.212/0.9/1.5/0.1 ms\n"
+	times, err := parsePing(out, 2)
+	if err != nil || len(times) != 2 || math.Abs(times[0]-212) > 1e-6 || times[1] != 1500 {
+		t.Errorf("round trips %v, %v", times, err)
+	}
+	if _, err := parsePing(out, 3); err == nil {
+		t.Error("a missing answer is no error")
+	}
+}
+
+func TestParseDevices(t *testing.T) {
+	const text = `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+  eth0:10 2 0 0 0 0 0 0 30 4 0 0 0 0 0 0
+`
+	stats, err := parseDevices(text)
+	if want := (devStats{10, 2, 30, 4}); err != nil || len(stats) != 2 || stats["eth0"] != want {
+		t.Errorf("%v, %v, want eth0 with %v", stats, err, want)
+	}
+	if _, err := parseDevices("eth0: x 2 0 0 0 0 0 0 30 4 0 0 0 0 0 0"); err == nil {
+		t.Error("a counter that is no number is no error")
+	}
+}
+
+func TestParseTimes(t *testing.T) {
+	const stat = "42 (a (strange) name) S 1 42 42 0 -1 4194304 100 0 0 0 150 75 0 0 20 0 8 0 1000 1 1"
+	if s, err := parseProcessSeconds(stat); err != nil || s != 2.25 {
+		t.Errorf("CPU time %v, %v, want 2.25 s", s, err)
+	}
+	if s, err := parseIRQ("cpu  1 2 3 4 5 60 140 8 0 0\ncpu0 1"); err != nil || s != 2 {
+		t.Errorf("interrupt time %v, %v, want 2 s", s, err)
+	}
+	for _, bad := range []string{"", "42 (name) S 1"} {
+		if _, err := parseProcessSeconds(bad); err == nil {
+			t.Errorf("%q is taken for a process's statistics", bad)
+		}
+		if _, err := parseIRQ(bad); err == nil {
+			t.Errorf("%q is taken for the machine's statistics", bad)
+		}
+	}
+}
+
+func TestParseCounter(t *testing.T) {
+	if n, err := parseCounter("iifname \"eth0\" ip saddr 10.244.0.0/16 counter packets 17 bytes 900"); err != nil || n != 17 {
+		t.Errorf("%d packets, %v, want 17", n, err)
+	}
+	if _, err := parseCounter("table inet warrenbench {}"); err == nil {
+		t.Error("a missing counter is no error")
+	}
+}

@@ -1,0 +1,214 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/warren-net/warren/internal/lab"
+)
+
+// A Config says what a run measures.
+type Config struct {
+	Systems   []System
+	Wires     []string
+	Scenarios []string
+	Rounds    int
+	Time      time.Duration // of traffic in each measurement
+	MTU       int           // bytes, of the wire; 0: 1500
+	BinDir    string        // holds warren and warren-cni
+	Prefix    string        // of the labs; the system's number is appended
+	Progress  io.Writer
+}
+
+// runner is a run that goes on.
+type runner struct {
+	Config
+	scenarios []scenario
+	results   *results
+	failures  []string
+	begin     time.Time
+	done, all int // measurements
+}
+
+// entrant is a system that is up.
+type entrant struct {
+	System
+	bed  *Bed
+	path *Path
+}
+
+// Run measures. It returns a report whenever anything could be measured; the error says that the context ended or that
+// a measurement failed, which the report's Failures list.
+func Run(ctx context.Context, c Config) (*Report, error) {
+	if c.MTU == 0 {
+		c.MTU = lab.DefaultMTU
+	}
+	r := &runner{Config: c, results: newResults(), begin: time.Now()}
+	if err := r.choose(); err != nil {
+		return nil, err
+	}
+	for _, s := range c.Systems {
+		r.say("preparing %s", s.Name())
+		if err := s.Prepare(ctx); err != nil {
+			return nil, fmt.Errorf("preparing %s: %w", s.Name(), err)
+		}
+		if d, ok := s.(Describer); ok {
+			r.say("it is %s", d.Program())
+		}
+	}
+	r.all = len(c.Wires) * len(c.Systems) * len(r.scenarios) * c.Rounds
+	r.begin = time.Now()
+	for _, wire := range c.Wires {
+		if err := r.measureWire(ctx, wire); err != nil {
+			r.fail("%s: %v", wire, err)
+		}
+	}
+	report := &Report{Rows: r.results.rows(), Ratios: r.results.ratios(), Failures: r.failures, Machine: r.machine()}
+	if report.Failures == nil {
+		report.Failures = []string{}
+	}
+	if err := ctx.Err(); err != nil {
+		return report, fmt.Errorf("the run was interrupted: %w", err)
+	}
+	if n := len(r.failures); n > 0 {
+		return report, fmt.Errorf("%d failed, the first: %s", n, r.failures[0])
+	}
+	return report, nil
+}
+
+func (r *runner) choose() error {
+	if r.Rounds < 1 || r.Time <= 0 || len(r.Systems) == 0 || len(r.Wires) == 0 {
+		return fmt.Errorf("nothing to measure: %d rounds of %v, %d systems, %d wires", r.Rounds, r.Time, len(r.Systems),
+			len(r.Wires))
+	}
+	all := make(map[string]scenario)
+	for _, s := range scenarios() {
+		all[s.name] = s
+	}
+	for _, name := range r.Scenarios {
+		s, ok := all[name]
+		if !ok {
+			return fmt.Errorf("no scenario %q: there are %s", name, strings.Join(ScenarioNames(), ", "))
+		}
+		r.scenarios = append(r.scenarios, s)
+	}
+	return nil
+}
+
+func (r *runner) say(format string, args ...any) {
+	if r.Progress != nil {
+		fmt.Fprintf(r.Progress, "%5.0fs  %s\n", time.Since(r.begin).Seconds(), fmt.Sprintf(format, args...))
+	}
+}
+
+func (r *runner) fail(format string, args ...any) {
+	f := fmt.Sprintf(format, args...)
+	r.failures = append(r.failures, f)
+	r.say("FAIL %s", f)
+}
+
+// measureWire brings every system up once and then goes round: what disturbs the machine for a while disturbs all.
+func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
+	var up []*entrant
+	defer func() {
+		for _, e := range up {
+			err = errors.Join(err, e.bed.Close())
+		}
+	}()
+	for i, s := range r.Systems {
+		if ctx.Err() != nil {
+			return nil
+		}
+		e, err := r.bringUp(ctx, s, BedOptions{
+			Prefix: fmt.Sprintf("%s%d", r.Prefix, i), Wire: wire, MTU: r.MTU, BinDir: r.BinDir,
+		})
+		if err != nil {
+			r.fail("%s, %s: %v", s.Name(), wire, err)
+			continue
+		}
+		up = append(up, e)
+		r.say("%s is up on the %s wire, its path proven", s.Name(), wire)
+	}
+	for round := range r.Rounds {
+		for _, scenario := range r.scenarios {
+			for _, e := range up {
+				if ctx.Err() != nil {
+					return nil
+				}
+				r.measure(ctx, e, scenario, place{wire, round})
+			}
+		}
+	}
+	return nil
+}
+
+// place is where in a run a measurement stands.
+type place struct {
+	wire  string
+	round int
+}
+
+func (r *runner) bringUp(ctx context.Context, s System, o BedOptions) (*entrant, error) {
+	bed, err := NewBed(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	e := &entrant{System: s, bed: bed}
+	if e.path, err = s.Up(ctx, bed); err == nil {
+		err = prove(ctx, bed, e.path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, bed.Close())
+	}
+	return e, nil
+}
+
+func (r *runner) measure(ctx context.Context, e *entrant, s scenario, at place) {
+	figures, err := s.run(ctx, measurement{bed: e.bed, path: e.path, wire: at.wire, time: r.Time})
+	r.done++
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		r.fail("%s, %s, %s, round %d: %v", e.Name(), at.wire, s.name, at.round+1, err)
+		return
+	}
+	var shown []string
+	for _, f := range figures {
+		r.results.add(series{e.Name(), at.wire, s.name, f.metric}, at.round, f.value)
+		shown = append(shown, number(f.value)+" "+unitOf(f.metric))
+	}
+	r.say("%d/%d  %s, %s, %s, round %d: %s", r.done, r.all, e.Name(), at.wire, s.name, at.round+1,
+		strings.Join(shown, ", "))
+}
+
+// Describer is a System that can say which program it measures.
+type Describer interface{ Program() string }
+
+func (r *runner) machine() map[string]string {
+	m := map[string]string{"cpus": fmt.Sprint(runtime.NumCPU()), "go": runtime.Version(), "seconds": r.Time.String(),
+		"underlay MTU": fmt.Sprint(r.MTU)}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err == nil {
+		m["kernel"] = unix.ByteSliceToString(u.Release[:])
+	}
+	if cc, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control"); err == nil {
+		m["congestion control"] = strings.TrimSpace(string(cc))
+	}
+	var programs []string
+	for _, s := range r.Systems {
+		if d, ok := s.(Describer); ok {
+			programs = append(programs, s.Name()+" "+d.Program())
+		}
+	}
+	m["programs"] = strings.Join(programs, ", ")
+	return m
+}

@@ -1,0 +1,115 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/internal/lab"
+)
+
+const testPrefix = "benchtest"
+
+// TestSmoke measures for a moment, through everything that a long run uses.
+func TestSmoke(t *testing.T) {
+	c := smokeConfig(t)
+	c.Wires, c.Scenarios = Wires(), []string{"tcp-1", "udp-1400", "rtt-idle"}
+	c.Systems = []System{vethSystem{}, warrenSystem{encapsulation: "vxlan"}}
+	report, err := Run(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, wire := range c.Wires {
+		for _, metric := range []string{metricRate, metricCPU} {
+			for _, system := range []string{"veth", "warren-vxlan"} {
+				if !slices.ContainsFunc(report.Rows, func(r Row) bool {
+					return r.System == system && r.Wire == wire && r.Scenario == "tcp-1" && r.Metric == metric &&
+						r.Rounds == c.Rounds && 0 < r.Min && r.Min <= r.Median && r.Median <= r.Max
+				}) {
+					t.Errorf("no row for %s, %s, %s: %+v", system, wire, metric, report.Rows)
+				}
+			}
+		}
+		for _, scenario := range c.Scenarios {
+			if !slices.ContainsFunc(report.Ratios, func(r Ratio) bool {
+				return r.System == "warren-vxlan" && r.Over == "veth" && r.Wire == wire && r.Scenario == scenario && r.Median > 0
+			}) {
+				t.Errorf("no ratio for %s, %s: %+v", wire, scenario, report.Ratios)
+			}
+		}
+	}
+	wantNothingLeft(t)
+}
+
+// smokeConfig runs this tree's Warren for a second at a time.
+func smokeConfig(t *testing.T) Config {
+	lab.NeedRoot(t)
+	bin := t.TempDir()
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../cmd/...")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building Warren: %v\n%s", err, out)
+	}
+	return Config{Wires: []string{WireOffload}, Scenarios: []string{"tcp-1"}, Rounds: 1, Time: time.Second, BinDir: bin,
+		Prefix: testPrefix, Progress: t.Output()}
+}
+
+func wantNothingLeft(t *testing.T) {
+	t.Helper()
+	for i := range 2 {
+		// A namespace that this process made is named after it; others' runs are not this test's business.
+		left, err := lab.Remains(fmt.Sprintf("%s%d", testPrefix, i))
+		left = slices.DeleteFunc(left, func(s string) bool { return !strings.Contains(s, fmt.Sprint(os.Getpid())) })
+		if err != nil || len(left) > 0 {
+			t.Errorf("left behind: %v, %v", left, err)
+		}
+	}
+}
+
+// leaky is a system that claims a device which the traffic does not take.
+type leaky struct{ vethSystem }
+
+func (leaky) Name() string { return "leaky" }
+
+func (l leaky) Up(ctx context.Context, b *Bed) (*Path, error) {
+	p, err := l.vethSystem.Up(ctx, b)
+	if err == nil {
+		p.Device = "lo"
+	}
+	return p, err
+}
+
+// TestLeakFails holds that a system which does not encapsulate fails the run, and has no figure in the report.
+func TestLeakFails(t *testing.T) {
+	c := smokeConfig(t)
+	c.Systems = []System{leaky{}, vethSystem{}}
+	var progress bytes.Buffer
+	c.Progress = &progress
+	report, err := Run(t.Context(), c)
+	if err == nil || !strings.Contains(err.Error(), "outside of the tunnel") || len(report.Failures) != 1 {
+		t.Errorf("a system that leaks passes: %v\n%s", err, &progress)
+	}
+	if slices.ContainsFunc(report.Rows, func(r Row) bool { return r.System == "leaky" }) {
+		t.Error("the report has figures of a system that leaks")
+	}
+	wantNothingLeft(t)
+}
+
+// TestInterrupted holds that a run which is told to end ends soon, and takes its labs along.
+func TestInterrupted(t *testing.T) {
+	c := smokeConfig(t)
+	c.Systems, c.Time = []System{vethSystem{}}, time.Minute
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	begin := time.Now()
+	if _, err := Run(ctx, c); err == nil || time.Since(begin) > 15*time.Second {
+		t.Errorf("interrupted after 3 s, ended after %v with error %v", time.Since(begin), err)
+	}
+	wantNothingLeft(t)
+}

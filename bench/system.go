@@ -1,0 +1,54 @@
+package bench
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/warren-net/warren/internal/lab"
+)
+
+// A System makes a pod on each node of a bed and lets the two reach each other. What it starts and makes ends with the
+// bed; what it leaves outside of the bed's namespaces it removes through Bed.OnClose.
+type System interface {
+	// Name is the system's name in the report.
+	Name() string
+	// Prepare builds or finds what the system executes; it is called once, before anything is measured.
+	Prepare(ctx context.Context) error
+	// Up brings the system up on a bed of its own.
+	Up(ctx context.Context, b *Bed) (*Path, error)
+}
+
+// An End is a pod.
+type End struct {
+	NS   *lab.NS
+	Addr netip.Addr // IPv4
+}
+
+// A Path is a system that is up: two pods and what is between them.
+type Path struct {
+	Ends [2]End // on Bed.Nodes of the same index
+
+	// Device is each node's device that all pod traffic between the nodes has to cross; empty when there is none, and
+	// the pods' packets cross the wire as they are.
+	Device string
+	// Procs are the processes that carry the traffic, for the account of CPU time and memory; none for the kernel.
+	Procs []*lab.Proc
+}
+
+// Options choose and configure the systems.
+type Options struct {
+	PeerDir     string // where other programs are built
+	Nebula      string // a nebula binary with nebula-cert beside it instead of the built one; may be empty
+	WireguardGo string // a wireguard-go binary instead of the built one; may be empty
+}
+
+// Systems lists all systems in the order of a round.
+func Systems(o Options) []System {
+	return []System{
+		vethSystem{},
+		kernelVXLAN{},
+		warrenSystem{encapsulation: "vxlan"},
+		&wireguardGo{binary: o.WireguardGo, dir: o.PeerDir},
+		&nebula{binary: o.Nebula, dir: o.PeerDir},
+	}
+}

@@ -1,0 +1,171 @@
+// Command warren-bench measures Warren beside other overlays in network namespaces and writes report.json and
+// report.md. `make bench` runs it, as root. Each flag can be given in the environment as well, under the name that its
+// description ends with.
+//
+// It changes nothing outside its namespaces, a temporary directory, the directory of its report and wireguard-go's
+// sockets in /var/run/wireguard, and removes all but the report, also after Ctrl-C.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/warren-net/warren/bench"
+	"github.com/warren-net/warren/internal/lab"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	o, err := parse(args, os.Getenv, os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	if err := lab.CheckPrivileges(); err != nil {
+		fmt.Fprintf(os.Stderr, "The bench makes network namespaces and can't: %v.\nTry: sudo make bench\n", err)
+		return 1
+	}
+	// Later signals don't keep the labs from being taken down; a reader that went away does not either.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	go func() {
+		<-signals
+		cancel()
+	}()
+	report, err := bench.Run(ctx, o.config)
+	if report != nil && ctx.Err() == nil {
+		err = errors.Join(err, write(report, o.out))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+// options are the command line.
+type options struct {
+	config bench.Config
+	out    string // directory of the report
+}
+
+func parse(args []string, env func(string) string, stderr io.Writer) (o options, err error) {
+	f := flag.NewFlagSet("warren-bench", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	text := func(name, byDefault, use string) *string {
+		key := strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+		if v := env(key); v != "" {
+			byDefault = v
+		}
+		return f.String(name, byDefault, use+"; "+key)
+	}
+	all := bench.Systems(bench.Options{})
+	quick := f.Bool("quick", isSet(env("QUICK")), "tcp-1 and tcp-4 only, 3 s each: under 6 minutes; QUICK")
+	systems := text("systems", strings.Join(names(all), ","), "systems to measure")
+	wires := text("wires", strings.Join(bench.Wires(), ","), "wires to measure on")
+	scenarios := text("scenarios", "", "scenarios (default all of "+strings.Join(bench.ScenarioNames(), ",")+")")
+	rounds := text("rounds", "3", "rounds, at least 3 for figures that count")
+	duration := text("duration", "", "of each measurement (default 5s, 3s when quick)")
+	mtu := text("mtu", strconv.Itoa(lab.DefaultMTU), "of the wire, bytes")
+	wireguardGo := text("wireguard-go", "", "a binary to measure instead of the built one")
+	nebula := text("nebula", "", "a binary to measure instead of the built one, with nebula-cert beside it")
+	bin := f.String("bin", "bin", "directory of warren and warren-cni")
+	f.StringVar(&o.out, "out", "bench/out", "directory of the report and of the peers that are built")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	if f.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q: see -help", f.Arg(0))
+	}
+	o.config = bench.Config{Wires: list(*wires), Scenarios: list(*scenarios), BinDir: *bin, Prefix: "bench",
+		Progress: os.Stdout}
+	if *scenarios == "" {
+		o.config.Scenarios = bench.ScenarioNames()
+	}
+	if *scenarios == "" && *quick {
+		o.config.Scenarios = []string{"tcp-1", "tcp-4"}
+	}
+	if *duration == "" {
+		*duration = map[bool]string{true: "3s", false: "5s"}[*quick]
+	}
+	var errs [4]error
+	o.config.Systems, errs[0] = pick(*systems, bench.Systems(bench.Options{
+		PeerDir: filepath.Join(o.out, "peers"), Nebula: *nebula, WireguardGo: *wireguardGo,
+	}))
+	o.config.Rounds, errs[1] = strconv.Atoi(*rounds)
+	o.config.MTU, errs[2] = strconv.Atoi(*mtu)
+	o.config.Time, errs[3] = time.ParseDuration(*duration)
+	for _, wire := range o.config.Wires {
+		if !slices.Contains(bench.Wires(), wire) {
+			err = fmt.Errorf("no wire %q: there are %s", wire, strings.Join(bench.Wires(), ", "))
+		}
+	}
+	return o, errors.Join(err, errors.Join(errs[:]...))
+}
+
+func isSet(v string) bool { return v != "" && v != "0" }
+
+// list splits a list at commas and blanks.
+func list(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+func names(systems []bench.System) []string {
+	var all []string
+	for _, s := range systems {
+		all = append(all, s.Name())
+	}
+	return all
+}
+
+// pick keeps the order of a round, whatever the order of the names.
+func pick(chosen string, all []bench.System) ([]bench.System, error) {
+	want := list(chosen)
+	for _, name := range want {
+		if !slices.Contains(names(all), name) {
+			return nil, fmt.Errorf("no system %q: there are %s", name, strings.Join(names(all), ", "))
+		}
+	}
+	var picked []bench.System
+	for _, s := range all {
+		if slices.Contains(want, s.Name()) {
+			picked = append(picked, s)
+		}
+	}
+	return picked, nil
+}
+
+// write prints the table and writes the files.
+func write(report *bench.Report, dir string) error {
+	fmt.Println()
+	if err := report.WriteTable(os.Stdout); err != nil {
+		return err
+	}
+	content, err := report.JSON()
+	if err != nil {
+		return fmt.Errorf("report.json: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(filepath.Join(dir, "report.json"), content, 0o644),
+		os.WriteFile(filepath.Join(dir, "report.md"), report.Markdown(), 0o644))
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func parsed(t *testing.T, env map[string]string, args ...string) options {
+	t.Helper()
+	o, err := parse(args, func(k string) string { return env[k] }, io.Discard)
+	if err != nil {
+		t.Fatalf("%v with %v: %v", args, env, err)
+	}
+	return o
+}
+
+func TestParse(t *testing.T) {
+	o := parsed(t, nil)
+	if len(o.config.Systems) < 5 || len(o.config.Wires) != 2 || len(o.config.Scenarios) < 5 || o.config.Rounds != 3 ||
+		o.config.Time != 5*time.Second || o.config.MTU != 1500 || o.out != "bench/out" {
+		t.Errorf("without anything: %+v", o)
+	}
+	o = parsed(t, map[string]string{"QUICK": "1"})
+	if !slices.Equal(o.config.Scenarios, []string{"tcp-1", "tcp-4"}) || o.config.Time != 3*time.Second {
+		t.Errorf("QUICK=1: %+v", o)
+	}
+	o = parsed(t, map[string]string{"QUICK": "0", "SYSTEMS": "nebula veth", "WIRES": "segmented", "ROUNDS": "7",
+		"SCENARIOS": "rtt-idle", "MTU": "9000"}, "-rounds", "5")
+	if got := names(o.config.Systems); !slices.Equal(got, []string{"veth", "nebula"}) {
+		t.Errorf("systems %v", got)
+	}
+	if o.config.Rounds != 5 || o.config.MTU != 9000 || !slices.Equal(o.config.Wires, []string{"segmented"}) ||
+		!slices.Equal(o.config.Scenarios, []string{"rtt-idle"}) {
+		t.Errorf("selection: %+v", o.config)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, c := range []struct{ arg, want string }{
+		{"-systems=cisco", "cisco"}, {"-wires=copper", "copper"}, {"-rounds=many", "many"}, {"-duration=5", "5"},
+		{"-mtu=x", "x"}, {"surprise", "surprise"}, {"-nonsense", "nonsense"},
+	} {
+		_, err := parse([]string{c.arg}, func(string) string { return "" }, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error %v, want one with %q", c.arg, err, c.want)
+		}
+	}
+}
