@@ -118,6 +118,13 @@ func (m *mirror) check(t *testing.T) (read, longest map[packet.GSOType]int) {
 	return maps.Clone(m.read), maps.Clone(m.longest)
 }
 
+// used returns how many packets each queue had.
+func (m *mirror) used() map[int]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.queues)
+}
+
 // exchange exchanges source and destination of a packet to one of the peers; false: another packet.
 func exchange(b []byte) bool {
 	var src, dst []byte

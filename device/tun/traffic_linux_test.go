@@ -204,8 +204,8 @@ func TestMultiQueue(t *testing.T) {
 		transferTCP(t, own6, peer6, 100_000)
 	}
 	m.check(t)
-	if len(m.queues) < 2 {
-		t.Errorf("24 flows used %d of 4 queues: %v", len(m.queues), m.queues)
+	if used := m.used(); len(used) < 2 {
+		t.Errorf("24 flows used %d of 4 queues: %v", len(used), used)
 	}
 }
 
