@@ -24,13 +24,15 @@ func TestCheckCarried(t *testing.T) {
 		moved counters
 		want  string // in the error; empty: none
 	}{
-		"all moved":            {tunnel, WireSegmented, full, ""},
-		"no device":            {direct, WireOffload, with(func(c *counters) { c.device = [2]devStats{} }), ""},
-		"past the device, out": {tunnel, WireOffload, with(func(c *counters) { c.device[0].txBytes = 100 }), "warren0 of node a"},
-		"past the device, in":  {tunnel, WireOffload, with(func(c *counters) { c.device[1].rxBytes = 100 }), "warren0 of node b"},
-		"past the wire, out":   {tunnel, WireOffload, with(func(c *counters) { c.wire[0].txBytes = 0 }), "eth0 of node a"},
-		"past the wire, in":    {direct, WireOffload, with(func(c *counters) { c.wire[1].rxBytes = 0 }), "eth0 of node b"},
-		"superpackets":         {tunnel, WireOffload, with(func(c *counters) { c.wire[0].txPackets = 20 }), ""},
+		"all moved": {tunnel, WireSegmented, full, ""},
+		"no device": {direct, WireOffload, with(func(c *counters) { c.device = [2]devStats{} }), ""},
+		"past the device, out": {tunnel, WireOffload,
+			with(func(c *counters) { c.device[0].txBytes = 100 }), "warren0 of node a"},
+		"past the device, in": {tunnel, WireOffload,
+			with(func(c *counters) { c.device[1].rxBytes = 100 }), "warren0 of node b"},
+		"past the wire, out": {tunnel, WireOffload, with(func(c *counters) { c.wire[0].txBytes = 0 }), "eth0 of node a"},
+		"past the wire, in":  {direct, WireOffload, with(func(c *counters) { c.wire[1].rxBytes = 0 }), "eth0 of node b"},
+		"superpackets":       {tunnel, WireOffload, with(func(c *counters) { c.wire[0].txPackets = 20 }), ""},
 		"superpackets on the segmented wire": {tunnel, WireSegmented,
 			with(func(c *counters) { c.wire[0].txPackets = 20 }), "larger than its MTU"},
 	} {

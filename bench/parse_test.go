@@ -42,19 +42,25 @@ func TestParsePing(t *testing.T) {
 	const out = "64 bytes from 10.244.2.2: icmp_seq=1 ttl=62 time=0.212 ms\n" +
 		"64 bytes from 10.244.2.2: icmp_seq=2 ttl=62 time=1.5 ms\n" +
 		"rtt min/avg/max/mdev = 0.212/0.9/1.5/0.1 ms\n"
-	times, err := parsePing(out, 2)
+	times, err := parsePing(out, pingRun{2, 2})
 	if err != nil || len(times) != 2 || math.Abs(times[0]-212) > 1e-6 || times[1] != 1500 {
 		t.Errorf("round trips %v, %v", times, err)
 	}
-	if _, err := parsePing(out, 3); err == nil {
+	if _, err := parsePing(out, pingRun{3, 3}); err == nil {
 		t.Error("a missing answer is no error")
+	}
+	if times, err := parsePing(out, pingRun{3, 2}); err != nil || len(times) != 2 {
+		t.Errorf("an answer may be missing, but: %v, %v", times, err)
+	}
+	if _, err := parsePing("", pingRun{1, 0}); err == nil {
+		t.Error("no answer at all is no error")
 	}
 }
 
 func TestParseDevices(t *testing.T) {
-	const text = `Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+	const text = `Inter-|   Receive            |  Transmit
+ face |bytes    packets errs |bytes    packets errs
+    lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0    0
   eth0:10 2 0 0 0 0 0 0 30 4 0 0 0 0 0 0
 `
 	stats, err := parseDevices(text)
@@ -85,7 +91,8 @@ func TestParseTimes(t *testing.T) {
 }
 
 func TestParseCounter(t *testing.T) {
-	if n, err := parseCounter("iifname \"eth0\" ip saddr 10.244.0.0/16 counter packets 17 bytes 900"); err != nil || n != 17 {
+	const rule = `iifname "eth0" ip saddr 10.244.0.0/16 counter packets 17 bytes 900`
+	if n, err := parseCounter(rule); err != nil || n != 17 {
 		t.Errorf("%d packets, %v, want 17", n, err)
 	}
 	if _, err := parseCounter("table inet warrenbench {}"); err == nil {

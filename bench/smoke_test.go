@@ -19,7 +19,7 @@ const testPrefix = "benchtest"
 // TestSmoke measures for a moment, through everything that a long run uses.
 func TestSmoke(t *testing.T) {
 	c := smokeConfig(t)
-	c.Wires, c.Scenarios = Wires(), []string{"tcp-1", "udp-1400", "rtt-idle"}
+	c.Wires, c.Scenarios = Wires(), []string{"tcp-1", "udp-1400", "rtt-idle", "rtt-load"}
 	c.Systems = []System{vethSystem{}, warrenSystem{encapsulation: "vxlan"}}
 	report, err := Run(t.Context(), c)
 	if err != nil {
