@@ -33,6 +33,9 @@ func (g goProgram) install(ctx context.Context, dir string) (version, bin string
 		if err == nil {
 			return version, bin, nil
 		}
+		if ctx.Err() != nil {
+			return "", "", ctx.Err()
+		}
 		errs = append(errs, err)
 	}
 	return "", "", errors.Join(errs...)
