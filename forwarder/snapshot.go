@@ -46,10 +46,8 @@ type Snapshot struct {
 	Gateway4   netip.Addr // zero when the node has no IPv4 pod CIDR
 	Gateway6   netip.Addr
 
-	routes   bart.Fast[target]
-	byAddr   map[netip.Addr]*Peer
-	clusters []netip.Prefix
-	own      []netip.Prefix
+	routes bart.Fast[target]
+	byAddr map[netip.Addr]*Peer
 }
 
 var emptySnapshot Snapshot
@@ -123,8 +121,6 @@ func Build(spec Spec) (*Snapshot, error) {
 		Generation: spec.Generation,
 		Peers:      spec.Peers,
 		byAddr:     make(map[netip.Addr]*Peer, len(spec.Peers)),
-		clusters:   spec.ClusterCIDRs,
-		own:        spec.PodCIDRs,
 	}
 	for _, g := range spec.Gateways {
 		switch {
