@@ -94,7 +94,7 @@ func (n *Node) makeWorkers() error {
 			ID: i, Queue: q, Writers: writers(n.device.Queues()), Socket: n.sockets[i],
 			Waiter: worker.PollWaiter{Poller: p}, Table: &n.table,
 			Decoder:    vxlan.Decoder{VNI: n.cfg.VNI, MAC: own},
-			PathEvents: n.pathEvents, LockThread: true, Log: n.opt.Log,
+			PathEvents: n.pathEvents, LockThread: true,
 		}))
 	}
 	return nil

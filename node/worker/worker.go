@@ -25,7 +25,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"runtime"
 	"time"
 
@@ -44,7 +43,7 @@ type Waiter interface {
 	Wake()
 }
 
-// Config says what a worker works with. All of it but Table and Log belongs to the worker from New on.
+// Config says what a worker works with. All of it but Table belongs to the worker from New on.
 type Config struct {
 	ID         int // its number among the node's workers; index of its cell in forwarder.PeerStats
 	Queue      device.Queue
@@ -56,7 +55,6 @@ type Config struct {
 	PathEvents func([]tunnel.PathEvent) // called on the worker's thread; must not block. nil: ignored
 	Now        func() time.Time         // nil: time.Now
 	LockThread bool                     // keep to one OS thread: for real devices
-	Log        *slog.Logger             // nil: discards
 }
 
 // Sizes of a batch. The TUN side is bounded by packets, as each read is a system call; the socket side by slots of
@@ -101,9 +99,6 @@ type Worker struct {
 func New(c Config) *Worker {
 	if c.Now == nil {
 		c.Now = time.Now
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
 	}
 	w := &Worker{
 		Config: c,
