@@ -127,18 +127,11 @@ func (c *collection) interfaces() error {
 
 // addresses frees those that no valid attachment has. One whose file can't be read is written anew when a valid pod's
 // record has it, and freed otherwise.
-func (c *collection) addresses() (err error) {
-	store, err := addressStore(c.conf.StateDir, c.conf.Name)
-	if err != nil {
-		return err
-	}
-	if used, err := store.Used(); !used || err != nil {
-		return err
-	}
-	if err := store.Lock(); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, store.Unlock()) }()
+func (c *collection) addresses() error {
+	return withAddresses(c.conf.StateDir, c.conf.Name, c.freeIn)
+}
+
+func (c *collection) freeIn(store *ipam.Store) error {
 	entries, err := store.Entries()
 	if err != nil {
 		return err

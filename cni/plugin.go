@@ -241,7 +241,14 @@ func (p *Plugin) detach(host *hostHandle, stateDir string, rec podrecord.Record,
 }
 
 func releaseAddresses(stateDir string, rec podrecord.Record) error {
-	store, err := addressStore(stateDir, rec.Network)
+	return withAddresses(stateDir, rec.Network, func(store *ipam.Store) error {
+		return store.ReleaseByID(rec.ContainerID, rec.IfName)
+	})
+}
+
+// withAddresses runs f with a network's addresses locked; not at all when none was ever given.
+func withAddresses(stateDir, network string, f func(*ipam.Store) error) error {
+	store, err := addressStore(stateDir, network)
 	if err != nil {
 		return err
 	}
@@ -251,5 +258,5 @@ func releaseAddresses(stateDir string, rec podrecord.Record) error {
 	if err := store.Lock(); err != nil {
 		return err
 	}
-	return errors.Join(store.ReleaseByID(rec.ContainerID, rec.IfName), store.Unlock())
+	return errors.Join(f(store), store.Unlock())
 }
