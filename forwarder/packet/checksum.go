@@ -3,7 +3,7 @@ package packet
 import (
 	"encoding/binary"
 
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"github.com/warren-net/warren/forwarder/packet/checksum"
 )
 
 // Transport protocols whose checksum this package knows (IANA protocol numbers).
@@ -28,7 +28,7 @@ const (
 
 // Sum returns the ones-complement sum (RFC 1071) of initial and the 16-bit words of b, folded to 16 bits and not
 // complemented. A last odd byte counts as the high byte of a word. Every sum over payload goes through here.
-func Sum(initial uint16, b []byte) uint16 { return checksum.Checksum(b, initial) }
+func Sum(initial uint16, b []byte) uint16 { return checksum.Sum(initial, b) }
 
 // fold adds the carries of a sum of up to 65,536 words back into its low 16 bits.
 func fold(sum uint32) uint16 {
