@@ -64,7 +64,7 @@ func (l *Lab) AddNode(name string) (*Node, error) {
 	if n.NS, err = l.AddNS(name); err != nil {
 		return nil, err
 	}
-	if err := l.plug(n.NS, fmt.Sprintf("port%d", n.Index), []netip.Prefix{onSubnet(n.V4), onSubnet(n.V6)}); err != nil {
+	if err := l.plug(n.NS, n.Port(), []netip.Prefix{onSubnet(n.V4), onSubnet(n.V6)}); err != nil {
 		return nil, err
 	}
 	if err := n.NS.Do(addDefaultRoutes); err != nil {
@@ -94,7 +94,7 @@ func (n *Node) SetUnderlayMTU(mtu int) error {
 			return netlink.LinkSetMTU(link, mtu)
 		}
 	}
-	err := errors.Join(n.NS.Do(set(underlayDevice)), n.lab.sw.Do(set(fmt.Sprintf("port%d", n.Index))))
+	err := errors.Join(n.NS.Do(set(underlayDevice)), n.lab.sw.Do(set(n.Port())))
 	if err != nil {
 		return fmt.Errorf("underlay MTU %d of node %s: %w", mtu, n.Name, err)
 	}

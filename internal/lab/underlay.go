@@ -34,6 +34,15 @@ const underlayDevice = "eth0"
 
 const bridgeName = "br0"
 
+// Switch is the namespace of the switch between the nodes: a bridge with a port for each, and one named OutsidePort.
+func (l *Lab) Switch() *NS { return l.sw }
+
+// OutsidePort is the name of the switch's port that leads to the outside world.
+const OutsidePort = "outside"
+
+// Port is the name of the switch's port that the node is plugged into.
+func (n *Node) Port() string { return fmt.Sprintf("port%d", n.Index) }
+
 // makeUnderlay makes the switch (a bridge in a namespace of its own, without addresses) and the outside world.
 func (l *Lab) makeUnderlay() error {
 	var err error
@@ -46,7 +55,7 @@ func (l *Lab) makeUnderlay() error {
 	if l.Outside, err = l.AddNS("outside"); err != nil {
 		return err
 	}
-	if err := l.plug(l.Outside, "outside", []netip.Prefix{onSubnet(routerV4), onSubnet(routerV6)}); err != nil {
+	if err := l.plug(l.Outside, OutsidePort, []netip.Prefix{onSubnet(routerV4), onSubnet(routerV6)}); err != nil {
 		return err
 	}
 	return l.Outside.Do(func() error {
