@@ -36,8 +36,8 @@ var (
 	grid  = color.RGBA{0xd0, 0xd7, 0xde, 0xff}
 )
 
-// darkStyle repaints these where a reader's system is dark. A viewer without style sheets shows the light colours, ground
-// included.
+// darkStyle repaints these where a reader's system is dark. A viewer without style sheets shows the light colours and
+// ground.
 const darkStyle = `<style>@media (prefers-color-scheme: dark) {
 [style*="fill:#FFFFFF"] { fill: #0d1117 !important }
 [style*="fill:#1F2328"] { fill: #e6edf3 !important }
