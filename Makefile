@@ -68,8 +68,14 @@ $(GOLANGCI): | need-go
 fuzz: need-go ## Every fuzz target for FUZZTIME each (default 10s)
 	@GO='$(GO)' .ci/fuzz $(FUZZTIME)
 
+# tinc is not a Go program: Debian's package is measured, where it takes part and no other binary is given.
+comma := ,
+BENCH_TINC = $(and $(if $(TINCD),,built),$(filter tinc,$(if $(SYSTEMS),$(subst $(comma), ,$(SYSTEMS)),\
+	$(if $(filter-out 0,$(QUICK)),,tinc))))
+
 .PHONY: bench
-bench: need-root deps build ## Warren beside other overlays, into bench/out; QUICK=1, SYSTEMS=, WIRES=, SCENARIOS=, ROUNDS=
+bench: TOOLS += $(if $(BENCH_TINC),tincd:tinc)
+bench: need-root deps build ## Warren beside other overlays, into bench/out: docs/benchmark.md; QUICK=1, SYSTEMS=, MTU=...
 	@$(BUILD) -o bin/warren-bench ./bench/warren-bench
 	@bin/warren-bench
 

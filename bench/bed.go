@@ -110,23 +110,35 @@ func (b *Bed) Close() error {
 	return errors.Join(errs...)
 }
 
-// PodMTU is the MTU in bytes of every pod behind a tunnel, whatever the tunnel: so all of them carry segments of one
-// size. It is Warren's default.
-func (b *Bed) PodMTU() int { return b.MTU - 80 }
+// podRoom is by how many bytes the pods' MTU is below the wire's: what the headers of each system here need over IPv4
+// (tinc's, the largest, take 60 with their padding), and not more than leaves room for 1,400 bytes of UDP, which need
+// 1,428, on a wire of 1,500.
+const podRoom = 72
 
-// addPod makes a pod on a node without a plugin: a point-to-point veth, a host route, the node's gateway address.
-func (b *Bed) addPod(ctx context.Context, n *lab.Node, mtu int) (*lab.NS, error) {
-	pod, err := b.Lab.AddNS(n.Name + "-pod")
+// PodMTU is the MTU in bytes of every pod, whatever the system: so all of them carry segments of one size.
+func (b *Bed) PodMTU() int { return b.MTU - podRoom }
+
+// podDevice is the node's end of a pod's veth pair, by the pod's number.
+func podDevice(pod int) string { return fmt.Sprintf("pod%d", pod) }
+
+// addPod makes a node's pod of this number without a plugin: a point-to-point veth, a host route, the node's gateway
+// address.
+func (b *Bed) addPod(ctx context.Context, n *lab.Node, number, mtu int) (End, error) {
+	device := podDevice(number)
+	pod, err := b.Lab.AddNS(n.Name + "-" + device)
 	if err != nil {
-		return nil, err
+		return End{}, err
 	}
 	gateway := n.PodCIDRs[0].Addr().Next()
 	addr := gateway.Next()
+	for range number {
+		addr = addr.Next()
+	}
 	err = commands(ctx, n.NS,
-		fmt.Sprintf("ip link add pod0 mtu %d type veth peer name eth0 mtu %d netns %s", mtu, mtu, pod.Name),
-		fmt.Sprintf("ip addr add %s/32 dev pod0", gateway),
-		"ip link set pod0 up",
-		fmt.Sprintf("ip route add %s/32 dev pod0", addr),
+		fmt.Sprintf("ip link add %s mtu %d type veth peer name eth0 mtu %d netns %s", device, mtu, mtu, pod.Name),
+		fmt.Sprintf("ip addr add %s/32 dev %s", gateway, device),
+		fmt.Sprintf("ip link set %s up", device),
+		fmt.Sprintf("ip route add %s/32 dev %s", addr, device),
 	)
 	if err == nil {
 		err = n.NS.SetSysctl("net/ipv4/ip_forward", "1")
@@ -139,20 +151,29 @@ func (b *Bed) addPod(ctx context.Context, n *lab.Node, mtu int) (*lab.NS, error)
 			fmt.Sprintf("ip route add default via %s", gateway),
 		)
 	}
-	return pod, err
+	return End{NS: pod, Addr: addr}, err
 }
 
 // pods makes a pod on each node and returns the way from the first to the second.
-func (b *Bed) pods(ctx context.Context, mtu int) (*Path, error) {
-	p := &Path{}
+func (b *Bed) pods(ctx context.Context, mtu int) (p *Path, err error) {
+	p = &Path{}
 	for i, n := range b.Nodes {
-		ns, err := b.addPod(ctx, n, mtu)
-		if err != nil {
+		if p.Ends[i], err = b.addPod(ctx, n, 0, mtu); err != nil {
 			return nil, err
 		}
-		p.Ends[i] = End{NS: ns, Addr: n.PodCIDRs[0].Addr().Next().Next()}
 	}
 	return p, nil
+}
+
+// podsAndNeighbour adds a second pod on the first node, which the kernel forwards to.
+func (b *Bed) podsAndNeighbour(ctx context.Context, mtu int) (*Path, error) {
+	p, err := b.pods(ctx, mtu)
+	if err != nil {
+		return nil, err
+	}
+	near, err := b.addPod(ctx, b.Nodes[0], 1, mtu)
+	p.Neighbour, p.Near = &near, []Hop{{Device: podDevice(0)}, {Device: podDevice(1), Sent: true}}
+	return p, err
 }
 
 // commands runs command lines without quoting in a namespace, one after the other, up to the first that fails.

@@ -13,36 +13,72 @@ import (
 // all of it means that packets took another way; what is left open is for counters read a moment too early.
 const carriedShare = 0.98
 
-// checkCarried compares what moved while payload bytes went from the first end to the second.
-func checkCarried(b *Bed, p *Path, wire string, moved counters, payload float64) error {
-	if payload <= 0 {
-		return fmt.Errorf("self-check: nothing arrived")
-	}
-	want := uint64(payload * carriedShare)
-	type count struct {
-		node   int
-		device string
-		what   string
-		bytes  uint64
-	}
-	counts := []count{
-		{0, wireDevice, "sent", moved.wire[0].txBytes},
-		{1, wireDevice, "received", moved.wire[1].rxBytes},
-	}
-	if p.Device != "" {
-		counts = append(counts, count{0, p.Device, "sent", moved.device[0].txBytes},
-			count{1, p.Device, "received", moved.device[1].rxBytes})
-	}
-	for _, c := range counts {
-		if c.bytes < want {
-			return fmt.Errorf("self-check: %.0f bytes arrived, but %s of node %s %s only %d: the traffic took another way",
-				payload, c.device, b.Nodes[c.node].Name, c.what, c.bytes)
+// A delivery is payload that arrived at a pod.
+type delivery struct {
+	from  int // the sender's node
+	bytes float64
+}
+
+// checkCarried compares what moved with the payload that arrived.
+func checkCarried(b *Bed, p *Path, wire string, moved counters, arrived ...delivery) error {
+	for _, d := range arrived {
+		if d.bytes <= 0 {
+			return fmt.Errorf("self-check: nothing arrived from node %s", b.Nodes[d.from].Name)
+		}
+		for _, device := range []string{wireDevice, p.Device} {
+			if device == "" {
+				continue
+			}
+			for _, hop := range []struct {
+				node int
+				Hop
+			}{{d.from, Hop{device, true}}, {1 - d.from, Hop{device, false}}} {
+				if err := checkHop(b.Nodes[hop.node], hop.Hop, moved.devices[hop.node], d.bytes); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	const ethernet = 14
-	if tx := moved.wire[0]; wire == WireSegmented && tx.txBytes > tx.txPackets*uint64(b.MTU+ethernet) {
-		return fmt.Errorf("self-check: %d bytes crossed the segmented wire in %d packets: larger than its MTU of %d",
-			tx.txBytes, tx.txPackets, b.MTU)
+	for i := range moved.devices {
+		tx := moved.devices[i][wireDevice]
+		if wire == WireSegmented && tx.txBytes > tx.txPackets*uint64(b.MTU+ethernet) {
+			return fmt.Errorf("self-check: %d bytes crossed the segmented wire in %d packets: larger than its MTU of %d",
+				tx.txBytes, tx.txPackets, b.MTU)
+		}
+	}
+	return nil
+}
+
+func checkHop(n *lab.Node, hop Hop, moved map[string]devStats, payload float64) error {
+	counted, what := moved[hop.Device].rxBytes, "received"
+	if hop.Sent {
+		counted, what = moved[hop.Device].txBytes, "sent"
+	}
+	if counted < uint64(payload*carriedShare) {
+		return fmt.Errorf("self-check: %.0f bytes arrived, but %s of node %s %s only %d: the traffic took another way",
+			payload, hop.Device, n.Name, what, counted)
+	}
+	return nil
+}
+
+// strayShare is how much of what pods of one node say to each other may cross the wire: what the nodes themselves have
+// to tell each other meanwhile.
+const strayShare = 0.01
+
+// checkNear compares what moved with the payload that arrived at a pod of the first node from another of its pods.
+func checkNear(b *Bed, p *Path, moved counters, payload float64) error {
+	if payload <= 0 {
+		return fmt.Errorf("self-check: nothing arrived at the pod of the same node")
+	}
+	for _, hop := range p.Near {
+		if err := checkHop(b.Nodes[0], hop, moved.devices[0], payload); err != nil {
+			return err
+		}
+	}
+	wire := moved.devices[0][wireDevice]
+	if stray := max(wire.txBytes, wire.rxBytes); stray > uint64(payload*strayShare) {
+		return fmt.Errorf("self-check: %d bytes crossed the wire while a pod sent %.0f to one of its own node", stray, payload)
 	}
 	return nil
 }

@@ -18,16 +18,18 @@ func (a devStats) minus(b devStats) devStats {
 
 // counters are what a system's traffic and work move.
 type counters struct {
-	wire, device [2]devStats // per node; device is zero for a system without one
-	procSeconds  float64     // CPU time of the system's processes
-	irqSeconds   float64     // CPU time of all interrupts, hard and soft, of the machine
+	devices     [2]map[string]devStats // per node, by name
+	procSeconds float64                // CPU time of the system's processes
+	irqSeconds  float64                // CPU time of all interrupts, hard and soft, of the machine
 }
 
 func (a counters) minus(b counters) counters {
 	d := counters{procSeconds: a.procSeconds - b.procSeconds, irqSeconds: a.irqSeconds - b.irqSeconds}
-	for i := range a.wire {
-		d.wire[i] = a.wire[i].minus(b.wire[i])
-		d.device[i] = a.device[i].minus(b.device[i])
+	for i := range a.devices {
+		d.devices[i] = make(map[string]devStats)
+		for name, stats := range a.devices[i] {
+			d.devices[i][name] = stats.minus(b.devices[i][name])
+		}
 	}
 	return d
 }
@@ -35,16 +37,13 @@ func (a counters) minus(b counters) counters {
 // readCounters reads everything once.
 func readCounters(b *Bed, p *Path) (c counters, err error) {
 	for i, n := range b.Nodes {
-		stats, err := readDevices(n.NS)
-		if err != nil {
+		if c.devices[i], err = readDevices(n.NS); err != nil {
 			return c, err
 		}
-		var ok bool
-		if c.wire[i], ok = stats[wireDevice]; !ok {
-			return c, fmt.Errorf("node %s has no device %s", n.Name, wireDevice)
-		}
-		if c.device[i], ok = stats[p.Device]; !ok && p.Device != "" {
-			return c, fmt.Errorf("node %s has no device %s", n.Name, p.Device)
+		for _, name := range []string{wireDevice, p.Device} {
+			if _, ok := c.devices[i][name]; !ok && name != "" {
+				return c, fmt.Errorf("node %s has no device %s", n.Name, name)
+			}
 		}
 	}
 	for _, proc := range p.Procs {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -15,15 +16,30 @@ import (
 
 // iperfRun says what iperf3 is to send.
 type iperfRun struct {
-	streams int
-	udp     bool
-	length  int // bytes of a UDP datagram's payload
-	time    time.Duration
+	from, to  End
+	streams   int
+	direction direction
+	udp       bool
+	length    int           // bytes of a UDP datagram's payload
+	time      time.Duration // of which iperf3 takes whole seconds only: it is rounded up
+	// congestionControl is set on the sockets of both ends: a namespace would refuse one that the machine has not made
+	// its default nor allowed to everybody, and the machine's settings are not the bench's to change.
+	congestionControl string
 }
 
-// iperfResult is what is taken from iperf3's JSON output. Bytes and packets are those that arrived.
+// A direction says who sends.
+type direction int
+
+const (
+	forward direction = iota // from the client to the server
+	reverse                  // from the server to the client
+	both                     // as many streams each way, at once
+)
+
+// iperfResult is what is taken from iperf3's JSON output: what arrived.
 type iperfResult struct {
-	bytes      float64
+	forward    float64 // bytes at the server
+	reverse    float64 // bytes at the client
 	packets    float64 // of UDP
 	seconds    float64
 	cpuSeconds float64 // of the client and the server
@@ -35,11 +51,13 @@ const iperfPort = 5201
 // iperfSlack is how much longer than its time iperf3 may take.
 const iperfSlack = 10 * time.Second
 
-// iperf sends from the first end of the path to the second.
-func iperf(ctx context.Context, l *lab.Lab, p *Path, r iperfRun) (iperfResult, error) {
+func (r iperfResult) bytes() float64 { return r.forward + r.reverse }
+
+// iperf runs a client and a server.
+func iperf(ctx context.Context, l *lab.Lab, r iperfRun) (iperfResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.time+iperfSlack)
 	defer cancel()
-	server, err := l.Start(p.Ends[1].NS, "iperf3-server", "iperf3", "--server", "--one-off")
+	server, err := l.Start(r.to.NS, "iperf3-server", "iperf3", "--server", "--one-off")
 	if err != nil {
 		return iperfResult{}, err
 	}
@@ -47,14 +65,23 @@ func iperf(ctx context.Context, l *lab.Lab, p *Path, r iperfRun) (iperfResult, e
 	if err := waitListening(ctx, server.Pid(), iperfPort); err != nil {
 		return iperfResult{}, fmt.Errorf("%w: %s", err, server.LogTail())
 	}
-	args := []string{"iperf3", "--json", "--client", p.Ends[1].Addr.String(), "--interval", "0",
-		"--time", strconv.FormatFloat(r.time.Seconds(), 'f', -1, 64), "--parallel", strconv.Itoa(r.streams)}
+	args := []string{"iperf3", "--json", "--client", r.to.Addr.String(), "--interval", "0",
+		"--time", strconv.Itoa(int(math.Ceil(r.time.Seconds()))), "--parallel", strconv.Itoa(r.streams)}
+	if !r.udp {
+		args = append(args, "--congestion", r.congestionControl)
+	}
+	switch r.direction {
+	case reverse:
+		args = append(args, "--reverse")
+	case both:
+		args = append(args, "--bidir")
+	}
 	if r.udp {
 		args = append(args, "--udp", "--bitrate", "0", "--length", strconv.Itoa(r.length))
 	}
-	out, err := p.Ends[0].NS.Run(ctx, args...)
+	out, err := r.from.NS.Run(ctx, args...)
 	// A failure is told in the output, whatever the exit status.
-	result, parseErr := parseIperf([]byte(out))
+	result, parseErr := parseIperf([]byte(out), r.congestionControl)
 	if err != nil && (parseErr == nil || out == "") {
 		return result, err
 	}
@@ -85,8 +112,9 @@ func waitListening(ctx context.Context, pid, port int) error {
 	}
 }
 
-// parseIperf reads the output of iperf3 --json, version 3.9 or newer.
-func parseIperf(out []byte) (iperfResult, error) {
+// parseIperf reads the output of iperf3 --json, version 3.9 or newer. It fails when an end used another congestion
+// control than this.
+func parseIperf(out []byte, congestionControl string) (iperfResult, error) {
 	type sum struct {
 		Bytes   float64 `json:"bytes"`
 		Seconds float64 `json:"seconds"`
@@ -97,12 +125,16 @@ func parseIperf(out []byte) (iperfResult, error) {
 		Error string `json:"error"` // iperf3 3.12 exits with 0 all the same
 		Start struct {
 			Test struct {
-				Protocol string `json:"protocol"`
+				Protocol string  `json:"protocol"`
+				Length   float64 `json:"blksize"` // of a UDP datagram's payload
+				Reverse  int     `json:"reverse"`
 			} `json:"test_start"`
 		} `json:"start"`
 		End struct {
-			UDP      sum `json:"sum"`
-			Received sum `json:"sum_received"`
+			Received sum    `json:"sum_received"`
+			Reverse  sum    `json:"sum_received_bidir_reverse"`
+			Sender   string `json:"sender_tcp_congestion"`
+			Receiver string `json:"receiver_tcp_congestion"`
 			CPU      struct {
 				Host   float64 `json:"host_total"`
 				Remote float64 `json:"remote_total"`
@@ -115,17 +147,24 @@ func parseIperf(out []byte) (iperfResult, error) {
 	if j.Error != "" {
 		return iperfResult{}, fmt.Errorf("iperf3: %s", j.Error)
 	}
-	r := iperfResult{bytes: j.End.Received.Bytes, seconds: j.End.Received.Seconds}
-	if j.Start.Test.Protocol == "UDP" {
-		// `bytes` are the sender's, in every sum of version 3.12: what arrived follows from the counts.
-		u := j.End.UDP
-		r.packets, r.seconds = u.Packets-u.Lost, u.Seconds
-		if r.bytes = 0; u.Packets > 0 {
-			r.bytes = u.Bytes * r.packets / u.Packets
+	for _, cc := range []string{j.End.Sender, j.End.Receiver} {
+		if cc != "" && cc != congestionControl {
+			return iperfResult{}, fmt.Errorf("iperf3 used congestion control %s instead of %s", cc, congestionControl)
 		}
 	}
-	if r.bytes <= 0 || r.seconds <= 0 {
-		return r, fmt.Errorf("iperf3 says that nothing arrived: %.0f bytes in %g s", r.bytes, r.seconds)
+	received := j.End.Received
+	r := iperfResult{forward: received.Bytes, reverse: j.End.Reverse.Bytes, seconds: received.Seconds}
+	if j.Start.Test.Reverse != 0 {
+		r.forward, r.reverse = 0, received.Bytes
+	}
+	if j.Start.Test.Protocol == "UDP" {
+		// Packets are those that the receiver knows of, the lost ones among them; what was lost behind the last that
+		// arrived it can't know. The sender's own count, `sum`, would take those for received.
+		r.packets = received.Packets - received.Lost
+		r.forward = r.packets * j.Start.Test.Length
+	}
+	if r.bytes() <= 0 || r.seconds <= 0 {
+		return r, fmt.Errorf("iperf3 says that nothing arrived: %.0f bytes in %g s", r.bytes(), r.seconds)
 	}
 	r.cpuSeconds = (j.End.CPU.Host + j.End.CPU.Remote) / 100 * r.seconds
 	return r, nil

@@ -19,7 +19,7 @@ func (vethSystem) Name() string { return "veth" }
 
 // Up adds the routes.
 func (vethSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
-	p, err := b.pods(ctx, b.MTU)
+	p, err := b.podsAndNeighbour(ctx, b.PodMTU())
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func (kernelVXLAN) Name() string { return "kernel-vxlan" }
 
 // Up makes the devices and their entries.
 func (kernelVXLAN) Up(ctx context.Context, b *Bed) (*Path, error) {
-	p, err := b.pods(ctx, b.PodMTU())
+	p, err := b.podsAndNeighbour(ctx, b.PodMTU())
 	if err != nil {
 		return nil, err
 	}
@@ -52,8 +52,8 @@ func (kernelVXLAN) Up(ctx context.Context, b *Bed) (*Path, error) {
 		peer := b.Nodes[1-i]
 		own, far := n.PodCIDRs[0].Addr(), peer.PodCIDRs[0].Addr()
 		err := commands(ctx, n.NS,
-			fmt.Sprintf("ip link add %s address %s type vxlan id 1 dstport 4789 local %s dev %s nolearning",
-				vxlanDevice, mac(i), n.V4, wireDevice),
+			fmt.Sprintf("ip link add %s mtu %d address %s type vxlan id 1 dstport 4789 local %s dev %s nolearning",
+				vxlanDevice, b.PodMTU(), mac(i), n.V4, wireDevice),
 			fmt.Sprintf("ip addr add %s/32 dev %s", own, vxlanDevice),
 			fmt.Sprintf("ip link set %s up", vxlanDevice),
 			fmt.Sprintf("ip neigh add %s lladdr %s dev %s nud permanent", far, mac(1-i), vxlanDevice),

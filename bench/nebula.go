@@ -31,7 +31,7 @@ func (s *nebula) Program() string { return s.program }
 // Prepare builds nebula and nebula-cert, or finds nebula-cert beside the given binary.
 func (s *nebula) Prepare(ctx context.Context) error {
 	if s.binary != "" {
-		s.program = "of " + s.binary
+		s.program = "given, " + sayVersion(ctx, s.binary, "-version")
 		if _, err := os.Stat(s.cert()); err != nil {
 			return fmt.Errorf("nebula-cert has to be beside %s: %w", s.binary, err)
 		}
@@ -39,7 +39,7 @@ func (s *nebula) Prepare(ctx context.Context) error {
 	}
 	version, bin, err := goProgram{
 		module: "github.com/slackhq/nebula", packages: []string{"cmd/nebula", "cmd/nebula-cert"},
-		versions: []string{"v1.12.0", "v1.11.2", "v1.11.1", "v1.11.0", "v1.10.3"},
+		fallback: []string{"v1.11.1", "v1.11.0", "v1.10.3"},
 	}.install(ctx, s.dir)
 	s.program, s.binary = version, filepath.Join(bin, "nebula")
 	return err

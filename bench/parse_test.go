@@ -11,30 +11,54 @@ const (
 	iperfTCP = `{"start": {"test_start": {"protocol": "TCP"}}, "end": {
 		"sum_sent": {"seconds": 1.00008, "bytes": 2812805120},
 		"sum_received": {"seconds": 1.25, "bytes": 2801008640, "bits_per_second": 1},
+		"sender_tcp_congestion": "cubic", "receiver_tcp_congestion": "cubic",
 		"cpu_utilization_percent": {"host_total": 20, "remote_total": 60}}}`
-	iperfUDP = `{"start": {"test_start": {"protocol": "UDP"}}, "end": {
+	iperfBidir = `{"start": {"test_start": {"protocol": "TCP"}}, "end": {
+		"sum_received": {"seconds": 2, "bytes": 600}, "sum_received_bidir_reverse": {"seconds": 2, "bytes": 400},
+		"cpu_utilization_percent": {"host_total": 50, "remote_total": 50}}}`
+	iperfReverse = `{"start": {"test_start": {"protocol": "TCP", "reverse": 1}}, "end": {
+		"sum_received": {"seconds": 2, "bytes": 600},
+		"cpu_utilization_percent": {"host_total": 50, "remote_total": 50}}}`
+	// 1,000 sent, 250 lost on the way to the 980th, 20 lost behind it.
+	iperfUDP = `{"start": {"test_start": {"protocol": "UDP", "blksize": 1400}}, "end": {
 		"sum": {"seconds": 2, "bytes": 1400000, "lost_packets": 250, "packets": 1000},
-		"sum_received": {"seconds": 2, "bytes": 1400000, "lost_packets": 250, "packets": 1000},
+		"sum_received": {"seconds": 2, "bytes": 1022000, "lost_packets": 250, "packets": 980},
 		"cpu_utilization_percent": {"host_total": 1, "remote_total": 1}}}`
 )
 
 func TestParseIperf(t *testing.T) {
-	tcp, err := parseIperf([]byte(iperfTCP))
-	if want := (iperfResult{bytes: 2801008640, seconds: 1.25, cpuSeconds: 1}); err != nil || tcp != want {
-		t.Errorf("TCP: %+v, %v, want %+v", tcp, err, want)
-	}
-	udp, err := parseIperf([]byte(iperfUDP))
-	if want := (iperfResult{bytes: 1050000, packets: 750, seconds: 2, cpuSeconds: 0.04}); err != nil || udp != want {
-		t.Errorf("UDP: %+v, %v, want %+v", udp, err, want)
+	for name, c := range map[string]struct {
+		text string
+		want iperfResult
+	}{
+		"TCP":     {iperfTCP, iperfResult{forward: 2801008640, seconds: 1.25, cpuSeconds: 1}},
+		"reverse": {iperfReverse, iperfResult{reverse: 600, seconds: 2, cpuSeconds: 2}},
+		"both":    {iperfBidir, iperfResult{forward: 600, reverse: 400, seconds: 2, cpuSeconds: 2}},
+		"UDP":     {iperfUDP, iperfResult{forward: 1022000, packets: 730, seconds: 2, cpuSeconds: 0.04}},
+	} {
+		if got, err := parseIperf([]byte(c.text), "cubic"); err != nil || got != c.want {
+			t.Errorf("%s: %+v, %v, want %+v", name, got, err, c.want)
+		}
 	}
 	for text, want := range map[string]string{
 		`{"start": {}, "end": {}, "error": "unable to connect"}`: "unable to connect",
 		`{"start": {}, "end": {}}`:                               "nothing arrived",
+		`{"start": {}, "end": {"sender_tcp_congestion": "bbr"}}`: "bbr instead of cubic",
 		`iperf3: no such option`:                                 "no such option",
 	} {
-		if _, err := parseIperf([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := parseIperf([]byte(text), "cubic"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want one with %q", text, err, want)
 		}
+	}
+}
+
+func TestCPUModel(t *testing.T) {
+	const text = "processor\t: 0\nmodel name\t: A CPU @ 3.00GHz\nstepping\t: 1\n"
+	if got := cpuModel(text); got != "A CPU @ 3.00GHz" {
+		t.Errorf("model %q", got)
+	}
+	if got := cpuModel(""); got != "" {
+		t.Errorf("model %q of nothing", got)
 	}
 }
 

@@ -12,26 +12,40 @@ import (
 func TestInstallFallsBack(t *testing.T) {
 	dir, calls := t.TempDir(), filepath.Join(t.TempDir(), "calls")
 	fake := t.TempDir()
-	script := "#!/bin/sh\necho \"$@\" >> " + calls + "\n" +
-		"case \"$*\" in *v2*) echo v2 needs a newer Go >&2; exit 1;; esac\ntouch $GOBIN/one $GOBIN/two\n"
+	script := "#!/bin/sh\necho \"$@\" >> " + calls + "\ncase \"$*\" in\n" +
+		"list*) echo v1.2.0 v1.9.1 v1.10.0 v1.11.0-rc1 v1.9.0;;\n" +
+		"*v1.10*) echo v1.10 needs a newer Go >&2; exit 1;;\n*) touch $GOBIN/one $GOBIN/two;;\nesac\n"
 	if err := os.WriteFile(filepath.Join(fake, "go"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", fake+":"+os.Getenv("PATH"))
-	g := goProgram{module: "example.org/p", packages: []string{"cmd/one", "cmd/two"}, versions: []string{"v2", "v1"}}
+	g := goProgram{module: "example.org/p", packages: []string{"cmd/one", "cmd/two"}}
 	for range 2 {
 		version, bin, err := g.install(t.Context(), dir)
-		if err != nil || version != "v1" || bin != filepath.Join(dir, "p-v1") {
+		if err != nil || version != "v1.9.1" || bin != filepath.Join(dir, "p-v1.9.1") {
 			t.Fatalf("installed %q in %q, %v", version, bin, err)
 		}
 	}
-	got, err := os.ReadFile(calls)
-	const v1 = "install example.org/p/cmd/one@v1 example.org/p/cmd/two@v1\n"
-	if err != nil || strings.Count(string(got), v1) != 1 {
-		t.Errorf("go was called with\n%s(%v), want v1 once", got, err)
+	const want = "list -m -f {{join .Versions \" \"}} -versions example.org/p@latest\n" +
+		"install example.org/p/cmd/one@v1.10.0 example.org/p/cmd/two@v1.10.0\n" +
+		"install example.org/p/cmd/one@v1.9.1 example.org/p/cmd/two@v1.9.1\n"
+	if got, err := os.ReadFile(calls); err != nil || string(got) != want {
+		t.Errorf("go was called with\n%s(%v), want\n%s", got, err, want)
 	}
-	g.versions = []string{"v2"}
+	g.versions = []string{"v1.10.0"}
 	if _, _, err := g.install(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "newer Go") {
 		t.Errorf("error %v, want the reason", err)
+	}
+	g.fallback = []string{"v1.8.0"}
+	if version, _, err := g.install(t.Context(), dir); err != nil || version != "v1.8.0" {
+		t.Errorf("version %q, %v, want the fallback", version, err)
+	}
+	// A half of a program is none.
+	if err := os.Remove(filepath.Join(dir, "p-v1.9.1", "two")); err != nil {
+		t.Fatal(err)
+	}
+	g.versions = nil
+	if version, _ := g.built(dir); version != "v1.8.0" {
+		t.Errorf("version %q is there, want v1.8.0", version)
 	}
 }

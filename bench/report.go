@@ -36,6 +36,8 @@ type Report struct {
 	Ratios []Ratio `json:"ratios"`
 	// Failures are measurements that failed, self-checks among them: a report with one proves nothing.
 	Failures []string `json:"failures"`
+	// Notes say what was left out and why.
+	Notes []string `json:"notes,omitempty"`
 	// Machine says what was measured on, and which programs took part.
 	Machine map[string]string `json:"machine"`
 }
@@ -100,10 +102,14 @@ func (r *results) ratios() []Ratio {
 
 // JSON is the report as report.json has it.
 func (r *Report) JSON() ([]byte, error) {
+	whole := *r
+	if whole.Failures == nil {
+		whole.Failures = []string{}
+	}
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetIndent("", "  ")
-	err := e.Encode(r)
+	err := e.Encode(whole)
 	return b.Bytes(), err
 }
 
@@ -148,6 +154,9 @@ func (r *Report) WriteTable(out io.Writer) error {
 		}
 		fmt.Fprintln(&b)
 	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(&b, "%s\n", n)
+	}
 	for _, f := range r.Failures {
 		fmt.Fprintf(&b, "FAIL %s\n", f)
 	}
@@ -161,12 +170,15 @@ func (r *Report) Markdown() []byte {
 	b.WriteString("# Warren bench\n\nMedian, minimum and maximum over the rounds; ratios are formed round by round.\n" +
 		"`cpu_s_per_gb` counts the system's processes, both ends of iperf3, and all interrupt time of the machine (the\n" +
 		"kernel's own forwarding), per 10^9 bytes that arrived; `rss_mib` is the larger of the two nodes' processes.\n")
-	for _, key := range []string{"kernel", "cpus", "underlay MTU", "congestion control", "seconds", "programs"} {
+	for _, key := range machineKeys() {
 		if v := r.Machine[key]; v != "" {
 			fmt.Fprintf(&b, "\n- %s: %s", key, v)
 		}
 	}
 	b.WriteString("\n")
+	for _, n := range r.Notes {
+		fmt.Fprintf(&b, "\n%s.\n", n)
+	}
 	for i, table := range [][][]string{r.rowCells(), r.ratioCells()} {
 		fmt.Fprintf(&b, "\n## %s\n\n", []string{"Figures", "Ratios"}[i])
 		for j, line := range table {

@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"runtime"
+	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/warren-net/warren/internal/lab"
 )
@@ -21,11 +18,14 @@ type Config struct {
 	Wires     []string
 	Scenarios []string
 	Rounds    int
-	Time      time.Duration // of traffic in each measurement
+	Time      time.Duration // of traffic in each measurement; 0: each scenario's own
 	MTU       int           // bytes, of the wire; 0: 1500
 	BinDir    string        // holds warren and warren-cni
 	Prefix    string        // of the labs; the system's number is appended
 	Progress  io.Writer
+
+	// CongestionControl is that of the pods' TCP; empty: cubic, whatever the machine's is.
+	CongestionControl string
 }
 
 // runner is a run that goes on.
@@ -33,9 +33,9 @@ type runner struct {
 	Config
 	scenarios []scenario
 	results   *results
+	progress  *progress
 	failures  []string
-	begin     time.Time
-	done, all int // measurements
+	notes     []string
 }
 
 // entrant is a system that is up.
@@ -51,30 +51,30 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	if c.MTU == 0 {
 		c.MTU = lab.DefaultMTU
 	}
-	r := &runner{Config: c, results: newResults(), begin: time.Now()}
+	r := &runner{Config: c, results: newResults(), progress: newProgress(c.Progress)}
 	if err := r.choose(); err != nil {
 		return nil, err
 	}
 	for _, s := range c.Systems {
-		r.say("preparing %s", s.Name())
+		r.progress.say("preparing %s", s.Name())
 		if err := s.Prepare(ctx); err != nil {
 			return nil, fmt.Errorf("preparing %s: %w", s.Name(), err)
 		}
 		if d, ok := s.(Describer); ok {
-			r.say("it is %s", d.Program())
+			r.progress.say("it is %s", d.Program())
 		}
 	}
-	r.all = len(c.Wires) * len(c.Systems) * len(r.scenarios) * c.Rounds
-	r.begin = time.Now()
+	r.progress.begin = time.Now()
+	for _, s := range r.scenarios {
+		r.progress.pending[s.name] = len(c.Wires) * len(c.Systems) * c.Rounds
+	}
 	for _, wire := range c.Wires {
 		if err := r.measureWire(ctx, wire); err != nil {
 			r.fail("%s: %v", wire, err)
 		}
 	}
-	report := &Report{Rows: r.results.rows(), Ratios: r.results.ratios(), Failures: r.failures, Machine: r.machine()}
-	if report.Failures == nil {
-		report.Failures = []string{}
-	}
+	report := &Report{Rows: r.results.rows(), Ratios: r.results.ratios(), Failures: r.failures, Notes: r.notes,
+		Machine: r.machine()}
 	if err := ctx.Err(); err != nil {
 		return report, fmt.Errorf("the run was interrupted: %w", err)
 	}
@@ -85,7 +85,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 }
 
 func (r *runner) choose() error {
-	if r.Rounds < 1 || r.Time <= 0 || len(r.Systems) == 0 || len(r.Wires) == 0 {
+	if r.Rounds < 1 || r.Time < 0 || len(r.Systems) == 0 || len(r.Wires) == 0 {
 		return fmt.Errorf("nothing to measure: %d rounds of %v, %d systems, %d wires", r.Rounds, r.Time, len(r.Systems),
 			len(r.Wires))
 	}
@@ -98,21 +98,20 @@ func (r *runner) choose() error {
 		if !ok {
 			return fmt.Errorf("no scenario %q: there are %s", name, strings.Join(ScenarioNames(), ", "))
 		}
+		if r.Time != 0 {
+			s.time = r.Time
+		}
 		r.scenarios = append(r.scenarios, s)
 	}
-	return nil
-}
-
-func (r *runner) say(format string, args ...any) {
-	if r.Progress != nil {
-		fmt.Fprintf(r.Progress, "%5.0fs  %s\n", time.Since(r.begin).Seconds(), fmt.Sprintf(format, args...))
-	}
+	var err error
+	r.CongestionControl, err = chooseCongestionControl(r.CongestionControl)
+	return err
 }
 
 func (r *runner) fail(format string, args ...any) {
 	f := fmt.Sprintf(format, args...)
 	r.failures = append(r.failures, f)
-	r.say("FAIL %s", f)
+	r.progress.say("FAIL %s", f)
 }
 
 // measureWire brings every system up once and then goes round: what disturbs the machine for a while disturbs all.
@@ -132,10 +131,12 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 		})
 		if err != nil {
 			r.fail("%s, %s: %v", s.Name(), wire, err)
+			r.skip(func(scenario) bool { return true })
 			continue
 		}
 		up = append(up, e)
-		r.say("%s is up on the %s wire, its path proven", s.Name(), wire)
+		r.skip(func(s scenario) bool { return !s.on(e.path) })
+		r.progress.say("%s is up on the %s wire, its path proven", s.Name(), wire)
 	}
 	for round := range r.Rounds {
 		for _, scenario := range r.scenarios {
@@ -143,11 +144,36 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 				if ctx.Err() != nil {
 					return nil
 				}
-				r.measure(ctx, e, scenario, place{wire, round})
+				if scenario.on(e.path) {
+					r.measure(ctx, e, scenario, place{wire, round})
+				} else if round == 0 {
+					r.note("%s: not applicable to %s, which has no part in it", scenario.name, e.Name())
+				}
 			}
 		}
 	}
+	// What encapsulated at first must still do so in the end.
+	for _, e := range up {
+		if err := prove(ctx, e.bed, e.path); err != nil && ctx.Err() == nil {
+			r.fail("%s, %s, after the last round: %v", e.Name(), wire, err)
+		}
+	}
 	return nil
+}
+
+// skip takes a system's measurements of some scenarios on one wire out of what is to come.
+func (r *runner) skip(left func(scenario) bool) {
+	for _, s := range r.scenarios {
+		if left(s) {
+			r.progress.pending[s.name] -= r.Rounds
+		}
+	}
+}
+
+func (r *runner) note(format string, args ...any) {
+	if n := fmt.Sprintf(format, args...); !slices.Contains(r.notes, n) {
+		r.notes = append(r.notes, n)
+	}
 }
 
 // place is where in a run a measurement stands.
@@ -172,8 +198,10 @@ func (r *runner) bringUp(ctx context.Context, s System, o BedOptions) (*entrant,
 }
 
 func (r *runner) measure(ctx context.Context, e *entrant, s scenario, at place) {
-	figures, err := s.run(ctx, measurement{bed: e.bed, path: e.path, wire: at.wire, time: r.Time})
-	r.done++
+	begin := time.Now()
+	figures, err := s.run(ctx, measurement{bed: e.bed, path: e.path, wire: at.wire, time: s.time,
+		congestionControl: r.CongestionControl})
+	r.progress.measured(s.name, time.Since(begin))
 	if ctx.Err() != nil {
 		return
 	}
@@ -186,29 +214,9 @@ func (r *runner) measure(ctx context.Context, e *entrant, s scenario, at place) 
 		r.results.add(series{e.Name(), at.wire, s.name, f.metric}, at.round, f.value)
 		shown = append(shown, number(f.value)+" "+unitOf(f.metric))
 	}
-	r.say("%d/%d  %s, %s, %s, round %d: %s", r.done, r.all, e.Name(), at.wire, s.name, at.round+1,
-		strings.Join(shown, ", "))
+	r.progress.say("%d/%d, %s left  %s, %s, %s, round %d: %s", r.progress.done, r.progress.all(),
+		about(r.progress.left(r.scenarios)), e.Name(), at.wire, s.name, at.round+1, strings.Join(shown, ", "))
 }
 
 // Describer is a System that can say which program it measures.
 type Describer interface{ Program() string }
-
-func (r *runner) machine() map[string]string {
-	m := map[string]string{"cpus": fmt.Sprint(runtime.NumCPU()), "go": runtime.Version(), "seconds": r.Time.String(),
-		"underlay MTU": fmt.Sprint(r.MTU)}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err == nil {
-		m["kernel"] = unix.ByteSliceToString(u.Release[:])
-	}
-	if cc, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control"); err == nil {
-		m["congestion control"] = strings.TrimSpace(string(cc))
-	}
-	var programs []string
-	for _, s := range r.Systems {
-		if d, ok := s.(Describer); ok {
-			programs = append(programs, s.Name()+" "+d.Program())
-		}
-	}
-	m["programs"] = strings.Join(programs, ", ")
-	return m
-}

@@ -3,8 +3,6 @@ package bench
 import (
 	"context"
 	"fmt"
-	"regexp"
-	"strconv"
 	"time"
 )
 
@@ -14,6 +12,7 @@ const (
 	metricReceived = "received_pps"
 	metricP50      = "p50_us"
 	metricP99      = "p99_us"
+	metricConns    = "conns_per_s"
 	metricCPU      = "cpu_s_per_gb"
 	metricRSS      = "rss_mib"
 )
@@ -21,7 +20,7 @@ const (
 func unitOf(metric string) string {
 	return map[string]string{
 		metricRate: "Gbit/s", metricReceived: "packets/s", metricP50: "µs", metricP99: "µs",
-		metricCPU: "s/GB", metricRSS: "MiB",
+		metricConns: "connections/s", metricCPU: "s/GB", metricRSS: "MiB",
 	}[metric]
 }
 
@@ -34,8 +33,14 @@ type figure struct {
 // A scenario measures a path.
 type scenario struct {
 	name string
+	time time.Duration // of traffic, when nothing else is said
 	run  func(ctx context.Context, m measurement) ([]figure, error)
+	// near says that it is about the pods of one node, which not every system has a part in.
+	near bool
 }
+
+// on says whether the scenario has a meaning for a system.
+func (s scenario) on(p *Path) bool { return !s.near || p.Neighbour != nil }
 
 // A measurement is what a scenario is given.
 type measurement struct {
@@ -43,15 +48,22 @@ type measurement struct {
 	path *Path
 	wire string
 	time time.Duration // of traffic
+
+	congestionControl string
 }
 
 // scenarios lists all of them in the order of a round.
 func scenarios() []scenario {
+	const short, long, search = 3 * time.Second, 4 * time.Second, 12 * time.Second
 	return []scenario{
-		tcp(1), tcp(4), tcp(16),
-		{"udp-1400", udp},
-		{"rtt-idle", rttIdle},
-		{"rtt-load", rttLoad},
+		tcp("tcp-1", 1, forward, long), tcp("tcp-4", 4, forward, long), tcp("tcp-16", 16, forward, long),
+		tcp("tcp-1-reverse", 1, reverse, short), tcp("tcp-4-reverse", 4, reverse, short),
+		tcp("tcp-16-reverse", 16, reverse, short),
+		tcp("tcp-1-bidir", 1, both, short), tcp("tcp-4-bidir", 4, both, long), tcp("tcp-16-bidir", 16, both, short),
+		{name: "udp-1400", time: short, run: udp1400},
+		{name: "rtt-idle", time: long, run: rttIdle},
+		{name: "rtt-load", time: long, run: rttLoad},
+		{name: "same-node", time: long, run: sameNode, near: true},
 	}
 }
 
@@ -64,79 +76,126 @@ func ScenarioNames() []string {
 	return names
 }
 
-func tcp(streams int) scenario {
-	return scenario{fmt.Sprintf("tcp-%d", streams), func(ctx context.Context, m measurement) ([]figure, error) {
-		r, moved, err := m.send(ctx, iperfRun{streams: streams, time: m.time})
+func tcp(name string, streams int, d direction, long time.Duration) scenario {
+	run := func(ctx context.Context, m measurement) ([]figure, error) {
+		r, moved, err := m.send(ctx, iperfRun{streams: streams, direction: d, time: m.time})
 		if err != nil {
 			return nil, err
 		}
-		figures := []figure{
-			{metricRate, r.bytes * 8 / r.seconds / 1e9},
-			{metricCPU, (moved.procSeconds + moved.irqSeconds + r.cpuSeconds) / (r.bytes / 1e9)},
-		}
-		if len(m.path.Procs) > 0 {
-			rss, err := residentMiB(m.path.Procs)
-			if err != nil {
-				return nil, err
-			}
-			figures = append(figures, figure{metricRSS, rss})
-		}
-		return figures, nil
-	}}
+		return m.tcpFigures(r, moved)
+	}
+	return scenario{name: name, time: long, run: run}
 }
 
-func udp(ctx context.Context, m measurement) ([]figure, error) {
-	// 1,400 bytes with the headers of IPv4 and UDP would not fit the pods' MTU of 1,420 bytes, and be fragmented.
-	r, _, err := m.send(ctx, iperfRun{streams: 1, udp: true, length: min(1400, m.bed.PodMTU()-28), time: m.time})
+// tcpFigures are the rate of what arrived, in both directions together, and what it took.
+func (m measurement) tcpFigures(r iperfResult, moved counters) ([]figure, error) {
+	figures := []figure{
+		{metricRate, r.bytes() * 8 / r.seconds / 1e9},
+		{metricCPU, (moved.procSeconds + moved.irqSeconds + r.cpuSeconds) / (r.bytes() / 1e9)},
+	}
+	if len(m.path.Procs) > 0 {
+		rss, err := residentMiB(m.path.Procs)
+		if err != nil {
+			return nil, err
+		}
+		figures = append(figures, figure{metricRSS, rss})
+	}
+	return figures, nil
+}
+
+// sameNode sends between two pods of the first node.
+func sameNode(ctx context.Context, m measurement) ([]figure, error) {
+	var r iperfResult
+	moved, err := m.watch(func() (err error) {
+		r, err = iperf(ctx, m.bed.Lab, iperfRun{from: m.path.Ends[0], to: *m.path.Neighbour, streams: 1, time: m.time,
+			congestionControl: m.congestionControl})
+		return err
+	})
+	if err == nil {
+		err = checkNear(m.bed, m.path, moved, r.bytes())
+	}
 	if err != nil {
 		return nil, err
 	}
-	return []figure{{metricReceived, r.packets / r.seconds}, {metricRate, r.bytes * 8 / r.seconds / 1e9}}, nil
+	return m.tcpFigures(r, moved)
 }
 
-// send runs iperf3 and checks that the traffic took the way it should.
-func (m measurement) send(ctx context.Context, r iperfRun) (iperfResult, counters, error) {
+// UDPPayload is how many bytes a datagram of udp-1400 carries behind the header of UDP: 1,400, unless the wire's MTU
+// leaves the pods less.
+func (b *Bed) UDPPayload() int {
+	const payload, headers = 1400, 28
+	return min(payload, b.PodMTU()-headers)
+}
+
+func udp1400(ctx context.Context, m measurement) ([]figure, error) {
+	r, _, err := m.send(ctx, iperfRun{streams: 1, udp: true, length: m.bed.UDPPayload(), time: m.time})
+	if err != nil {
+		return nil, err
+	}
+	return []figure{{metricReceived, r.packets / r.seconds}, {metricRate, r.bytes() * 8 / r.seconds / 1e9}}, nil
+}
+
+// watch returns what the counters moved while f ran.
+func (m measurement) watch(f func() error) (counters, error) {
 	before, err := readCounters(m.bed, m.path)
 	if err != nil {
-		return iperfResult{}, counters{}, err
+		return counters{}, err
 	}
-	result, err := iperf(ctx, m.bed.Lab, m.path, r)
-	if err != nil {
-		return result, counters{}, err
+	if err := f(); err != nil {
+		return counters{}, err
 	}
 	after, err := readCounters(m.bed, m.path)
-	if err != nil {
-		return result, counters{}, err
-	}
-	moved := after.minus(before)
-	return result, moved, checkCarried(m.bed, m.path, m.wire, moved, result.bytes)
+	return after.minus(before), err
 }
 
-// pingInterval is long enough for every queue and thread to have gone idle in between.
-const pingInterval = 10 * time.Millisecond
+// carry runs f, which returns what arrived, and checks that it took the way it should.
+func (m measurement) carry(f func() ([]delivery, error)) (counters, error) {
+	var arrived []delivery
+	moved, err := m.watch(func() (err error) {
+		arrived, err = f()
+		return err
+	})
+	if err != nil {
+		return moved, err
+	}
+	return moved, checkCarried(m.bed, m.path, m.wire, moved, arrived...)
+}
+
+// send runs iperf3 between the two ends of the path.
+func (m measurement) send(ctx context.Context, r iperfRun) (result iperfResult, moved counters, err error) {
+	r.from, r.to, r.congestionControl = m.path.Ends[0], m.path.Ends[1], m.congestionControl
+	moved, err = m.carry(func() (arrived []delivery, err error) {
+		result, err = iperf(ctx, m.bed.Lab, r)
+		if r.direction != reverse {
+			arrived = append(arrived, delivery{0, result.forward})
+		}
+		if r.direction != forward {
+			arrived = append(arrived, delivery{1, result.reverse})
+		}
+		return arrived, err
+	})
+	return result, moved, err
+}
 
 func rttIdle(ctx context.Context, m measurement) ([]figure, error) {
-	before, err := readCounters(m.bed, m.path)
+	var times []float64
+	_, err := m.carry(func() (_ []delivery, err error) {
+		count := int(m.time / pingInterval)
+		times, err = ping(ctx, m.path, pingRun{count: count, wanted: count})
+		const size = 84 // bytes of ping's packet, with its IPv4 header
+		return []delivery{{0, float64(count * size)}, {1, float64(count * size)}}, err
+	})
 	if err != nil {
 		return nil, err
 	}
-	count := int(m.time / pingInterval)
-	times, err := ping(ctx, m.path, pingRun{count: count, wanted: count})
-	if err != nil {
-		return nil, err
-	}
-	after, err := readCounters(m.bed, m.path)
-	if err != nil {
-		return nil, err
-	}
-	const size = 84 // bytes of ping's packet, with its IPv4 header
-	if err := checkCarried(m.bed, m.path, m.wire, after.minus(before), float64(count*size)); err != nil {
-		return nil, err
-	}
-	return []figure{{metricP50, Percentile(times, 50)}, {metricP99, Percentile(times, 99)}}, nil
+	return roundTrips(times), nil
 }
 
-// loadLead is how long the load of rttLoad has run before the first echo request, and runs on after the last.
+func roundTrips(times []float64) []figure {
+	return []figure{{metricP50, Percentile(times, 50)}, {metricP99, Percentile(times, 99)}}
+}
+
+// loadLead is how long the load of rttLoad has run before the first echo request, and runs on after the last at least.
 const loadLead = 300 * time.Millisecond
 
 // rttLoad pings beside four TCP streams at full speed. Echo requests that a full queue drops have no round trip.
@@ -155,33 +214,5 @@ func rttLoad(ctx context.Context, m measurement) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []figure{{metricP50, Percentile(times, 50)}, {metricP99, Percentile(times, 99)}}, nil
-}
-
-// pingRun says how many echo requests are sent, and how many have to be answered.
-type pingRun struct{ count, wanted int }
-
-// ping returns the round trips in microseconds from the first end to the second.
-func ping(ctx context.Context, p *Path, r pingRun) ([]float64, error) {
-	out, err := p.Ends[0].NS.Run(ctx, "ping", "-n", "-c", strconv.Itoa(r.count), "-W", "1",
-		"-i", strconv.FormatFloat(pingInterval.Seconds(), 'f', -1, 64), p.Ends[1].Addr.String())
-	if err != nil {
-		return nil, err
-	}
-	return parsePing(out, r)
-}
-
-func parsePing(out string, r pingRun) ([]float64, error) {
-	var times []float64
-	for _, m := range regexp.MustCompile(`time=([\d.]+) ms`).FindAllStringSubmatch(out, -1) {
-		ms, err := strconv.ParseFloat(m[1], 64)
-		if err != nil {
-			return nil, fmt.Errorf("round trip %q: %w", m[0], err)
-		}
-		times = append(times, ms*1000)
-	}
-	if len(times) == 0 || len(times) < r.wanted {
-		return nil, fmt.Errorf("ping: %d of %d echo requests were answered, %d were to be", len(times), r.count, r.wanted)
-	}
-	return times, nil
+	return roundTrips(times), nil
 }

@@ -24,9 +24,21 @@ type End struct {
 	Addr netip.Addr // IPv4
 }
 
+// A Hop is a device of a node and the direction in which packets cross it, as the node sees it.
+type Hop struct {
+	Device string
+	Sent   bool // else received
+}
+
 // A Path is a system that is up: two pods and what is between them.
 type Path struct {
 	Ends [2]End // on Bed.Nodes of the same index
+
+	// Neighbour is a second pod on the first node. It is nil for a system that has no part in what pods of one node say
+	// to each other.
+	Neighbour *End
+	// Near are the crossings of the first node's devices between Ends[0] and Neighbour.
+	Near []Hop
 
 	// Device is each node's device that all pod traffic between the nodes has to cross; empty when there is none, and
 	// the pods' packets cross the wire as they are.
@@ -40,6 +52,7 @@ type Options struct {
 	PeerDir     string // where other programs are built
 	Nebula      string // a nebula binary with nebula-cert beside it instead of the built one; may be empty
 	WireguardGo string // a wireguard-go binary instead of the built one; may be empty
+	Tincd       string // a tincd binary instead of the installed one; may be empty
 }
 
 // Systems lists all systems in the order of a round.
@@ -50,5 +63,6 @@ func Systems(o Options) []System {
 		warrenSystem{encapsulation: "vxlan"},
 		&wireguardGo{binary: o.WireguardGo, dir: o.PeerDir},
 		&nebula{binary: o.Nebula, dir: o.PeerDir},
+		&tinc{binary: o.Tincd},
 	}
 }

@@ -7,7 +7,7 @@ import (
 )
 
 // warrenSystem is Warren itself: the daemon on each node, pods attached by the plugin, everything at its default but
-// the encapsulation.
+// the encapsulation and the pods' MTU.
 type warrenSystem struct{ encapsulation string }
 
 // Name is the system's name in the report.
@@ -19,7 +19,7 @@ func (warrenSystem) Prepare(context.Context) error { return nil }
 // Up starts the daemons and adds the pods.
 func (w warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
 	for _, n := range b.Nodes {
-		n.Settings.Encapsulation = w.encapsulation
+		n.Settings.Encapsulation, n.Settings.MTU = w.encapsulation, b.PodMTU()
 	}
 	if err := b.Lab.WriteConfigs(); err != nil {
 		return nil, err
@@ -36,5 +36,11 @@ func (w warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
 		}
 		p.Ends[i] = End{NS: pod.NS, Addr: pod.V4}
 	}
+	near, err := b.Nodes[0].AddPod(ctx, "near", lab.PodOptions{})
+	if err != nil {
+		return nil, err
+	}
+	p.Neighbour = &End{NS: near.NS, Addr: near.V4}
+	p.Near = []Hop{{Device: p.Device, Sent: true}, {Device: p.Device}}
 	return p, nil
 }

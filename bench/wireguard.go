@@ -37,7 +37,7 @@ func (w *wireguardGo) Program() string { return w.program }
 // Prepare builds it.
 func (w *wireguardGo) Prepare(ctx context.Context) error {
 	if w.binary != "" {
-		w.program = "of " + w.binary
+		w.program = "given, " + sayVersion(ctx, w.binary, "--version")
 		return nil
 	}
 	version, bin, err := goProgram{

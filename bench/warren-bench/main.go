@@ -78,17 +78,20 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 		return f.String(name, byDefault, use+"; "+key)
 	}
 	all := bench.Systems(bench.Options{})
-	quick := f.Bool("quick", isSet(env("QUICK")), "tcp-1 and tcp-4 only, 3 s each: under 6 minutes; QUICK")
-	systems := text("systems", strings.Join(names(all), ","), "systems to measure")
+	quick := f.Bool("quick", isSet(env("QUICK")), "tcp-1 and tcp-4 only, 3 s each, without tinc: under 6 minutes; QUICK")
+	systems := text("systems", "", "systems to measure (default all of "+strings.Join(names(all), ",")+
+		", when quick all but tinc)")
 	wires := text("wires", strings.Join(bench.Wires(), ","), "wires to measure on")
 	scenarios := text("scenarios", "", "scenarios (default all of "+strings.Join(bench.ScenarioNames(), ",")+")")
 	rounds := text("rounds", "3", "rounds, at least 3 for figures that count")
-	duration := text("duration", "", "of each measurement (default 5s, 3s when quick)")
+	duration := text("duration", "", "of each measurement (default: each scenario's own, 3s when quick)")
+	cc := text("cc", "cubic", "congestion control of the pods' TCP")
 	mtu := text("mtu", strconv.Itoa(lab.DefaultMTU), "of the wire, bytes")
 	wireguardGo := text("wireguard-go", "", "a binary to measure instead of the built one")
+	tincd := text("tincd", "", "a binary to measure instead of the installed one")
 	nebula := text("nebula", "", "a binary to measure instead of the built one, with nebula-cert beside it")
 	bin := f.String("bin", "bin", "directory of warren and warren-cni")
-	f.StringVar(&o.out, "out", "bench/out", "directory of the report and of the peers that are built")
+	f.StringVar(&o.out, "out", "bench/out", "directory of the report")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -96,7 +99,13 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 		return o, fmt.Errorf("unexpected argument %q: see -help", f.Arg(0))
 	}
 	o.config = bench.Config{Wires: list(*wires), Scenarios: list(*scenarios), BinDir: *bin, Prefix: "bench",
-		Progress: os.Stdout}
+		Progress: os.Stdout, CongestionControl: *cc}
+	if *systems == "" {
+		*systems = strings.Join(names(all), ",")
+		if *quick {
+			*systems = strings.ReplaceAll(*systems, ",tinc", "")
+		}
+	}
 	if *scenarios == "" {
 		o.config.Scenarios = bench.ScenarioNames()
 	}
@@ -104,11 +113,11 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 		o.config.Scenarios = []string{"tcp-1", "tcp-4"}
 	}
 	if *duration == "" {
-		*duration = map[bool]string{true: "3s", false: "5s"}[*quick]
+		*duration = map[bool]string{true: "3s", false: "0s"}[*quick]
 	}
 	var errs [4]error
 	o.config.Systems, errs[0] = pick(*systems, bench.Systems(bench.Options{
-		PeerDir: filepath.Join(o.out, "peers"), Nebula: *nebula, WireguardGo: *wireguardGo,
+		PeerDir: filepath.Join(*bin, "peers"), Nebula: *nebula, WireguardGo: *wireguardGo, Tincd: *tincd,
 	}))
 	o.config.Rounds, errs[1] = strconv.Atoi(*rounds)
 	o.config.MTU, errs[2] = strconv.Atoi(*mtu)

@@ -19,20 +19,24 @@ func parsed(t *testing.T, env map[string]string, args ...string) options {
 
 func TestParse(t *testing.T) {
 	o := parsed(t, nil)
-	if len(o.config.Systems) < 5 || len(o.config.Wires) != 2 || len(o.config.Scenarios) < 5 || o.config.Rounds != 3 ||
-		o.config.Time != 5*time.Second || o.config.MTU != 1500 || o.out != "bench/out" {
+	if got := names(o.config.Systems); !slices.Contains(got, "tinc") || o.config.CongestionControl != "cubic" {
+		t.Errorf("without anything: systems %v, %s", got, o.config.CongestionControl)
+	}
+	if len(o.config.Systems) < 6 || len(o.config.Wires) != 2 || len(o.config.Scenarios) < 5 || o.config.Rounds != 3 ||
+		o.config.Time != 0 || o.config.MTU != 1500 || o.out != "bench/out" {
 		t.Errorf("without anything: %+v", o)
 	}
 	o = parsed(t, map[string]string{"QUICK": "1"})
-	if !slices.Equal(o.config.Scenarios, []string{"tcp-1", "tcp-4"}) || o.config.Time != 3*time.Second {
+	if !slices.Equal(o.config.Scenarios, []string{"tcp-1", "tcp-4"}) || o.config.Time != 3*time.Second ||
+		slices.Contains(names(o.config.Systems), "tinc") || len(o.config.Systems) < 5 {
 		t.Errorf("QUICK=1: %+v", o)
 	}
 	o = parsed(t, map[string]string{"QUICK": "0", "SYSTEMS": "nebula veth", "WIRES": "segmented", "ROUNDS": "7",
-		"SCENARIOS": "rtt-idle", "MTU": "9000"}, "-rounds", "5")
+		"SCENARIOS": "rtt-idle", "MTU": "9000", "CC": "bbr"}, "-rounds", "5")
 	if got := names(o.config.Systems); !slices.Equal(got, []string{"veth", "nebula"}) {
 		t.Errorf("systems %v", got)
 	}
-	if o.config.Rounds != 5 || o.config.MTU != 9000 || !slices.Equal(o.config.Wires, []string{"segmented"}) ||
+	if o.config.Rounds != 5 || o.config.MTU != 9000 || o.config.CongestionControl != "bbr" || !slices.Equal(o.config.Wires, []string{"segmented"}) ||
 		!slices.Equal(o.config.Scenarios, []string{"rtt-idle"}) {
 		t.Errorf("selection: %+v", o.config)
 	}
