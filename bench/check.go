@@ -78,7 +78,8 @@ func checkNear(b *Bed, p *Path, moved counters, payload float64) error {
 	}
 	wire := moved.devices[0][wireDevice]
 	if stray := max(wire.txBytes, wire.rxBytes); stray > uint64(payload*strayShare) {
-		return fmt.Errorf("self-check: %d bytes crossed the wire while a pod sent %.0f to one of its own node", stray, payload)
+		return fmt.Errorf("self-check: %d bytes crossed the wire while a pod sent %.0f to one of its own node",
+			stray, payload)
 	}
 	return nil
 }

@@ -36,7 +36,8 @@ func TestParse(t *testing.T) {
 	if got := names(o.config.Systems); !slices.Equal(got, []string{"veth", "nebula"}) {
 		t.Errorf("systems %v", got)
 	}
-	if o.config.Rounds != 5 || o.config.MTU != 9000 || o.config.CongestionControl != "bbr" || !slices.Equal(o.config.Wires, []string{"segmented"}) ||
+	if o.config.Rounds != 5 || o.config.MTU != 9000 || o.config.CongestionControl != "bbr" ||
+		!slices.Equal(o.config.Wires, []string{"segmented"}) ||
 		!slices.Equal(o.config.Scenarios, []string{"rtt-idle"}) {
 		t.Errorf("selection: %+v", o.config)
 	}
