@@ -17,6 +17,7 @@ GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
 FUZZTIME ?= 10s
 TESTTIME ?= 20m
 BENCH ?= .
+SOAK ?= 1h
 
 # What the demo, the tests and the bench execute, and the Debian package that holds it.
 TOOLS := ip:iproute2 bridge:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ethtool:ethtool tcpdump:tcpdump \
@@ -78,6 +79,11 @@ bench: TOOLS += $(if $(BENCH_TINC),tincd:tinc)
 bench: need-root deps build ## Warren beside other overlays, into bench/out: docs/benchmark.md; QUICK=1, SYSTEMS=, MTU=...
 	@$(BUILD) -o bin/warren-bench ./bench/warren-bench
 	@bin/warren-bench
+
+.PHONY: soak
+soak: need-root deps build ## Mixed load for SOAK (default 1h, at least 10s), watching what grows, breaks or is dropped
+	@$(BUILD) -o bin/warren-soak ./bench/soak/warren-soak
+	@bin/warren-soak -duration $(SOAK)
 
 .PHONY: bench-go
 bench-go: need-go ## Micro-benchmarks of the data path; BENCH=regexp chooses
