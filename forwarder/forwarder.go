@@ -60,18 +60,16 @@ const (
 // FromTUN decides on a superpacket that the kernel routed to the TUN: pod traffic, and the node's own to pods of
 // other nodes.
 func (s *Snapshot) FromTUN(i *packet.Info, m packet.Meta) Decision {
-	src := s.lookup(i.Src)
-	if src.kind != kindPod && src.kind != kindSelf {
+	if !s.isLocal(i.Src) {
 		// The kernel reports its groups from ::, which is nobody's mistake.
 		if i.Src.IsUnspecified() && i.Dst.IsMulticast() {
 			return Decision{Reason: Multicast}
 		}
 		return Decision{Reason: SourceNotLocal}
 	}
-	dst := s.lookup(i.Dst)
-	switch dst.kind {
+	switch dst := s.routes.lookup(i.Dst); dst.kind() {
 	case kindPeer:
-		return toPeer(s.Peers[dst.peer], i, m)
+		return toPeer(s.Peers[dst.peer()], i, m)
 	case kindPod, kindSelf:
 		return Decision{Verdict: Local}
 	case kindHole:
@@ -84,7 +82,7 @@ func (s *Snapshot) FromTUN(i *packet.Info, m packet.Meta) Decision {
 	if i.Version == 6 && i.Dst.IsLinkLocalUnicast() {
 		return Decision{Reason: LinkLocal}
 	}
-	if src.kind == kindSelf {
+	if s.routes.lookup(i.Src).kind() == kindSelf {
 		// The node's own traffic to the outside is not routed here, unless somebody's route is wrong; giving it back
 		// to the kernel would loop.
 		return Decision{Reason: NodeToOutside, Reject: packet.RejectNoRoute}
@@ -114,12 +112,10 @@ func toPeer(p *Peer, i *packet.Info, m packet.Meta) Decision {
 
 // FromWire decides on a superpacket that peer p sent and the encapsulation accepted.
 func (s *Snapshot) FromWire(p *Peer, i *packet.Info) Decision {
-	src := s.lookup(i.Src)
-	if src.kind != kindPeer || src.peer != p.Index {
+	if s.routes.lookup(i.Src) != newTarget(kindPeer, int(p.Index)) {
 		return Decision{Reason: SourceNotPeer, Peer: p}
 	}
-	dst := s.lookup(i.Dst)
-	if dst.kind != kindPod && dst.kind != kindSelf {
+	if !s.isLocal(i.Dst) {
 		return Decision{Reason: NotForThisNode, Peer: p}
 	}
 	d := Decision{Verdict: Local, Peer: p}

@@ -3,8 +3,9 @@ package forwarder
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
-	"github.com/gaissmai/bart"
+	"github.com/warren-net/warren/forwarder/packet"
 )
 
 // A Peer is another node as the data path sees it. It is immutable once it is part of a Snapshot; only the counters
@@ -45,12 +46,18 @@ type Snapshot struct {
 	Peers      []*Peer
 	Gateway4   netip.Addr // zero when the node has no IPv4 pod CIDR
 	Gateway6   netip.Addr
+	RouteCount int // of different prefixes, as many as Routes lists
 
-	routes bart.Fast[target]
-	byAddr map[netip.Addr]*Peer
+	routes  lpm
+	local4  span // of addresses that are this node's, so that most need no lookup
+	local6  span
+	byAddr  map[netip.Addr]*Peer
+	cluster []netip.Prefix // what Routes lists besides the peers'
+	pods    []netip.Prefix
+	self    []netip.Addr
 }
 
-var emptySnapshot Snapshot
+var emptySnapshot = Snapshot{routes: lpm{root4: nowhere, root6: nowhere}}
 
 var broadcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
@@ -65,14 +72,14 @@ const (
 	kindPeer                // a peer's pod or the peer itself
 )
 
-type target struct {
-	kind kind
-	peer int32
-}
-
-func (s *Snapshot) lookup(a netip.Addr) target {
-	t, _ := s.routes.Lookup(a)
-	return t
+// isLocal reports whether a is a pod of this node or the node itself.
+func (s *Snapshot) isLocal(a netip.Addr) bool {
+	hi, _ := packet.AddrWords(a)
+	if a.Is4() && s.local4.contains(hi) || !a.Is4() && s.local6.contains(hi) {
+		return true
+	}
+	k := s.routes.lookup(a).kind()
+	return k == kindPod || k == kindSelf
 }
 
 // Gateway is the source address of ICMP errors of this IP version; the zero Addr when the node has none.
@@ -95,32 +102,48 @@ type Route struct {
 
 // Routes lists the table, sorted by prefix.
 func (s *Snapshot) Routes() []Route {
-	var out []Route
-	for pfx, t := range s.routes.AllSorted() {
-		r := Route{Prefix: pfx}
-		switch t.kind {
-		case kindPod:
-			r.Kind = "pod"
-		case kindSelf:
-			r.Kind = "node"
-		case kindHole:
-			r.Kind = "unreachable"
-		case kindPeer:
-			r.Kind, r.Peer = "peer", s.Peers[t.peer].Name
+	out := make([]Route, 0, s.RouteCount)
+	// A prefix with several places here has one owner: a hole gives way, and others are the same one.
+	owned := make(map[netip.Prefix]bool, s.RouteCount)
+	add := func(r Route) {
+		if !owned[r.Prefix] {
+			owned[r.Prefix] = true
+			out = append(out, r)
 		}
-		out = append(out, r)
 	}
+	for _, c := range s.pods {
+		add(Route{Prefix: c, Kind: "pod"})
+	}
+	for _, a := range s.self {
+		add(Route{Prefix: host(a), Kind: "node"})
+	}
+	for _, p := range s.Peers {
+		for _, c := range p.PodCIDRs {
+			add(Route{Prefix: c, Kind: "peer", Peer: p.Name})
+		}
+		add(Route{Prefix: host(p.Endpoint.Addr()), Kind: "peer", Peer: p.Name})
+		for _, a := range p.NodeAddrs {
+			add(Route{Prefix: host(a), Kind: "peer", Peer: p.Name})
+		}
+	}
+	for _, c := range s.cluster {
+		add(Route{Prefix: c, Kind: "unreachable"})
+	}
+	slices.SortFunc(out, func(a, b Route) int { return a.Prefix.Compare(b.Prefix) })
 	return out
 }
 
 // Build makes a snapshot. It refuses what would make decisions ambiguous: two owners of one prefix or address, a peer
 // without an endpoint, addresses in IPv4-mapped form. The Peers of spec get their Index set and belong to the
-// snapshot from then on.
+// snapshot from then on, as do the slices.
 func Build(spec Spec) (*Snapshot, error) {
 	s := &Snapshot{
 		Generation: spec.Generation,
 		Peers:      spec.Peers,
 		byAddr:     make(map[netip.Addr]*Peer, len(spec.Peers)),
+		cluster:    spec.ClusterCIDRs,
+		pods:       spec.PodCIDRs,
+		self:       slices.Concat(spec.NodeAddrs, spec.Gateways),
 	}
 	for _, g := range spec.Gateways {
 		switch {
@@ -132,72 +155,116 @@ func Build(spec Spec) (*Snapshot, error) {
 			return nil, fmt.Errorf("gateway %v: want at most one IPv4 and one IPv6 address", g)
 		}
 	}
+	if len(spec.Peers) > maxTargets {
+		return nil, fmt.Errorf("%d peers: want at most %d", len(spec.Peers), maxTargets)
+	}
+	var b lpmBuilder
+	b.reserve(&spec)
 	for _, c := range spec.ClusterCIDRs {
-		if err := s.insert(c, target{kind: kindHole}); err != nil {
+		if err := b.add(c, newTarget(kindHole, 0)); err != nil {
 			return nil, fmt.Errorf("cluster CIDR: %w", err)
 		}
 	}
 	for _, c := range spec.PodCIDRs {
-		if err := s.insert(c, target{kind: kindPod}); err != nil {
+		if err := b.add(c, newTarget(kindPod, 0)); err != nil {
 			return nil, fmt.Errorf("own pod CIDR: %w", err)
 		}
 	}
+	for _, a := range s.self {
+		if err := b.add(host(a), newTarget(kindSelf, 0)); err != nil {
+			return nil, fmt.Errorf("own address: %w", err)
+		}
+	}
 	for n, p := range spec.Peers {
-		if err := s.addPeer(p, int32(n)); err != nil {
+		if err := s.addPeer(&b, p, n); err != nil {
 			return nil, fmt.Errorf("peer %s: %w", p.Name, err)
 		}
 	}
-	// Last, so that the node's own addresses win over any prefix that contains them.
-	for _, list := range [][]netip.Addr{spec.NodeAddrs, spec.Gateways} {
-		for _, a := range list {
-			if err := s.insert(host(a), target{kind: kindSelf}); err != nil {
-				return nil, fmt.Errorf("own address: %w", err)
-			}
-		}
+	if clash := b.unique(); clash != nil {
+		return nil, fmt.Errorf("prefix %v has two owners: %s and %s", clash.prefix, s.owner(clash.a), s.owner(clash.b))
+	}
+	s.RouteCount = len(b.v4) + len(b.v6)
+	s.local4, s.local6 = localSpan(b.v4), localSpan(b.v6)
+	var err error
+	if s.routes, err = b.build(); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
-func (s *Snapshot) addPeer(p *Peer, index int32) error {
+func (s *Snapshot) addPeer(b *lpmBuilder, p *Peer, index int) error {
 	if !p.Endpoint.IsValid() || p.Endpoint.Addr().Is4In6() || p.Endpoint.Port() == 0 {
 		return fmt.Errorf("underlay address %v: want an address and a port, not in IPv4-mapped form", p.Endpoint)
 	}
 	if p.Stats == nil {
 		return fmt.Errorf("no Stats")
 	}
-	p.Index = index
-	t := target{kind: kindPeer, peer: index}
+	p.Index = int32(index)
+	t := newTarget(kindPeer, index)
 	for _, c := range p.PodCIDRs {
-		if err := s.insert(c, t); err != nil {
+		if err := b.add(c, t); err != nil {
 			return fmt.Errorf("pod CIDR: %w", err)
 		}
 	}
-	for _, a := range append([]netip.Addr{p.Endpoint.Addr()}, p.NodeAddrs...) {
-		if other := s.byAddr[a]; other != nil && other != p {
-			return fmt.Errorf("address %v is already peer %s's", a, other.Name)
+	if err := s.addAddr(b, p, p.Endpoint.Addr()); err != nil {
+		return err
+	}
+	for _, a := range p.NodeAddrs {
+		if a == p.Endpoint.Addr() {
+			continue
 		}
-		s.byAddr[a] = p
-		if err := s.insert(host(a), t); err != nil {
+		if err := s.addAddr(b, p, a); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// insert adds a prefix; only a hole may be replaced (a cluster range may be exactly one node's CIDR).
-func (s *Snapshot) insert(c netip.Prefix, t target) error {
-	if !c.IsValid() || c != c.Masked() || c.Addr().Is4In6() {
-		return fmt.Errorf("prefix %v: want a masked prefix, not in IPv4-mapped form", c)
+func (s *Snapshot) addAddr(b *lpmBuilder, p *Peer, a netip.Addr) error {
+	if other := s.byAddr[a]; other != nil && other != p {
+		return fmt.Errorf("address %v is already peer %s's", a, other.Name)
 	}
-	var err error
-	s.routes.Modify(c, func(old target, exists bool) (target, bool) {
-		if exists && old.kind != kindHole && old != t {
-			err = fmt.Errorf("prefix %v has two owners", c)
-			return old, false
+	s.byAddr[a] = p
+	return b.add(host(a), newTarget(kindPeer, int(p.Index)))
+}
+
+// A span is a range of addresses by the first of their words, see packet.AddrWords. The zero span is empty.
+type span struct {
+	first, size uint64
+}
+
+func (s span) contains(hi uint64) bool { return hi-s.first < s.size }
+
+// localSpan is the first pod CIDR of this node in which nobody else has a part. The routes are unique and sorted.
+func localSpan(routes []prefixRoute) span {
+	for k, r := range routes {
+		if r.target.kind() != kindPod || r.bits > 64 {
+			continue
 		}
-		return t, false
-	})
-	return err
+		s := span{r.hi, 1 << (64 - r.bits)}
+		foreign := func(r prefixRoute) bool { return r.target.kind() != kindPod && r.target.kind() != kindSelf }
+		end := k
+		for end < len(routes) && s.contains(routes[end].hi) {
+			end++
+		}
+		if !slices.ContainsFunc(routes[k:end], foreign) {
+			return s
+		}
+	}
+	return span{}
+}
+
+// owner names a target for people.
+func (s *Snapshot) owner(t target) string {
+	switch t.kind() {
+	case kindPod:
+		return "this node's pods"
+	case kindSelf:
+		return "this node"
+	case kindPeer:
+		return "peer " + s.Peers[t.peer()].Name
+	}
+	return "nobody"
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -111,11 +111,11 @@ func TestLookupAgainstNaive(t *testing.T) {
 				}
 			}
 			got := "outside"
-			switch hit := s.lookup(a); hit.kind {
+			switch hit := s.routes.lookup(a); hit.kind() {
 			case kindHole:
 				got = "hole"
 			case kindPeer:
-				got = s.Peers[hit.peer].Name
+				got = s.Peers[hit.peer()].Name
 			}
 			if got != want {
 				t.Fatalf("%v belongs to %s, want %s", a, got, want)
@@ -210,42 +210,3 @@ func FuzzDecide(f *testing.F) {
 		}
 	})
 }
-
-func benchmarkDecide(b *testing.B, routes int) {
-	spec := testSpec()
-	perPeer := 256
-	n := 0
-	for k := 0; n < routes; k++ {
-		p := &Peer{Name: fmt.Sprint(k), MTU: 1450, Stats: NewPeerStats(1),
-			Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{100, byte(64 + k>>16), byte(k >> 8), byte(k)}), 4789)}
-		for range perPeer {
-			c := netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(11 + n>>16), byte(n >> 8), byte(n), 0}), 24)
-			p.PodCIDRs = append(p.PodCIDRs, c)
-			n++
-		}
-		spec.Peers = append(spec.Peers, p)
-	}
-	s, err := Build(spec)
-	if err != nil {
-		b.Fatal(err)
-	}
-	// Many destinations, so that the table and not one cache line is measured.
-	rnd := rand.New(rand.NewPCG(3, 4))
-	infos := make([]*packet.Info, 4096)
-	for k := range infos {
-		d := rnd.IntN(routes)
-		infos[k] = info("10.244.1.5", netip.AddrFrom4([4]byte{byte(11 + d>>16), byte(d >> 8), byte(d), 9}).String(), 1420)
-	}
-	b.ReportAllocs()
-	b.ResetTimer()
-	var d Decision
-	for k := range b.N {
-		d = s.FromTUN(infos[k&4095], packet.Meta{})
-	}
-	if d.Verdict != ToPeer {
-		b.Fatalf("%+v", d)
-	}
-}
-
-func BenchmarkDecide1k(b *testing.B) { benchmarkDecide(b, 1000) }
-func BenchmarkDecide1M(b *testing.B) { benchmarkDecide(b, 1_000_000) }

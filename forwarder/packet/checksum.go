@@ -51,12 +51,15 @@ func sumHeader(b []byte) uint16 {
 // section 8.1) of i's addresses and protocol and a transport length of l4len bytes, header included.
 func PseudoHeader(i *Info, l4len int) uint16 {
 	sum := uint32(i.Proto) + uint32(l4len)&0xffff + uint32(l4len)>>16
-	if i.Version == 4 {
-		src, dst := i.Src.As4(), i.Dst.As4()
-		return fold(sum + uint32(sumHeader(src[:])) + uint32(sumHeader(dst[:])))
-	}
-	src, dst := i.Src.As16(), i.Dst.As16()
-	return fold(sum + uint32(sumHeader(src[:])) + uint32(sumHeader(dst[:])))
+	srcHigh, srcLow := AddrWords(i.Src)
+	dstHigh, dstLow := AddrWords(i.Dst)
+	// Each is less than 2^18, so the sum fits.
+	return fold(sum + sum64(srcHigh) + sum64(srcLow) + sum64(dstHigh) + sum64(dstLow))
+}
+
+// sum64 is the sum of the four words of v.
+func sum64(v uint64) uint32 {
+	return uint32(v>>48) + uint32(v>>32&0xffff) + uint32(v>>16&0xffff) + uint32(v&0xffff)
 }
 
 // CompleteChecksum stores the final transport checksum of p, a lone packet whose m has NeedsChecksum set: the sum over
