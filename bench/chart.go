@@ -58,14 +58,28 @@ type chartKind struct {
 	group func(scenario, metric string) string
 }
 
-// only is the kind's group when the chart is about one metric: the scenario, whatever its name's prefix allows.
+// otherWays reports whether a scenario repeats another one in other directions. They have charts of their own, or there
+// would be more groups than fit.
+func otherWays(scenario string) bool {
+	return strings.HasSuffix(scenario, "-reverse") || strings.HasSuffix(scenario, "-bidir")
+}
+
+// only is the group function of a chart about one metric: the scenario, if its name begins so.
 func only(metric, prefix string) func(string, string) string {
 	return func(scenario, m string) string {
-		if m != metric || !strings.HasPrefix(scenario, prefix) {
+		if m != metric || !strings.HasPrefix(scenario, prefix) || otherWays(scenario) {
 			return ""
 		}
 		return scenario
 	}
+}
+
+// directions is the group function of a chart about the other directions.
+func directions(scenario, metric string) string {
+	if metric != metricRate || !otherWays(scenario) {
+		return ""
+	}
+	return scenario
 }
 
 func roundTrip(scenario, metric string) string {
@@ -75,49 +89,40 @@ func roundTrip(scenario, metric string) string {
 	return strings.TrimPrefix(scenario, "rtt-") + " " + strings.TrimSuffix(metric, "_us")
 }
 
+// rates is the group function of a chart about everything of which more is better.
+func rates(scenario, metric string) string {
+	switch {
+	case otherWays(scenario), metric == metricRate && strings.HasPrefix(scenario, "udp-"): // the datagrams, once more
+		return ""
+	case metric == metricRate, metric == metricReceived, metric == metricConns:
+		return scenario
+	}
+	return ""
+}
+
 func chartKinds() []chartKind {
+	const logarithmic = true
 	return []chartKind{
-		{name: "tcp", title: "TCP throughput", axis: "Gbit/s", group: only(metricRate, "tcp-")},
-		{name: "udp", title: "UDP datagrams received", axis: "packets/s", group: only(metricReceived, "udp-")},
-		{name: "flows", title: "Throughput of many flows", axis: "Gbit/s", group: only(metricRate, "flows-")},
-		{name: "same-node", title: "TCP throughput between pods of one node", axis: "Gbit/s",
-			group: only(metricRate, "same-node")},
-		{name: "connect", title: "New TCP connections", axis: "connections/s", group: only("conns_per_s", "")},
-		{name: "rtt", title: "Round trip, idle and under load", axis: "µs (logarithmic)", logarithmic: true,
-			group: roundTrip},
-		{name: "cpu", title: "CPU time per 10⁹ bytes", axis: "s/GB", group: only(metricCPU, "")},
-		{name: "memory", title: "Resident memory of the larger node", axis: "MiB", group: only(metricRSS, "")},
+		{"tcp", "TCP throughput", "Gbit/s", !logarithmic, only(metricRate, "tcp-")},
+		{"tcp-directions", "TCP throughput, other directions", "Gbit/s", !logarithmic, directions},
+		{"udp", "UDP datagrams received", "packets/s", !logarithmic, only(metricReceived, "udp-")},
+		{"flows", "Throughput of many flows", "Gbit/s", !logarithmic, only(metricRate, "flows-")},
+		{"same-node", "TCP throughput between pods of one node", "Gbit/s", !logarithmic, only(metricRate, "same-node")},
+		{"connect", "New TCP connections", "connections/s", !logarithmic, only(metricConns, "")},
+		{"rtt", "Round trip, idle and under load", "µs (logarithmic)", logarithmic, roundTrip},
+		{"cpu", "CPU time per 10⁹ bytes", "s/GB", !logarithmic, only(metricCPU, "")},
+		{"memory", "Resident memory of the larger node", "MiB", !logarithmic, only(metricRSS, "")},
 	}
 }
 
-// lessIsBetter tells the metrics that a good system has little of from those it has much of.
-func lessIsBetter(metric string) bool {
-	return slices.Contains([]string{metricP50, metricP99, metricCPU, metricRSS}, metric)
-}
-
-// ratioKinds are the two charts of each Warren system's ratios.
+// ratioKinds are the charts of each Warren system's ratios.
 func ratioKinds() []chartKind {
-	group := func(less bool) func(string, string) string {
-		return func(scenario, metric string) string {
-			// The same datagrams counted once more, and what depends on the scenario least of all.
-			if lessIsBetter(metric) != less || metric == metricRSS ||
-				metric == metricRate && strings.HasPrefix(scenario, "udp-") {
-				return ""
-			}
-			if metric == metricP50 || metric == metricP99 {
-				return scenario + " " + strings.TrimSuffix(metric, "_us")
-			}
-			if metric == metricCPU {
-				return scenario + " cpu"
-			}
-			return scenario
-		}
-	}
+	const logarithmic, axis = true, "ratio (logarithmic)"
 	return []chartKind{
-		{name: "ratio-rates", title: "rates over others', above 1 is better", axis: "ratio (logarithmic)",
-			logarithmic: true, group: group(false)},
-		{name: "ratio-costs", title: "costs over others', below 1 is better",
-			axis: "ratio (logarithmic)", logarithmic: true, group: group(true)},
+		{"ratio-rates", "rates over others', above 1 is better", axis, logarithmic, rates},
+		{"ratio-directions", "throughput over others' in other directions, above 1 is better", axis, logarithmic, directions},
+		{"ratio-rtt", "round trip over others', below 1 is better", axis, logarithmic, roundTrip},
+		{"ratio-cpu", "CPU time over others', below 1 is better", axis, logarithmic, only(metricCPU, "")},
 	}
 }
 

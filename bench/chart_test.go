@@ -33,7 +33,7 @@ func chartReport() *Report {
 						Metric: metric, Summary: s})
 				}
 			}
-			for _, scenario := range []string{"tcp-1", "tcp-4", "tcp-16"} {
+			for _, scenario := range []string{"tcp-1", "tcp-4", "tcp-16", "tcp-4-reverse"} {
 				add(scenario, metricRate, 1.5)
 				add(scenario, metricCPU, 0.8)
 			}
@@ -91,13 +91,18 @@ func TestCharts(t *testing.T) {
 		"chart-rtt-segmented.svg":                    {"idle p50", "idle p99", "load p50", "load p99", "20", "100", "1000"},
 		"chart-cpu-offload.svg":                      {"s/GB", "wireguard-go"},
 		"chart-ratio-rates-warren-vxlan-offload.svg": {"veth", "tcp-1", "udp-1400"},
-		"chart-ratio-costs-warren-vxlan-offload.svg": {"rtt-idle p50", "tcp-4 cpu"},
+		"chart-ratio-rtt-warren-vxlan-offload.svg":   {"idle p50", "load p99"},
+		"chart-ratio-cpu-warren-vxlan-offload.svg":   {"tcp-4", "wireguard-go"},
+		"chart-tcp-directions-offload.svg":           {"tcp-4-reverse"},
 	} {
 		for _, w := range want {
 			if !slices.Contains(said[name], w) {
 				t.Errorf("%s does not say %q, but %q", name, w, said[name])
 			}
 		}
+	}
+	if slices.Contains(said["chart-tcp-offload.svg"], "tcp-4-reverse") {
+		t.Error("the other directions are among the first one")
 	}
 	if slices.Contains(said["chart-cpu-offload.svg"], "veth") {
 		t.Error("a system without a figure is named")
