@@ -54,15 +54,18 @@ type measurement struct {
 
 // scenarios lists all of them in the order of a round.
 func scenarios() []scenario {
-	const short, long, search = 3 * time.Second, 4 * time.Second, 12 * time.Second
+	const short, long, search = 3 * time.Second, 4 * time.Second, 10 * time.Second
 	return []scenario{
 		tcp("tcp-1", 1, forward, long), tcp("tcp-4", 4, forward, long), tcp("tcp-16", 16, forward, long),
 		tcp("tcp-1-reverse", 1, reverse, short), tcp("tcp-4-reverse", 4, reverse, short),
 		tcp("tcp-16-reverse", 16, reverse, short),
 		tcp("tcp-1-bidir", 1, both, short), tcp("tcp-4-bidir", 4, both, long), tcp("tcp-16-bidir", 16, both, short),
 		{name: "udp-1400", time: short, run: udp1400},
+		{name: "udp-64", time: search, run: udp64},
 		{name: "rtt-idle", time: long, run: rttIdle},
 		{name: "rtt-load", time: long, run: rttLoad},
+		{name: "connect", time: short, run: connect},
+		{name: "flows-1000", time: long, run: manyFlows},
 		{name: "same-node", time: long, run: sameNode, near: true},
 	}
 }
@@ -123,8 +126,8 @@ func sameNode(ctx context.Context, m measurement) ([]figure, error) {
 // UDPPayload is how many bytes a datagram of udp-1400 carries behind the header of UDP: 1,400, unless the wire's MTU
 // leaves the pods less.
 func (b *Bed) UDPPayload() int {
-	const payload, headers = 1400, 28
-	return min(payload, b.PodMTU()-headers)
+	const payload = 1400
+	return min(payload, b.PodMTU()-udpHeaders)
 }
 
 func udp1400(ctx context.Context, m measurement) ([]figure, error) {

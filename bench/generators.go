@@ -1,0 +1,71 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/warren-net/warren/bench/load"
+)
+
+// The scenarios below use generators of the bench's own (package load): iperf3 does not do these.
+
+func (m measurement) route() load.Route {
+	near, far := m.path.Ends[0], m.path.Ends[1]
+	return load.Route{From: near.NS, To: far.NS, Addr: far.Addr, CongestionControl: m.congestionControl}
+}
+
+const (
+	smallDatagram = 64 // bytes of payload
+	udpHeaders    = 28 // bytes of IPv4 and UDP
+)
+
+// udp64 searches the highest rate that arrives; every probe of the search is checked.
+func udp64(ctx context.Context, m measurement) (_ []figure, err error) {
+	d, err := load.OpenDatagrams(m.route(), smallDatagram)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	probe := func(ctx context.Context, o load.Offer) (out load.Outcome, err error) {
+		_, err = m.carry(func() (_ []delivery, err error) {
+			out, err = d.Probe(ctx, o)
+			// Without the headers: datagrams that a device hands over as one superpacket have one header together.
+			return []delivery{{0, float64(out.Received * smallDatagram)}}, err
+		})
+		return out, err
+	}
+	out, err := load.HighestRate(ctx, probe, m.time)
+	return []figure{{metricReceived, out.Rate()}}, err
+}
+
+// connectClients is how many clients connect at once.
+const connectClients = 16
+
+// connect makes short connections.
+func connect(ctx context.Context, m measurement) ([]figure, error) {
+	var r load.ConnectResult
+	_, err := m.carry(func() (_ []delivery, err error) {
+		r, err = load.Connect(ctx, m.route(), load.ConnectOptions{Clients: connectClients, Time: m.time})
+		// Three packets each way at least, SYN, data and FIN, with headers of 40 bytes and more.
+		bytes := float64(r.Connections * 3 * 40)
+		return []delivery{{0, bytes}, {1, bytes}}, err
+	})
+	return []figure{{metricConns, float64(r.Connections) / r.Took.Seconds()}}, err
+}
+
+// manyFlows sends on a thousand connections at once.
+func manyFlows(ctx context.Context, m measurement) ([]figure, error) {
+	const flows, warm = 1000, 500 * time.Millisecond
+	var r load.FlowsResult
+	_, err := m.carry(func() (_ []delivery, err error) {
+		r, err = load.Flows(ctx, m.route(), load.FlowsOptions{Flows: flows, Warm: warm, Time: m.time})
+		return []delivery{{0, float64(r.All)}}, err
+	})
+	if err == nil && r.Moving < flows/2 {
+		err = fmt.Errorf("only %d of %d flows moved during the measurement: the rate is not that of %d", r.Moving, flows,
+			flows)
+	}
+	return []figure{{metricRate, float64(r.Bytes) * 8 / r.Took.Seconds() / 1e9}}, err
+}
