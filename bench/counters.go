@@ -18,13 +18,15 @@ func (a devStats) minus(b devStats) devStats {
 
 // counters are what a system's traffic and work move.
 type counters struct {
-	devices     [2]map[string]devStats // per node, by name
-	procSeconds float64                // CPU time of the system's processes
-	irqSeconds  float64                // CPU time of all interrupts, hard and soft, of the machine
+	devices [2]map[string]devStats // per node, by name
+	// busySeconds is the CPU time of the whole machine. A sum over processes and interrupts would count twice what the
+	// kernel forwards while a process sends, unless it accounts interrupt time exactly (CONFIG_IRQ_TIME_ACCOUNTING), and
+	// leave out its own threads.
+	busySeconds float64
 }
 
 func (a counters) minus(b counters) counters {
-	d := counters{procSeconds: a.procSeconds - b.procSeconds, irqSeconds: a.irqSeconds - b.irqSeconds}
+	d := counters{busySeconds: a.busySeconds - b.busySeconds}
 	for i := range a.devices {
 		d.devices[i] = make(map[string]devStats)
 		for name, stats := range a.devices[i] {
@@ -46,18 +48,11 @@ func readCounters(b *Bed, p *Path) (c counters, err error) {
 			}
 		}
 	}
-	for _, proc := range p.Procs {
-		seconds, err := processSeconds(proc)
-		if err != nil {
-			return c, err
-		}
-		c.procSeconds += seconds
-	}
 	stat, err := os.ReadFile("/proc/stat")
 	if err != nil {
-		return c, fmt.Errorf("CPU time of interrupts: %w", err)
+		return c, fmt.Errorf("CPU time of the machine: %w", err)
 	}
-	c.irqSeconds, err = parseIRQ(string(stat))
+	c.busySeconds, err = parseBusy(string(stat))
 	return c, err
 }
 
@@ -98,41 +93,20 @@ func parseDevices(text string) (map[string]devStats, error) {
 // ticksPerSecond is USER_HZ, which Linux fixes at 100 for user space on every architecture that Go runs on.
 const ticksPerSecond = 100
 
-// processSeconds is the CPU time that a process has used, user and system, all threads.
-func processSeconds(p *lab.Proc) (float64, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
-	if err != nil {
-		return 0, fmt.Errorf("%s is gone: %w; its log:\n%s", p.Name, err, p.LogTail())
-	}
-	return parseProcessSeconds(string(stat))
-}
-
-// parseProcessSeconds reads fields 14 and 15 of /proc/PID/stat. Field 2, a name in parentheses, may hold blanks.
-func parseProcessSeconds(stat string) (float64, error) {
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	const utime, stime = 14 - 3, 15 - 3
-	if len(fields) <= stime {
-		return 0, fmt.Errorf("/proc/PID/stat has an unknown form: %q", stat)
-	}
-	return ticks(fields[utime : stime+1])
-}
-
-// parseIRQ reads the columns irq and softirq of the first line of /proc/stat (proc(5)).
-func parseIRQ(stat string) (float64, error) {
+// parseBusy reads the first line of /proc/stat (proc(5)): all columns but those of idle time, of waiting for disks, and
+// of what other guests of the same host took.
+func parseBusy(stat string) (float64, error) {
 	line, _, _ := strings.Cut(stat, "\n")
 	fields := strings.Fields(line)
 	if len(fields) < 8 || fields[0] != "cpu" {
 		return 0, fmt.Errorf("/proc/stat begins with %q, want the line cpu with 7 columns or more", line)
 	}
-	return ticks(fields[6:8])
-}
-
-func ticks(fields []string) (float64, error) {
+	const user, nice, system, irq, softirq = 1, 2, 3, 6, 7
 	var sum uint64
-	for _, f := range fields {
-		n, err := strconv.ParseUint(f, 10, 64)
+	for _, column := range []int{user, nice, system, irq, softirq} {
+		n, err := strconv.ParseUint(fields[column], 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("a count of clock ticks: %w", err)
+			return 0, fmt.Errorf("clock ticks in /proc/stat: %w", err)
 		}
 		sum += n
 	}

@@ -38,11 +38,10 @@ const (
 
 // iperfResult is what is taken from iperf3's JSON output: what arrived.
 type iperfResult struct {
-	forward    float64 // bytes at the server
-	reverse    float64 // bytes at the client
-	packets    float64 // of UDP
-	seconds    float64
-	cpuSeconds float64 // of the client and the server
+	forward float64 // bytes at the server
+	reverse float64 // bytes at the client
+	packets float64 // of UDP
+	seconds float64
 }
 
 // iperfPort is where iperf3 listens when nothing else is said.
@@ -135,10 +134,6 @@ func parseIperf(out []byte, congestionControl string) (iperfResult, error) {
 			Reverse  sum    `json:"sum_received_bidir_reverse"`
 			Sender   string `json:"sender_tcp_congestion"`
 			Receiver string `json:"receiver_tcp_congestion"`
-			CPU      struct {
-				Host   float64 `json:"host_total"`
-				Remote float64 `json:"remote_total"`
-			} `json:"cpu_utilization_percent"`
 		} `json:"end"`
 	}
 	if err := json.Unmarshal(out, &j); err != nil {
@@ -166,6 +161,5 @@ func parseIperf(out []byte, congestionControl string) (iperfResult, error) {
 	if r.bytes() <= 0 || r.seconds <= 0 {
 		return r, fmt.Errorf("iperf3 says that nothing arrived: %.0f bytes in %g s", r.bytes(), r.seconds)
 	}
-	r.cpuSeconds = (j.End.CPU.Host + j.End.CPU.Remote) / 100 * r.seconds
 	return r, nil
 }

@@ -31,10 +31,10 @@ func TestParseIperf(t *testing.T) {
 		text string
 		want iperfResult
 	}{
-		"TCP":     {iperfTCP, iperfResult{forward: 2801008640, seconds: 1.25, cpuSeconds: 1}},
-		"reverse": {iperfReverse, iperfResult{reverse: 600, seconds: 2, cpuSeconds: 2}},
-		"both":    {iperfBidir, iperfResult{forward: 600, reverse: 400, seconds: 2, cpuSeconds: 2}},
-		"UDP":     {iperfUDP, iperfResult{forward: 1022000, packets: 730, seconds: 2, cpuSeconds: 0.04}},
+		"TCP":     {iperfTCP, iperfResult{forward: 2801008640, seconds: 1.25}},
+		"reverse": {iperfReverse, iperfResult{reverse: 600, seconds: 2}},
+		"both":    {iperfBidir, iperfResult{forward: 600, reverse: 400, seconds: 2}},
+		"UDP":     {iperfUDP, iperfResult{forward: 1022000, packets: 730, seconds: 2}},
 	} {
 		if got, err := parseIperf([]byte(c.text), "cubic"); err != nil || got != c.want {
 			t.Errorf("%s: %+v, %v, want %+v", name, got, err, c.want)
@@ -96,19 +96,12 @@ func TestParseDevices(t *testing.T) {
 	}
 }
 
-func TestParseTimes(t *testing.T) {
-	const stat = "42 (a (strange) name) S 1 42 42 0 -1 4194304 100 0 0 0 150 75 0 0 20 0 8 0 1000 1 1"
-	if s, err := parseProcessSeconds(stat); err != nil || s != 2.25 {
-		t.Errorf("CPU time %v, %v, want 2.25 s", s, err)
+func TestParseBusy(t *testing.T) {
+	if s, err := parseBusy("cpu  100 20 30 4000 500 60 140 8 0 0\ncpu0 1"); err != nil || s != 3.5 {
+		t.Errorf("busy for %v s, %v, want 3.5", s, err)
 	}
-	if s, err := parseIRQ("cpu  1 2 3 4 5 60 140 8 0 0\ncpu0 1"); err != nil || s != 2 {
-		t.Errorf("interrupt time %v, %v, want 2 s", s, err)
-	}
-	for _, bad := range []string{"", "42 (name) S 1"} {
-		if _, err := parseProcessSeconds(bad); err == nil {
-			t.Errorf("%q is taken for a process's statistics", bad)
-		}
-		if _, err := parseIRQ(bad); err == nil {
+	for _, bad := range []string{"", "cpu 1 2", "cpu 1 2 3 4 5 6 x 8", "42 (name) S 1 2 3 4 5 6"} {
+		if _, err := parseBusy(bad); err == nil {
 			t.Errorf("%q is taken for the machine's statistics", bad)
 		}
 	}

@@ -145,7 +145,7 @@ func (r *Report) ratioCells() [][]string {
 func (r *Report) WriteTable(out io.Writer) error {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	for _, table := range [][][]string{r.rowCells(), r.ratioCells()} {
+	for _, table := range [][][]string{r.rowCells(), r.ratioCells(), r.goalCells()} {
 		for _, line := range table {
 			fmt.Fprintln(w, strings.Join(line, "\t"))
 		}
@@ -154,6 +154,7 @@ func (r *Report) WriteTable(out io.Writer) error {
 		}
 		fmt.Fprintln(&b)
 	}
+	fmt.Fprintln(&b, r.goalsSummary())
 	for _, n := range r.Notes {
 		fmt.Fprintf(&b, "%s\n", n)
 	}
@@ -168,8 +169,8 @@ func (r *Report) WriteTable(out io.Writer) error {
 func (r *Report) Markdown() []byte {
 	var b bytes.Buffer
 	b.WriteString("# Warren bench\n\nMedian, minimum and maximum over the rounds; ratios are formed round by round.\n" +
-		"`cpu_s_per_gb` counts the system's processes, both ends of iperf3, and all interrupt time of the machine (the\n" +
-		"kernel's own forwarding), per 10^9 bytes that arrived; `rss_mib` is the larger of the two nodes' processes.\n")
+		"`cpu_s_per_gb` is the CPU time of the whole machine, iperf3 and the kernel's forwarding included, per 10^9 bytes\n" +
+		"that arrived; `rss_mib` is the larger of the two nodes' processes.\n")
 	for _, key := range machineKeys() {
 		if v := r.Machine[key]; v != "" {
 			fmt.Fprintf(&b, "\n- %s: %s", key, v)
@@ -179,8 +180,9 @@ func (r *Report) Markdown() []byte {
 	for _, n := range r.Notes {
 		fmt.Fprintf(&b, "\n%s.\n", n)
 	}
-	for i, table := range [][][]string{r.rowCells(), r.ratioCells()} {
-		fmt.Fprintf(&b, "\n## %s\n\n", []string{"Figures", "Ratios"}[i])
+	fmt.Fprintf(&b, "\n%s.\n", r.goalsSummary())
+	for i, table := range [][][]string{r.goalCells(), r.rowCells(), r.ratioCells()} {
+		fmt.Fprintf(&b, "\n## %s\n\n", []string{"Goals", "Figures", "Ratios"}[i])
 		for j, line := range table {
 			fmt.Fprintf(&b, "| %s |\n", strings.Join(line, " | "))
 			if j == 0 {

@@ -94,7 +94,7 @@ func tcp(name string, streams int, d direction, long time.Duration) scenario {
 func (m measurement) tcpFigures(r iperfResult, moved counters) ([]figure, error) {
 	figures := []figure{
 		{metricRate, r.bytes() * 8 / r.seconds / 1e9},
-		{metricCPU, (moved.procSeconds + moved.irqSeconds + r.cpuSeconds) / (r.bytes() / 1e9)},
+		{metricCPU, moved.busySeconds / (r.bytes() / 1e9)},
 	}
 	if len(m.path.Procs) > 0 {
 		rss, err := residentMiB(m.path.Procs)
