@@ -66,7 +66,7 @@ func (r *run) judge(before, after *allFigures) *Result {
 		}
 		for reason, count := range drops {
 			if count > 0 {
-				res.drops = append(res.drops, drop{n.Name, reason, count, mayDrop(node, reason)})
+				res.drops = append(res.drops, drop{n.Name, reason, count, mayDrop(node, reason, count, r.trouble.kills)})
 			}
 		}
 	}
@@ -85,18 +85,21 @@ func (r *run) judge(before, after *allFigures) *Result {
 	return res
 }
 
-// mayDrop says why a node may drop for a reason under this load; empty: it may not.
-func mayDrop(node int, reason string) string {
-	switch reason {
-	case "multicast":
+// mayDrop says why a node may drop so many packets for a reason under this load with so many kills; empty: it may not.
+func mayDrop(node int, reason string, count uint64, kills int) string {
+	switch {
+	case reason == "multicast":
 		return "the kernel tells its groups"
-	case "queue-full", "socket-full":
-		if node == killed {
-			return "sent while the daemon was down"
-		}
+	case node == killed && (reason == "queue-full" || reason == "socket-full"):
+		return "sent while the daemon was down"
+	case node != killed && reason == "send-failed" && count <= uint64(kills)*refusalsPerKill:
+		// Without a daemon the host answers with ICMP errors, which the next sends return, each in place of sending.
+		return "the killed node's host refused"
 	}
 	return ""
 }
+
+const refusalsPerKill = 3
 
 // judgeMeasure compares the medians of the second and of the last quarter.
 func judgeMeasure(m measure, samples []sample, d time.Duration) growth {

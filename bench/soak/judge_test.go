@@ -63,13 +63,24 @@ func TestJudgeIdle(t *testing.T) {
 }
 
 func TestMayDrop(t *testing.T) {
-	for reason, allowed := range map[string][members]bool{
-		"multicast": {true, true, true}, "queue-full": {false, false, true}, "socket-full": {false, false, true},
-		"spoofed": {}, "no-route": {}, "unknown-peer": {}, "malformed": {}, "send-failed": {},
+	const kills = 2
+	for _, c := range []struct {
+		reason  string
+		count   uint64
+		allowed [members]bool
+	}{
+		{"multicast", 100, [members]bool{true, true, true}},
+		{"queue-full", 100, [members]bool{killed: true}},
+		{"socket-full", 100, [members]bool{killed: true}},
+		{"send-failed", kills * refusalsPerKill, [members]bool{first: true, second: true}},
+		{"send-failed", kills*refusalsPerKill + 1, [members]bool{}},
+		{"spoofed", 1, [members]bool{}},
+		{"no-route", 1, [members]bool{}},
+		{"unknown-peer", 1, [members]bool{}},
 	} {
 		for node := range members {
-			if got := mayDrop(node, reason) != ""; got != allowed[node] {
-				t.Errorf("node %d, %s: allowed is %v", node, reason, got)
+			if got := mayDrop(node, c.reason, c.count, kills) != ""; got != c.allowed[node] {
+				t.Errorf("node %d, %d for %s: allowed is %v", node, c.count, c.reason, got)
 			}
 		}
 	}
