@@ -144,10 +144,14 @@ func (g Goal) cells() []string {
 		number(g.OfMedians), yesNo(g.Met()), yesNo(g.AimMet()))
 }
 
-func (r *Report) goalCells() [][]string {
+func (r *Report) measuredGoals() []Goal {
+	return slices.DeleteFunc(r.Goals(), func(g Goal) bool { return !g.Measured })
+}
+
+func goalCells(goals []Goal) [][]string {
 	cells := [][]string{{"goal of " + goalSystem, "over", "wire", "scenario", "metric", "must reach", "aim",
 		"ratio by rounds (min-max)", "ratio of medians", "reached", "aim reached"}}
-	for _, g := range r.Goals() {
+	for _, g := range goals {
 		cells = append(cells, g.cells())
 	}
 	return cells

@@ -145,7 +145,7 @@ func (r *Report) ratioCells() [][]string {
 func (r *Report) WriteTable(out io.Writer) error {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	for _, table := range [][][]string{r.rowCells(), r.ratioCells(), r.goalCells()} {
+	for _, table := range [][][]string{r.rowCells(), r.ratioCells(), goalCells(r.measuredGoals())} {
 		for _, line := range table {
 			fmt.Fprintln(w, strings.Join(line, "\t"))
 		}
@@ -181,7 +181,7 @@ func (r *Report) Markdown() []byte {
 		fmt.Fprintf(&b, "\n%s.\n", n)
 	}
 	fmt.Fprintf(&b, "\n%s.\n", r.goalsSummary())
-	for i, table := range [][][]string{r.goalCells(), r.rowCells(), r.ratioCells()} {
+	for i, table := range [][][]string{goalCells(r.Goals()), r.rowCells(), r.ratioCells()} {
 		fmt.Fprintf(&b, "\n## %s\n\n", []string{"Goals", "Figures", "Ratios"}[i])
 		for j, line := range table {
 			fmt.Fprintf(&b, "| %s |\n", strings.Join(line, " | "))

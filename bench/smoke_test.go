@@ -19,7 +19,8 @@ const testPrefix = "benchtest"
 // TestSmoke measures for a moment, through everything that a long run uses.
 func TestSmoke(t *testing.T) {
 	c := smokeConfig(t)
-	c.Wires, c.Scenarios = Wires(), []string{"tcp-1", "udp-1400", "rtt-idle", "rtt-load"}
+	c.Wires, c.Scenarios = Wires(), []string{"tcp-1", "tcp-4-bidir", "udp-1400", "udp-64", "connect", "flows-1000",
+		"same-node"}
 	c.Systems = []System{vethSystem{}, warrenSystem{encapsulation: "vxlan"}}
 	report, err := Run(t.Context(), c)
 	if err != nil {
@@ -112,4 +113,36 @@ func TestInterrupted(t *testing.T) {
 		t.Errorf("interrupted after 3 s, ended after %v with error %v", time.Since(begin), err)
 	}
 	wantNothingLeft(t)
+}
+
+// TestEveryScenarioChecks holds that no kind of scenario gives figures of traffic that takes another way than the
+// system's: here there is no tunnel at all, while the path claims one.
+func TestEveryScenarioChecks(t *testing.T) {
+	lab.NeedRoot(t)
+	b, err := NewBed(t.Context(), BedOptions{Prefix: testPrefix, Wire: WireOffload})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	p, err := vethSystem{}.Up(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Device, p.Near = "lo", []Hop{{Device: "lo"}}
+	m := measurement{bed: b, path: p, wire: WireOffload, time: 200 * time.Millisecond, congestionControl: "cubic"}
+	// One of each kind.
+	kinds := []string{"tcp-1", "tcp-1-reverse", "tcp-4-bidir", "udp-1400", "udp-64", "rtt-idle", "rtt-load", "connect",
+		"flows-1000", "same-node"}
+	for _, s := range scenarios() {
+		if !slices.Contains(kinds, s.name) {
+			continue
+		}
+		kinds = slices.DeleteFunc(kinds, func(k string) bool { return k == s.name })
+		if figures, err := s.run(t.Context(), m); err == nil || !strings.Contains(err.Error(), "took another way") {
+			t.Errorf("%s: figures %v, error %v, want none and a failed self-check", s.name, figures, err)
+		}
+	}
+	if len(kinds) > 0 {
+		t.Errorf("no scenario %v", kinds)
+	}
 }
