@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/node/api"
 )
 
 // wireBytes is what a bulk transfer sends: enough for superpackets of full size, few enough for tshark to read.
@@ -49,6 +50,9 @@ func TestWire(t *testing.T) {
 				c.talk(between(pods[pair[1]], pods[pair[0]], f)))
 		}
 	}
+	for _, n := range nodes {
+		c.sentAs(n, n == auto4 || n == auto6)
+	}
 	time.Sleep(quiet)
 	seen := map[flow]*carried{}
 	for _, d := range dumps {
@@ -73,6 +77,24 @@ func TestWire(t *testing.T) {
 	}
 	for _, k := range talks {
 		k.check(t, seen)
+	}
+}
+
+// sentAs wants a node to have left the cutting to the kernel or not: both are to be on the wire.
+func (c *cluster) sentAs(n *lab.Node, cut bool) {
+	c.t.Helper()
+	status := ask[api.Status](c, n, "status")
+	var segments, calls uint64
+	for _, w := range status.Workers {
+		segments, calls = segments+w.TxSegments, calls+w.TxCalls
+	}
+	for _, o := range status.Offloads {
+		if o.Name == "udp-gso" && o.Enabled != cut {
+			c.t.Errorf("node %s: %s is in use: %v, want %v (%s)", n.Name, o.Name, o.Enabled, cut, o.Reason)
+		}
+	}
+	if cut && calls > segments/2 {
+		c.t.Errorf("node %s sent %d datagrams by %d calls: nothing was left to the kernel to cut", n.Name, segments, calls)
 	}
 }
 
