@@ -170,7 +170,7 @@ func (r *Report) goalsSummary() string {
 			missed++
 		}
 	}
-	parts := []string{fmt.Sprintf("%d goals reached, %d missed", met, missed)}
+	parts := []string{fmt.Sprintf("Goals: %d reached, %d missed", met, missed)}
 	if open > 0 {
 		parts = append(parts, fmt.Sprintf("%d not measured", open))
 	}

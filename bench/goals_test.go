@@ -92,7 +92,7 @@ func TestGoalsInTheReport(t *testing.T) {
 	report := &Report{Rows: r.rows(), Ratios: r.ratios()}
 	const want = "| TCP | nebula | offload | tcp-1 | gbit_per_s | 2.5 | 4 | 3 (2-4) | 3 | yes | no |"
 	if m := string(report.Markdown()); !strings.Contains(m, want) || !strings.Contains(m, "| not measured |") ||
-		!strings.Contains(m, "1 goals reached, 0 missed, ") {
+		!strings.Contains(m, "Goals: 1 reached, 0 missed, ") {
 		t.Errorf("report.md lacks %q, or what was not measured:\n%s", want, m)
 	}
 	var table strings.Builder

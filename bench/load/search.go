@@ -99,26 +99,27 @@ func (s *search) offer(ctx context.Context, rate float64, probes int) (Outcome, 
 	return s.probe(ctx, Offer{Rate: rate, Time: s.time * time.Duration(probes)})
 }
 
-// try finds out whether a rate holds.
+// try finds out whether a rate holds. A sender that stays behind it twice has reached its own limit, which is the end of
+// the search; once may be a moment's.
 func (s *search) try(ctx context.Context, rate float64) error {
+	behind := 0
 	for range 2 {
 		out, err := s.offer(ctx, rate, 1)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if holds(out) {
-			if out.Offered() < rate*saturated {
-				s.ceiling = true
-				rate = out.Offered()
-			}
+		case holds(out) && out.Offered() >= rate*saturated:
 			s.holds = max(s.holds, rate)
-			if s.ceiling {
-				s.fails = s.holds
-			}
 			return nil
+		case holds(out):
+			s.holds = max(s.holds, out.Offered())
+			behind++
 		}
 	}
 	s.fails = min(s.fails, rate)
+	if behind == 2 {
+		s.ceiling, s.fails = true, s.holds
+	}
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 type link struct {
 	capacity float64 // datagrams per second
 	sender   float64 // what the sender can offer; 0: without a limit
+	paced    float64 // the same for a sender that keeps to a rate
 	collapse float64 // what each datagram beyond the capacity costs in received ones, as overload does to many systems
 	floor    float64 // share that is lost at any rate
 	jitter   float64 // of the capacity, from probe to probe
@@ -33,6 +34,9 @@ func (l *link) probe(_ context.Context, o Offer) (Outcome, error) {
 	}
 	if l.sender > 0 {
 		offered = min(offered, l.sender)
+	}
+	if l.paced > 0 && o.Rate > 0 {
+		offered = min(offered, l.paced)
 	}
 	capacity := l.capacity * (1 + l.jitter*(2*l.rng.Float64()-1))
 	received := offered * (1 - l.floor)
@@ -58,6 +62,7 @@ func TestHighestRate(t *testing.T) {
 		"slow":                       {link{capacity: 800}, 0.94, 1.01},
 		"fast":                       {link{capacity: 900_000}, 0.95, 1.01},
 		"sender is the limit":        {link{capacity: 200_000, sender: 150_000}, 0.74, 0.76},
+		"paced sender is the limit":  {link{capacity: 200_000, paced: 150_000}, 0.74, 0.76},
 		"collapses under overload":   {link{capacity: 100_000, collapse: 0.1}, 0.93, 1.01},
 		"collapses altogether":       {link{capacity: 60_000, collapse: 5}, 0.85, 1.01},
 		"trembles":                   {link{capacity: 100_000, jitter: 0.05}, 0.85, 1.06},
