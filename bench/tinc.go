@@ -50,7 +50,8 @@ func (s *tinc) Prepare(ctx context.Context) error {
 		return fmt.Errorf("%s --version: %w", s.binary, err)
 	}
 	first, _, _ := strings.Cut(string(out), "\n")
-	s.program = strings.TrimPrefix(first, "tinc version ") + " (UDP, mode router, aes-256-cbc with sha256: its defaults)"
+	s.program = strings.TrimPrefix(first, "tinc version ") +
+		fmt.Sprintf(" (UDP, mode router, aes-256-cbc with sha256, its defaults; pods' MTU at most %d)", tincMTU)
 	return nil
 }
 
