@@ -1,9 +1,6 @@
 package packet
 
-import (
-	"bytes"
-	"encoding/binary"
-)
+import "encoding/binary"
 
 // maxOpen is the number of runs that can grow at the same time. With more flows than that in one batch they take turns,
 // which costs joins and never order.
@@ -65,6 +62,10 @@ type Coalescer struct {
 	open  [maxOpen]openRun
 	opens int // open[:opens] are in use
 	evict int // the next one to give up when all are in use
+
+	// latest is 1 more than the slot of the run that the last packet is part of, whose headers info still tells; 0 when
+	// that run is closed.
+	latest int
 }
 
 // piece is an element of a run's list of pieces.
@@ -105,7 +106,7 @@ func (c *Coalescer) Reset() {
 	clear(c.pieces)
 	clear(c.out)
 	c.runs, c.pieces, c.out = c.runs[:0], c.pieces[:0], c.out[:0]
-	c.opens = 0
+	c.opens, c.latest = 0, 0
 }
 
 // Len is the number of runs.
@@ -119,6 +120,10 @@ func (c *Coalescer) Run(k int) *Run { return &c.runs[k] }
 // refuses is not kept; the error is Parse's.
 func (c *Coalescer) Add(p []byte, tag int32) Error {
 	i := &c.info
+	if c.latest > 0 && c.addNext(p, tag) {
+		return OK
+	}
+	c.latest = 0
 	if err := Parse(p, i); err != OK {
 		return err
 	}
@@ -143,6 +148,7 @@ func (c *Coalescer) Add(p []byte, tag int32) Error {
 // segments are to have size bytes of payload each. It becomes a run of its own. Anything else is taken as Add takes it.
 func (c *Coalescer) AddUncut(p []byte, tag int32, size int) Error {
 	i := &c.info
+	c.latest = 0
 	if err := Parse(p, i); err != OK {
 		return err
 	}
@@ -216,6 +222,7 @@ func (c *Coalescer) find(i *Info, tag int32) int {
 func (c *Coalescer) close(slot int) {
 	c.opens--
 	c.open[slot] = c.open[c.opens]
+	c.latest = 0
 }
 
 // closeBetween closes the runs between i's addresses.
@@ -226,46 +233,6 @@ func (c *Coalescer) closeBetween(i *Info, tag int32) {
 			c.close(slot)
 		}
 	}
-}
-
-// follows reports whether p, which mayJoin, goes on where r ends, apart from its checksums.
-func (c *Coalescer) follows(r *Run, p []byte, i *Info) bool {
-	payload, most := int(i.Len)-i.HeaderLen(), c.opts.MaxSegments
-	if i.Proto == protoUDP {
-		most = c.opts.MaxDatagrams
-	}
-	if payload > int(r.size) || r.Bytes+payload > c.opts.MaxBytes || r.Segments >= most ||
-		r.Info.L4 != i.L4 || r.Info.L4Len != i.L4Len {
-		return false
-	}
-	first := c.pieces[r.head].b
-	if i.Version == 4 {
-		// Version, IHL and TOS; DF and offset; TTL.
-		if [2]byte(p) != [2]byte(first) || [3]byte(p[6:]) != [3]byte(first[6:]) {
-			return false
-		}
-		step := binary.BigEndian.Uint16(p[4:]) - r.id
-		if r.Segments == 1 {
-			r.idStep = step
-			if step != 1 && !(step == 0 && i.Is(DontFragment)) {
-				return false
-			}
-		}
-		if step != r.idStep {
-			return false
-		}
-	} else if [4]byte(p) != [4]byte(first) || p[7] != first[7] { // version, class and flow label; hop limit
-		return false
-	}
-	if i.Proto != protoTCP {
-		return true
-	}
-	a, b := first[i.L4:i.HeaderLen()], p[i.L4:i.HeaderLen()]
-	return binary.BigEndian.Uint32(b[4:]) == r.seq &&
-		[4]byte(a[8:]) == [4]byte(b[8:]) && // acknowledgement
-		(a[13]^b[13])&^(tcpPSH|tcpFIN) == 0 &&
-		[2]byte(a[14:]) == [2]byte(b[14:]) && // window
-		bytes.Equal(a[18:], b[18:]) // urgent pointer and options
 }
 
 // verify reports whether p's checksums are right, and what cutting gives back: a sum of 0 is written as 0xFFFF by UDP
@@ -302,6 +269,7 @@ func (c *Coalescer) join(r *Run, slot int, p []byte, i *Info) {
 	r.Info.TCPFlags |= i.TCPFlags
 	r.seq += uint32(len(payload))
 	r.id += r.idStep
+	c.latest = slot + 1
 	if len(payload) < int(r.size) || i.TCPFlags&(tcpPSH|tcpFIN) != 0 {
 		c.close(slot)
 	}
@@ -329,6 +297,7 @@ func (c *Coalescer) start(p []byte, i *Info, tag int32, grows bool) {
 		c.opens++
 	}
 	c.open[slot] = openRun{flowKey(i, tag), int32(len(c.runs) - 1)}
+	c.latest = slot + 1
 }
 
 // Finish makes the k-th run ready to be written, k < Len: it returns its offload metadata, zero for a lone packet, and
