@@ -99,8 +99,8 @@ func (s *search) offer(ctx context.Context, rate float64, probes int) (Outcome, 
 	return s.probe(ctx, Offer{Rate: rate, Time: s.time * time.Duration(probes)})
 }
 
-// try finds out whether a rate holds. A sender that stays behind it twice has reached its own limit, which is the end of
-// the search; once may be a moment's.
+// try finds out whether a rate holds. A sender that stays behind it twice has reached its own limit, which is the end
+// of the search; once may be a moment's.
 func (s *search) try(ctx context.Context, rate float64) error {
 	behind := 0
 	for range 2 {
