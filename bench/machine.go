@@ -50,7 +50,7 @@ func (r *runner) machine() map[string]string {
 			programs = append(programs, s.Name()+" "+d.Program())
 		}
 	}
-	m["seconds"], m["programs"] = strings.Join(times, ", "), strings.Join(programs, ", ")
+	m["seconds"], m["programs"] = strings.Join(times, ", "), strings.Join(programs, "; ")
 	return m
 }
 
