@@ -17,6 +17,7 @@ GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
 FUZZTIME ?= 10s
 TESTTIME ?= 20m
 BENCH ?= .
+COUNT ?= 1
 SOAK ?= 1h
 
 # What the demo, the tests and the bench execute, and the Debian package that holds it.
@@ -86,8 +87,12 @@ soak: need-root deps build ## Mixed load for SOAK (default 1h, at least 10s), wa
 	@bin/warren-soak -duration $(SOAK)
 
 .PHONY: bench-go
-bench-go: need-go ## Micro-benchmarks of the data path; BENCH=regexp chooses
-	$(GO) test -buildvcs=false -run '^$$' -bench '$(BENCH)' -benchmem ./forwarder/...
+bench-go: need-go ## Micro-benchmarks of the data path on one core, routes replaced on two; BENCH=regexp, COUNT=runs
+	$(GO) test -buildvcs=false -run '^$$' -bench '$(BENCH)' -skip Replace -cpu 1 -count $(COUNT) -benchmem \
+		-benchtime 200ms ./forwarder/...
+	$(GO) test -buildvcs=false -run '^$$' -bench '$(BENCH)' -skip Decide -cpu 2 -count $(COUNT) -benchmem \
+		-benchtime 200ms ./forwarder
+	$(GO) test -buildvcs=false -run BytesPerRoute -v ./forwarder | grep 'bytes per route'
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -23,6 +23,10 @@ func (c *Coalescer) addNext(p []byte, tag int32) bool {
 	if n <= i.HeaderLen() || n > min(len(p), MaxPacket) {
 		return false
 	}
+	// What most often tells another flow, so that packets of many flows lose little here.
+	if binary.BigEndian.Uint32(p[i.L4:]) != uint32(i.SrcPort)<<16|uint32(i.DstPort) {
+		return false
+	}
 	p = p[:n:n]
 	i.Len = uint16(n)
 	if i.Proto == protoTCP {
@@ -48,8 +52,8 @@ const (
 // differ is the bits in which 8 bytes of a and b differ.
 func differ(a, b []byte) uint64 { return binary.LittleEndian.Uint64(a) ^ binary.LittleEndian.Uint64(b) }
 
-// follows reports whether p, which mayJoin, is of r's flow and goes on where r ends, apart from its checksums. Of i it
-// takes where the headers are and how long p is; it compares all else.
+// follows reports whether p, which mayJoin and has r's ports, goes on where r ends, apart from its checksums. Of i it
+// takes where the headers are and how long p is; it compares all else, addresses too.
 func (c *Coalescer) follows(r *Run, p []byte, i *Info) bool {
 	payload, most := int(i.Len)-i.HeaderLen(), c.opts.MaxSegments
 	if i.Proto == protoUDP {
@@ -82,13 +86,10 @@ func (c *Coalescer) follows(r *Run, p []byte, i *Info) bool {
 			return false
 		}
 	}
-	a, b := first[i.L4:i.HeaderLen()], p[i.L4:i.HeaderLen()]
-	if [4]byte(a) != [4]byte(b) { // ports
-		return false
-	}
 	if i.Proto != protoTCP {
 		return true
 	}
+	a, b := first[i.L4:i.HeaderLen()], p[i.L4:i.HeaderLen()]
 	// Acknowledgement, data offset, flags and window; then urgent pointer and options.
 	return binary.BigEndian.Uint32(b[4:]) == r.seq && differ(a[8:], b[8:])&sameTCP == 0 && bytes.Equal(a[18:], b[18:])
 }
