@@ -17,6 +17,8 @@ const (
 	maxBytes4      = tunnel.MaxSendBytes
 	maxBytes6      = 65487
 	maxSegmentsNew = 128 // UDP_MAX_SEGMENTS since Linux 6.9
+
+	pendingTries = 3 // of a message that was refused for what may be news of earlier ones
 )
 
 // errBadSend is LastError of a send that was not even tried.
@@ -153,7 +155,7 @@ func (s *Socket) cut(o *tunnel.Outbound, b *batch, m message, c cutting) {
 // flush sends what b holds and empties it. What was refused is in the outcomes.
 func (s *Socket) flush(o *tunnel.Outbound, b *batch) {
 	d, fd := &s.sender, s.send[b.family]
-	retried := -1
+	retried, tries := -1, 0
 	for k := 0; k < b.n && d.fatal == 0; {
 		m := b.messages[k]
 		if d.outcomes[m.send] == tooBig && m.length >= o.Sends[m.send].SegmentSize {
@@ -173,10 +175,13 @@ func (s *Socket) flush(o *tunnel.Outbound, b *batch) {
 			if s.waitWritable(fd) {
 				continue
 			}
-		case mayBePending(errno) && retried != k:
+		case mayBePending(errno) && (retried != k || tries < pendingTries && errno != unix.EMSGSIZE):
 			// Maybe not about this message at all: an ICMP error about an earlier one waits in the socket and is
-			// returned, once, by the next send (udp(7)). The error queue has it too.
-			retried = k
+			// returned, once, by the next send (udp(7)). The error queue has it too. Another one may come in meanwhile.
+			if retried != k {
+				retried, tries = k, 0
+			}
+			tries++
 			continue
 		case m.segment > 0 && s.uncut(o, m, errno):
 			k++
