@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
@@ -189,6 +190,25 @@ func (n *testNode) next(t testing.TB) devmem.Packet {
 		t.Fatalf("%s: nothing was written to the device; drops: %v", n.name, n.allDrops())
 	}
 	return devmem.Packet{}
+}
+
+// gets sends until the packet is written to the node's device: queues full of other packets drop it.
+func (n *testNode) gets(t testing.TB, want []byte, send func()) {
+	t.Helper()
+	for range 50 {
+		send()
+		for patience := time.After(100 * time.Millisecond); patience != nil; {
+			select {
+			case p := <-n.dev.Written():
+				if bytes.Equal(p.Data, want) {
+					return
+				}
+			case <-patience:
+				patience = nil
+			}
+		}
+	}
+	t.Fatalf("%s: the packet was never written to the device; drops: %v", n.name, n.allDrops())
 }
 
 // nothing fails when the node's workers write something to its device.

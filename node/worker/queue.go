@@ -16,8 +16,8 @@ import (
 func (w *Worker) drainQueue() (int, error) {
 	n, bytes := 0, uint64(0)
 	var closed error
-	for n < queueBatch {
-		p, m, err := w.Queue.Read(w.reads[n])
+	for at := 0; n < queueBatch && at < queueBytes; {
+		p, m, err := w.Queue.Read(w.reads[at:])
 		if err != nil {
 			if errors.Is(err, device.ErrWouldBlock) {
 				break
@@ -31,6 +31,7 @@ func (w *Worker) drainQueue() (int, error) {
 		}
 		n++
 		bytes += uint64(len(p))
+		at += roundUp(device.Headroom + len(p))
 		if err := w.fromQueue(p, m); err != nil {
 			closed = err
 			break
@@ -44,6 +45,12 @@ func (w *Worker) drainQueue() (int, error) {
 		closed = err
 	}
 	return n, closed
+}
+
+// roundUp makes a length a multiple of a cache line's.
+func roundUp(n int) int {
+	const line = 64
+	return (n + line - 1) &^ (line - 1)
 }
 
 // fromQueue carries out the decision on one superpacket. What is for peers is put into w.out; the rest is done at once.

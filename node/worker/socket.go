@@ -21,9 +21,12 @@ func (w *Worker) drainSocket() (int, error) {
 	w.join.Reset()
 	now := w.Now().UnixNano()
 	datagrams := 0
+	bytes := 0
 	for k := range w.in.Slots[:w.in.N] {
+		bytes += w.in.Slots[k].N
 		datagrams += w.fromWire(&w.in.Slots[k], now)
 	}
+	w.resize(bytes)
 	w.Counters.Receives.Add(uint64(w.in.N))
 	w.Counters.SegmentsIn.Add(uint64(datagrams))
 	w.Counters.RunsIn.Add(uint64(w.join.Len()))
@@ -33,6 +36,18 @@ func (w *Worker) drainSocket() (int, error) {
 		}
 	}
 	return datagrams, nil
+}
+
+// resize chooses how many slots the next receive has, from how many bytes this one brought.
+func (w *Worker) resize(bytes int) {
+	n := len(w.in.Slots)
+	switch {
+	case bytes > socketBytes && n > fewestSlots:
+		n /= 2
+	case bytes < socketBytes/2 && w.in.N == n && n < len(w.slots):
+		n *= 2
+	}
+	w.in.Slots = w.slots[:n]
 }
 
 // fromWire decapsulates what one receive delivered, hands the packets to the coalescer, and returns their number.

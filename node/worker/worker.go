@@ -57,11 +57,14 @@ type Config struct {
 	LockThread bool                     // keep to one OS thread: for real devices
 }
 
-// Sizes of a batch. The TUN side is bounded by packets, as each read is a system call; the socket side by slots of
-// 64 KiB. Both are small enough that neither direction waits long for the other.
+// Sizes of a batch. Bytes bound it, so that what one step wrote is still in the processor's second-level cache when the
+// next one reads it; packets bound it where they are small, so that neither direction waits long for the other.
 const (
-	queueBatch  = 32
-	socketSlots = 16
+	queueBatch  = 64        // superpackets
+	queueBytes  = 128 << 10 // after so many no further one is read
+	socketSlots = 64        // receives; how many of them are used follows from socketBytes
+	fewestSlots = 4
+	socketBytes = 256 << 10
 	// waitLimit bounds a wait, so that counters and path events of an idle worker are never older than this.
 	waitLimit = time.Second
 	// A busy worker looks at the clock once in so many rounds, and asks for path events so often.
@@ -79,7 +82,7 @@ type Worker struct {
 	icmp icmpLimit
 
 	// From the queue to the socket.
-	reads [queueBatch][]byte
+	reads []byte // a batch's superpackets, one behind the other
 	arena packet.Arena
 	segs  packet.Segments
 	frags packet.Fragments
@@ -87,6 +90,7 @@ type Worker struct {
 
 	// From the socket to the queue.
 	in      *tunnel.Inbound
+	slots   []tunnel.Datagrams // all that in could have
 	join    *packet.Coalescer
 	pieces  [][]byte
 	scratch []byte // an ICMP error, or a run that must be flattened because the device refused it
@@ -110,9 +114,9 @@ func New(c Config) *Worker {
 	if w.Writers == nil {
 		w.Writers = []device.Queue{w.Queue}
 	}
-	for i := range w.reads {
-		w.reads[i] = make([]byte, device.BufferSize)
-	}
+	w.reads = make([]byte, queueBytes+device.BufferSize)
+	w.slots = w.in.Slots
+	w.in.Slots = w.slots[:fewestSlots]
 	return w
 }
 
