@@ -47,10 +47,17 @@ type Options struct {
 	Level   *slog.LevelVar  // of Log; moved when a new configuration says so. nil: it stays
 	Reload  <-chan struct{} // asks to read the configuration again. nil: nobody asks
 	Ready   func()          // called when pods can talk and questions are answered. nil: not called
+
+	// OwnProcess says that the process is there for this node alone: GOMAXPROCS is raised so that every worker can keep a
+	// P of the Go runtime to itself.
+	OwnProcess bool
 }
 
 // maxDefaultWorkers is the number of workers beyond which more CPUs bring nothing by default.
 const maxDefaultWorkers = 8
+
+// spareProcs is how many goroutines can run beside the workers.
+const spareProcs = 2
 
 // A Node is a running node. Run makes one.
 type Node struct {
@@ -179,6 +186,9 @@ func (n *Node) start() (*writer, error) {
 		return nil, err
 	}
 	workers := workerCount(cfg)
+	if n.opt.OwnProcess {
+		runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), workers+spareProcs))
+	}
 	w := &writer{node: n, log: n.opt.Log, plan: plan{
 		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{},
 		stats: map[string]*forwarder.PeerStats{}, workers: workers,

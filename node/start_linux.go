@@ -91,7 +91,7 @@ func (n *Node) makeWorkers() error {
 		n.closers = append(n.closers, p.Close)
 		n.workers = append(n.workers, worker.New(worker.Config{
 			ID: i, Queue: q, Writers: writers(n.device.Queues()), Socket: n.sockets[i],
-			Waiter: worker.PollWaiter{Poller: p}, Table: &n.table,
+			Waiter: &worker.PollWaiter{Poller: p, Hold: n.opt.OwnProcess}, Table: &n.table,
 			Decoder:    vxlan.Decoder{VNI: n.cfg.VNI, MAC: own},
 			PathEvents: n.pathEvents, LockThread: true,
 		}))

@@ -49,6 +49,8 @@ func (q *Queue) Takes(t packet.GSOType) bool {
 	return int(t) < len(q.offloads.takes) && q.offloads.takes[t].Load()
 }
 
+// Read and Write don't block, so they go through RawSyscall; see tunnel/udp.
+
 // Read implements device.Queue. The packet begins at device.Headroom. What the kernel would have to cut to the buffer's
 // size is delivered as it is, truncated.
 func (q *Queue) Read(buf []byte) ([]byte, packet.Meta, error) {
@@ -62,7 +64,7 @@ func (q *Queue) Read(buf []byte) ([]byte, packet.Meta, error) {
 	var n uintptr
 	errno := unix.EINTR
 	for errno == unix.EINTR {
-		n, _, errno = unix.Syscall(unix.SYS_READ, uintptr(q.fd.n), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
+		n, _, errno = unix.RawSyscall(unix.SYS_READ, uintptr(q.fd.n), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
 	}
 	q.fd.done()
 	if errno != 0 {
@@ -91,7 +93,7 @@ func (q *Queue) Write(m packet.Meta, pieces [][]byte) error {
 	}
 	errno := unix.EINTR
 	for errno == unix.EINTR {
-		_, _, errno = unix.Syscall(unix.SYS_WRITEV, uintptr(q.fd.n), uintptr(unsafe.Pointer(&q.iovecs[0])), uintptr(n))
+		_, _, errno = unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd.n), uintptr(unsafe.Pointer(&q.iovecs[0])), uintptr(n))
 	}
 	q.fd.done()
 	clear(q.iovecs[:n]) // keep nothing of the caller's memory

@@ -54,7 +54,7 @@ func newUp() *cobra.Command {
 func up(ctx context.Context, cfg *config.Config, stderr io.Writer, keepLevel bool) error {
 	level := new(slog.LevelVar)
 	level.Set(cfg.LogLevel)
-	opt := node.Options{Version: Version(), Log: newLog(stderr, cfg.LogFormat, level)}
+	opt := node.Options{Version: Version(), Log: newLog(stderr, cfg.LogFormat, level), OwnProcess: true}
 	if !keepLevel {
 		opt.Level = level
 	}

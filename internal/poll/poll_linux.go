@@ -101,6 +101,32 @@ func (p *Poller) Wait(timeout time.Duration) (ready uint32, woken bool, err erro
 	}
 }
 
+// MaxHolding bounds WaitHolding: for so long the runtime may have to wait for a thread that it can't interrupt.
+const MaxHolding = 10 * time.Millisecond
+
+// WaitHolding is Wait for at most MaxHolding, without telling the Go runtime that the thread blocks: the goroutine
+// keeps its P, so give the runtime one more than it needs by GOMAXPROCS. Then it goes on at once when it wakes up. After
+// Wait it first wakes the runtime's monitor thread and asks for a P, which on an idle machine takes as long as a
+// packet's whole way.
+//
+// The runtime needs every P now and then, to stop the world. It then interrupts the thread by a signal, after which
+// epoll_pwait is not restarted (signal(7)): WaitHolding returns early with nothing, and the caller calls it again. A
+// signal that comes right before the system call is lost; the runtime repeats it every 100 µs.
+func (p *Poller) WaitHolding(timeout time.Duration) (ready uint32, woken bool, err error) {
+	ms := milliseconds(min(max(timeout, 0), MaxHolding))
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.epfd), uintptr(unsafe.Pointer(&p.events[0])),
+		uintptr(len(p.events)), uintptr(ms), 0, 0)
+	switch errno {
+	case 0:
+		return p.collect(int(n))
+	case unix.EINTR:
+		return 0, false, nil
+	case unix.EBADF:
+		return 0, false, ErrClosed
+	}
+	return 0, false, fmt.Errorf("poll: epoll_pwait: %w", errno)
+}
+
 // collect turns the first n events into Wait's result and empties the eventfd.
 func (p *Poller) collect(n int) (ready uint32, woken bool, err error) {
 	for i := range p.events[:n] {

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -214,4 +216,75 @@ func BenchmarkWaitReady(b *testing.B) {
 	for b.Loop() {
 		_, _, _ = p.Wait(0)
 	}
+}
+
+// TestWaitHolding has a descriptor become readable, a Wake, and nothing happen during a wait.
+func TestWaitHolding(t *testing.T) {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	p, err := New(pipe[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait := func(timeout time.Duration) (ready uint32, woken bool) {
+		t.Helper()
+		ready, woken, err := p.WaitHolding(timeout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ready, woken
+	}
+	if ready, woken := wait(-1); ready != 0 || woken {
+		t.Errorf("nothing there: ready %b, woken %v", ready, woken)
+	}
+	if ready, woken := wait(time.Hour); ready != 0 || woken { // and it returns
+		t.Errorf("nothing there for MaxHolding: ready %b, woken %v", ready, woken)
+	}
+	p.Wake()
+	if ready, woken := wait(0); ready != 0 || !woken {
+		t.Errorf("after Wake: ready %b, woken %v", ready, woken)
+	}
+	if _, err := unix.Write(pipe[1], []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if ready, woken := wait(0); ready != 1 || woken {
+		t.Errorf("one readable: ready %b, woken %v", ready, woken)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := p.WaitHolding(0); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Close: %v, want %v", err, ErrClosed)
+	}
+}
+
+// TestHoldingLetsTheWorldStop: goroutines that hold every P in waits one after the other don't keep the garbage
+// collector from ending, nor others from running.
+func TestHoldingLetsTheWorldStop(t *testing.T) {
+	var stop atomic.Bool
+	var waiters sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		p, err := New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiters.Go(func() {
+			defer p.Close()
+			for !stop.Load() {
+				if _, _, err := p.WaitHolding(MaxHolding); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 20 {
+		runtime.GC()
+	}
+	stop.Store(true)
+	waiters.Wait()
 }
