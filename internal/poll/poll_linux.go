@@ -105,9 +105,9 @@ func (p *Poller) Wait(timeout time.Duration) (ready uint32, woken bool, err erro
 const MaxHolding = 10 * time.Millisecond
 
 // WaitHolding is Wait for at most MaxHolding, without telling the Go runtime that the thread blocks: the goroutine
-// keeps its P, so give the runtime one more than it needs by GOMAXPROCS. Then it goes on at once when it wakes up. After
-// Wait it first wakes the runtime's monitor thread and asks for a P, which on an idle machine takes as long as a
-// packet's whole way.
+// keeps its P, so give the runtime one more than it needs by GOMAXPROCS. Woken up, it goes on at once. After Wait it
+// first wakes the runtime's monitor thread and asks for a P, which on an idle machine takes as long as a packet's whole
+// way.
 //
 // The runtime needs every P now and then, to stop the world. It then interrupts the thread by a signal, after which
 // epoll_pwait is not restarted (signal(7)): WaitHolding returns early with nothing, and the caller calls it again. A
