@@ -62,9 +62,10 @@ func (m Mode) String() string {
 	return "auto"
 }
 
-// Defaults of a Config.
+// Defaults of a Config. A larger buffer is a longer queue and nothing more: with 4 MiB an echo beside four TCP streams
+// (cubic) took 10 ms in place of 3, at the same rate; with 256 KiB it took 1 ms, but five times as much was sent twice.
 const (
-	DefaultBuffer   = 4 << 20 // bytes
+	DefaultBuffer   = 1 << 20 // bytes
 	DefaultSendWait = 2 * time.Millisecond
 )
 
