@@ -65,7 +65,8 @@ func (n *Node) openSockets(workers int) error {
 func (n *Node) openDevice(workers int) error {
 	cfg := n.cfg
 	d, err := tun.Open(tun.Config{
-		Name: cfg.Device, Queues: workers, MTU: n.podMTU, TSO: tunMode(cfg.Offloads.TSO), USO: tunMode(cfg.Offloads.USO),
+		Name: cfg.Device, Queues: workers, MTU: n.podMTU, QueueLength: deviceQueueLength,
+		TSO: tunMode(cfg.Offloads.TSO), USO: tunMode(cfg.Offloads.USO),
 	})
 	if err != nil {
 		return err
@@ -153,7 +154,8 @@ func (n *Node) serve(l net.Listener, h http.Handler) {
 // hostSpec is what the kernel should be for a configuration.
 func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
 	spec := specOf(cfg)
-	spec.MTU, spec.GSOMaxSize, spec.Pods = n.podMTU, deviceGSOMaxSize, pods
+	spec.MTU, spec.GSOMaxSize, spec.TxQueueLen = n.podMTU, deviceGSOMaxSize, deviceQueueLength
+	spec.Pods = pods
 	return spec
 }
 
