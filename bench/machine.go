@@ -60,10 +60,15 @@ func cpuModel(cpuinfo string) string {
 	return strings.Trim(line, " \t:")
 }
 
-// chooseCongestionControl is the wanted one, or cubic, the default of Linux; it fails when the kernel does not have it.
+// chooseCongestionControl is the wanted one, or the machine's default, which is what an application there gets; it fails
+// when the kernel does not have it.
 func chooseCongestionControl(want string) (string, error) {
 	if want == "" {
-		want = "cubic"
+		text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+		if err != nil {
+			return "", fmt.Errorf("the machine's congestion control: %w; choose one with CC", err)
+		}
+		want = strings.TrimSpace(string(text))
 	}
 	text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
 	if err != nil {

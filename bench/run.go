@@ -24,7 +24,7 @@ type Config struct {
 	Prefix    string        // of the labs; the system's number is appended
 	Progress  io.Writer
 
-	// CongestionControl is that of the pods' TCP; empty: cubic, whatever the machine's is.
+	// CongestionControl is that of the pods' TCP; empty: the machine's default.
 	CongestionControl string
 }
 

@@ -85,7 +85,7 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 	scenarios := text("scenarios", "", "scenarios (default all of "+strings.Join(bench.ScenarioNames(), ",")+")")
 	rounds := text("rounds", "3", "rounds, at least 3 for figures that count")
 	duration := text("duration", "", "of each measurement (default: each scenario's own, 3s when quick)")
-	cc := text("cc", "cubic", "congestion control of the pods' TCP")
+	cc := text("cc", "", "congestion control of the pods' TCP (default the machine's)")
 	mtu := text("mtu", strconv.Itoa(lab.DefaultMTU), "of the wire, bytes")
 	wireguardGo := text("wireguard-go", "", "a binary to measure instead of the built one")
 	tincd := text("tincd", "", "a binary to measure instead of the installed one")

@@ -19,7 +19,7 @@ func parsed(t *testing.T, env map[string]string, args ...string) options {
 
 func TestParse(t *testing.T) {
 	o := parsed(t, nil)
-	if got := names(o.config.Systems); !slices.Contains(got, "tinc") || o.config.CongestionControl != "cubic" {
+	if got := names(o.config.Systems); !slices.Contains(got, "tinc") || o.config.CongestionControl != "" {
 		t.Errorf("without anything: systems %v, %s", got, o.config.CongestionControl)
 	}
 	if len(o.config.Systems) < 6 || len(o.config.Wires) != 2 || len(o.config.Scenarios) < 5 || o.config.Rounds != 3 ||
