@@ -60,8 +60,8 @@ func cpuModel(cpuinfo string) string {
 	return strings.Trim(line, " \t:")
 }
 
-// chooseCongestionControl is the wanted one, or the machine's default, which is what an application there gets; it fails
-// when the kernel does not have it.
+// chooseCongestionControl is the wanted one, or the machine's default, which is what an application there gets; it
+// fails when the kernel does not have it.
 func chooseCongestionControl(want string) (string, error) {
 	if want == "" {
 		text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")

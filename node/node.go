@@ -186,8 +186,8 @@ func (n *Node) start() (*writer, error) {
 		return nil, err
 	}
 	workers := workerCount(cfg)
-	if n.opt.OwnProcess {
-		runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), workers+spareProcs))
+	if procs := workers + spareProcs; n.opt.OwnProcess && runtime.GOMAXPROCS(0) < procs {
+		runtime.GOMAXPROCS(procs) // from then on it does not follow the cgroup's limit any more
 	}
 	w := &writer{node: n, log: n.opt.Log, plan: plan{
 		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{},

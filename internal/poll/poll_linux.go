@@ -111,9 +111,13 @@ const MaxHolding = 10 * time.Millisecond
 //
 // The runtime needs every P now and then, to stop the world. It then interrupts the thread by a signal, after which
 // epoll_pwait is not restarted (signal(7)): WaitHolding returns early with nothing, and the caller calls it again. A
-// signal that comes right before the system call is lost; the runtime repeats it every 100 µs.
+// signal that comes right before the system call is lost; the runtime repeats it every 100 µs. Without its signals
+// (GODEBUG=asyncpreemptoff=1) it waits for MaxHolding.
 func (p *Poller) WaitHolding(timeout time.Duration) (ready uint32, woken bool, err error) {
-	ms := milliseconds(min(max(timeout, 0), MaxHolding))
+	if timeout < 0 || timeout > MaxHolding {
+		timeout = MaxHolding
+	}
+	ms := milliseconds(timeout)
 	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.epfd), uintptr(unsafe.Pointer(&p.events[0])),
 		uintptr(len(p.events)), uintptr(ms), 0, 0)
 	switch errno {

@@ -238,8 +238,16 @@ func TestWaitHolding(t *testing.T) {
 		}
 		return ready, woken
 	}
-	if ready, woken := wait(-1); ready != 0 || woken {
+	if ready, woken := wait(0); ready != 0 || woken {
 		t.Errorf("nothing there: ready %b, woken %v", ready, woken)
+	}
+	// Negative is no limit, as in Wait, and not zero: fifty in a row take their time, whatever signals cut short.
+	begin := time.Now()
+	for range 50 {
+		wait(-1)
+	}
+	if took := time.Since(begin); took < MaxHolding {
+		t.Errorf("50 waits without a limit took %v", took)
 	}
 	if ready, woken := wait(time.Hour); ready != 0 || woken { // and it returns
 		t.Errorf("nothing there for MaxHolding: ready %b, woken %v", ready, woken)

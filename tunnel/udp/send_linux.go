@@ -203,8 +203,8 @@ func (s *Socket) flush(o *tunnel.Outbound, b *batch) {
 // mayBePending reports whether errno can come from an ICMP error. It is easier to say which can't.
 func mayBePending(errno unix.Errno) bool {
 	switch errno {
-	case 0, unix.EIO, unix.EINVAL, unix.ENOBUFS, unix.ENOMEM, unix.EBADF, unix.ENOTSOCK:
-		return false
+	case 0, unix.EIO, unix.EINVAL, unix.ENOBUFS, unix.ENOMEM, unix.EBADF, unix.ENOTSOCK, unix.EPERM:
+		return false // EPERM is what a firewall says
 	}
 	return true
 }
