@@ -7,18 +7,15 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/warren-net/warren/bench"
@@ -28,8 +25,6 @@ import (
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	o, err := parse(args, os.Getenv, os.Stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -42,14 +37,8 @@ func run(args []string) int {
 		fmt.Fprintf(os.Stderr, "The bench makes network namespaces and can't: %v.\nTry: sudo make bench\n", err)
 		return 1
 	}
-	// Later signals don't keep the labs from being taken down; a reader that went away does not either.
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	go func() {
-		<-signals
-		cancel()
-	}()
+	ctx, stop := lab.Interruptible()
+	defer stop()
 	report, err := bench.Run(ctx, o.config)
 	if report != nil && ctx.Err() == nil {
 		err = errors.Join(err, write(report, o.out))

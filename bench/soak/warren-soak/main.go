@@ -5,13 +5,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/warren-net/warren/bench/soak"
@@ -39,13 +36,8 @@ func run(args []string) int {
 		fmt.Fprintf(os.Stderr, "The soak makes network namespaces and can't: %v.\nTry: sudo make soak\n", err)
 		return 1
 	}
-	// Later signals don't keep the lab from being taken down; a reader that went away does not either.
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	go func() { cancel(fmt.Errorf("%v", <-signals)) }()
+	ctx, stop := lab.Interruptible()
+	defer stop()
 	result, err := soak.Run(ctx, soak.Config{Duration: *duration, BinDir: *bin, Prefix: "soak", Progress: os.Stdout})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "soak:", err)

@@ -7,12 +7,9 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -59,7 +56,7 @@ func down() int {
 }
 
 func show() (status int) {
-	ctx, stop := interruptible()
+	ctx, stop := lab.Interruptible()
 	defer stop()
 	self, err := os.Executable()
 	if err != nil {
@@ -89,20 +86,6 @@ func show() (status int) {
 		return status
 	}
 	return d.sumUp()
-}
-
-// interruptible ends the context with the first SIGINT, SIGTERM or SIGHUP; later ones, which an impatient user or make
-// sends, don't keep the lab from being taken down. A reader that went away (`make demo | head`) does not either.
-func interruptible() (context.Context, func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	go func() {
-		<-signals
-		cancel()
-	}()
-	return ctx, cancel
 }
 
 // removeIfMade returns a function that removes the directory when it is empty then and was not there before.
