@@ -102,6 +102,9 @@ func TestLookupAgainstNaive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if n := len(s.Routes()); s.RouteCount != len(owner) || n != len(owner) {
+			t.Fatalf("%d routes counted and %d listed, want %d", s.RouteCount, n, len(owner))
+		}
 		for range 2000 {
 			a := randomPrefix(rnd).Addr()
 			best, want := -1, "outside"

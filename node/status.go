@@ -32,7 +32,7 @@ func (a answers) Status() api.Status {
 		Offloads: a.offloads(),
 		Workers:  make([]api.Worker, 0, len(n.workers)),
 		Snapshot: api.Snapshot{
-			Generation: v.snapshot.Generation, Since: v.since, Peers: len(v.snapshot.Peers), Routes: len(v.snapshot.Routes()),
+			Generation: v.snapshot.Generation, Since: v.since, Peers: len(v.snapshot.Peers), Routes: v.snapshot.RouteCount,
 		},
 		LastReload: v.lastReload,
 		Warnings:   append([]string{}, v.warnings...),
