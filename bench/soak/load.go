@@ -94,13 +94,13 @@ func (r *run) broke(ctx context.Context, name string, err error) {
 
 // bursts sends as fast as it goes for a moment: superpackets of full size, many at once.
 func (r *run) bursts() task {
-	const bytes, every = 16 << 20, 10 * time.Second
+	const bytes, soon, every = 16 << 20, time.Second, 10 * time.Second
 	const name = "TCP bursts between a and b"
 	t := r.tally(name)
 	a, b := r.pods[first], r.pods[second]
 	paths := []lab.Path{between(a, b, 4), between(b, a, 6), between(a, b, 6), between(b, a, 4)}
 	return func(ctx context.Context) {
-		for i := 0; r.pause(ctx, every); i++ {
+		for i, wait := 0, soon; r.pause(ctx, wait); i, wait = i+1, every {
 			transfer, err := lab.StartTransfer(ctx, paths[i%len(paths)], lab.TransferOptions{Bytes: bytes})
 			if err == nil {
 				var result lab.TransferResult
