@@ -49,7 +49,7 @@ func newMirror(t testing.TB, d *Device, o mirrorOptions) *mirror {
 	stop := make(chan struct{})
 	var pollers []*poll.Poller
 	for i, q := range d.Queues() {
-		p, err := poll.New(q.FD())
+		p, err := poll.New(poll.FD{FD: q.FD()})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -251,7 +251,7 @@ func TestTooManyDatagrams(t *testing.T) {
 func TestPollSeesDeletion(t *testing.T) {
 	enterFreshNetns(t)
 	d := open(t, Config{})
-	p, err := poll.New(d.Queues()[0].FD())
+	p, err := poll.New(poll.FD{FD: d.Queues()[0].FD()})
 	if err != nil {
 		t.Fatal(err)
 	}

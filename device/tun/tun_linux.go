@@ -172,7 +172,7 @@ func (d *Device) Index() int { return d.index }
 // Created reports whether Open made the device; false: it took over one that an earlier process left.
 func (d *Device) Created() bool { return d.created }
 
-// Queues are the device's queues, one for each worker.
+// Queues are the device's queues.
 func (d *Device) Queues() []*Queue { return d.queues }
 
 // Offloads reports the state of the device's offloads: tun-checksum, tun-tso and tun-uso. Safe for concurrent use.

@@ -23,29 +23,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxFDs is the number of descriptors that a Poller takes: as many as the bits of Wait's result.
-const MaxFDs = 32
+// An FD is a descriptor to wait for, and the bit, 0 to 63, that stands for it in the result of Wait. Several may have
+// the same bit.
+type FD struct{ FD, Bit int }
 
 // ErrClosed is returned by Wait after Close.
 var ErrClosed = errors.New("poll: closed")
 
-// wakeIndex marks the eventfd among the events.
-const wakeIndex = MaxFDs
+const (
+	bits    = 64
+	wakeBit = bits // marks the eventfd among the events
+)
 
 // A Poller waits for descriptors to become readable. The zero value is not usable; New makes one.
 type Poller struct {
 	epfd   int
-	events [MaxFDs + 1]unix.EpollEvent
+	events []unix.EpollEvent
 
 	mu     sync.Mutex // guards wakefd against a Wake that comes after Close
 	wakefd int        // -1 once closed
 }
 
-// New makes a poller for so many descriptors, at most MaxFDs. Bit i of Wait's result stands for fds[i]. They should be
-// non-blocking; New does not change them.
-func New(fds ...int) (*Poller, error) {
-	if len(fds) > MaxFDs {
-		return nil, fmt.Errorf("poll: %d descriptors, but a poller takes at most %d", len(fds), MaxFDs)
+// New makes a poller. The descriptors should be non-blocking; New does not change them.
+func New(fds ...FD) (*Poller, error) {
+	for _, fd := range fds {
+		if fd.Bit < 0 || fd.Bit >= bits {
+			return nil, fmt.Errorf("poll: bit %d for descriptor %d: use 0 to %d", fd.Bit, fd.FD, bits-1)
+		}
 	}
 	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -55,28 +59,28 @@ func New(fds ...int) (*Poller, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("poll: eventfd: %w", err), unix.Close(epfd))
 	}
-	p := &Poller{epfd: epfd, wakefd: wakefd}
-	for i, fd := range fds {
-		if err := p.add(fd, i); err != nil {
-			return nil, errors.Join(fmt.Errorf("poll: add descriptor %d: %w", fd, err), p.Close())
+	p := &Poller{epfd: epfd, wakefd: wakefd, events: make([]unix.EpollEvent, len(fds)+1)}
+	for _, fd := range fds {
+		if err := p.add(fd.FD, fd.Bit); err != nil {
+			return nil, errors.Join(fmt.Errorf("poll: add descriptor %d: %w", fd.FD, err), p.Close())
 		}
 	}
-	if err := p.add(wakefd, wakeIndex); err != nil {
+	if err := p.add(wakefd, wakeBit); err != nil {
 		return nil, errors.Join(fmt.Errorf("poll: add eventfd: %w", err), p.Close())
 	}
 	return p, nil
 }
 
 // add registers fd level-triggered, so that a worker may leave data behind and come back for it.
-func (p *Poller) add(fd, index int) error {
-	return unix.EpollCtl(p.epfd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(index)})
+func (p *Poller) add(fd, bit int) error {
+	return unix.EpollCtl(p.epfd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(bit)})
 }
 
 // Wait sleeps until a descriptor is readable, Wake is called, or the timeout has passed; negative: no timeout, zero:
-// only look. The timeout is rounded up to whole milliseconds. In ready, bit i stands for the i-th descriptor given to
-// New; a descriptor with an error or a hang-up counts as ready, so that the next read on it says what is wrong. An
-// error that stays must be dealt with, or Wait returns at once again and again.
-func (p *Poller) Wait(timeout time.Duration) (ready uint32, woken bool, err error) {
+// only look. The timeout is rounded up to whole milliseconds. In ready are the bits of the descriptors that are; one
+// with an error or a hang-up is, so that the next read on it says what is wrong. An error that stays must be dealt
+// with, or Wait returns at once again and again.
+func (p *Poller) Wait(timeout time.Duration) (ready uint64, woken bool, err error) {
 	ms := milliseconds(timeout)
 	var deadline time.Time // only looked at after a signal
 	if ms > 0 {
@@ -113,7 +117,7 @@ const MaxHolding = 10 * time.Millisecond
 // epoll_pwait is not restarted (signal(7)): WaitHolding returns early with nothing, and the caller calls it again. A
 // signal that comes right before the system call is lost; the runtime repeats it every 100 µs. Without its signals
 // (GODEBUG=asyncpreemptoff=1) it waits for MaxHolding.
-func (p *Poller) WaitHolding(timeout time.Duration) (ready uint32, woken bool, err error) {
+func (p *Poller) WaitHolding(timeout time.Duration) (ready uint64, woken bool, err error) {
 	if timeout < 0 || timeout > MaxHolding {
 		timeout = MaxHolding
 	}
@@ -132,11 +136,10 @@ func (p *Poller) WaitHolding(timeout time.Duration) (ready uint32, woken bool, e
 }
 
 // collect turns the first n events into Wait's result and empties the eventfd.
-func (p *Poller) collect(n int) (ready uint32, woken bool, err error) {
+func (p *Poller) collect(n int) (ready uint64, woken bool, err error) {
 	for i := range p.events[:n] {
-		index := p.events[i].Fd
-		if index != wakeIndex {
-			ready |= 1 << index
+		if bit := p.events[i].Fd; bit != wakeBit {
+			ready |= 1 << bit
 			continue
 		}
 		woken = true

@@ -26,7 +26,11 @@ func pipe(t testing.TB) (r, w int) {
 
 func newPoller(t testing.TB, fds ...int) *Poller {
 	t.Helper()
-	p, err := New(fds...)
+	var all []FD
+	for i, fd := range fds {
+		all = append(all, FD{FD: fd, Bit: i})
+	}
+	p, err := New(all...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +42,7 @@ func newPoller(t testing.TB, fds ...int) *Poller {
 	return p
 }
 
-func wantWait(t *testing.T, p *Poller, timeout time.Duration, ready uint32, woken bool) {
+func wantWait(t *testing.T, p *Poller, timeout time.Duration, ready uint64, woken bool) {
 	t.Helper()
 	gotReady, gotWoken, err := p.Wait(timeout)
 	if err != nil || gotReady != ready || gotWoken != woken {
@@ -180,10 +184,12 @@ func TestClosed(t *testing.T) {
 }
 
 func TestBadInput(t *testing.T) {
-	if _, err := New(make([]int, MaxFDs+1)...); err == nil {
-		t.Error("too many descriptors: no error")
+	for _, bit := range []int{-1, 64} {
+		if _, err := New(FD{FD: 0, Bit: bit}); err == nil {
+			t.Errorf("bit %d: no error", bit)
+		}
 	}
-	if _, err := New(-1); !errors.Is(err, unix.EBADF) {
+	if _, err := New(FD{FD: -1}); !errors.Is(err, unix.EBADF) {
 		t.Errorf("descriptor -1: %v, want EBADF", err)
 	}
 	f, err := os.CreateTemp(t.TempDir(), "")
@@ -191,7 +197,7 @@ func TestBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	if _, err := New(int(f.Fd())); !errors.Is(err, unix.EPERM) { // a regular file can't be polled
+	if _, err := New(FD{FD: int(f.Fd())}); !errors.Is(err, unix.EPERM) { // a regular file can't be polled
 		t.Errorf("regular file: %v, want EPERM", err)
 	}
 }
@@ -226,11 +232,11 @@ func TestWaitHolding(t *testing.T) {
 	}
 	defer unix.Close(pipe[0])
 	defer unix.Close(pipe[1])
-	p, err := New(pipe[0])
+	p, err := New(FD{FD: pipe[0]})
 	if err != nil {
 		t.Fatal(err)
 	}
-	wait := func(timeout time.Duration) (ready uint32, woken bool) {
+	wait := func(timeout time.Duration) (ready uint64, woken bool) {
 		t.Helper()
 		ready, woken, err := p.WaitHolding(timeout)
 		if err != nil {
@@ -295,4 +301,19 @@ func TestHoldingLetsTheWorldStop(t *testing.T) {
 	}
 	stop.Store(true)
 	waiters.Wait()
+}
+
+// TestSharedBit: descriptors with the same bit are told apart by nobody, and the highest bit is as good as any.
+func TestSharedBit(t *testing.T) {
+	r0, w0 := pipe(t)
+	r1, w1 := pipe(t)
+	p, err := New(FD{FD: r0, Bit: 63}, FD{FD: r1, Bit: 63})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	write(t, w1)
+	wantWait(t, p, time.Second, 1<<63, false)
+	write(t, w0)
+	wantWait(t, p, time.Second, 1<<63, false)
 }
