@@ -27,7 +27,7 @@ func TestStartTalkStop(t *testing.T) {
 	c.ping(b, a)
 
 	s := c.status(a)
-	if s.Node != "a" || s.Device.Queues != 2 || s.Device.MTU != 1420 || s.Snapshot.Peers != 1 || len(s.Workers) != 2 ||
+	if s.Node != "a" || s.Device.Queues != 16 || s.Device.MTU != 1420 || s.Snapshot.Peers != 1 || len(s.Workers) != 2 ||
 		len(s.Offloads) == 0 || len(s.Warnings) != 0 || s.LastReload != nil || s.Tunnel.Underlay[0].Device != "eth0" {
 		t.Errorf("%+v", s)
 	}

@@ -1,5 +1,5 @@
 // Package node is one node, assembled: it takes a configuration, opens the device and the sockets, sets the kernel up,
-// starts a worker per device queue, follows the node list, and answers questions about all that.
+// deals their queues and sockets out to workers, follows the node list, and answers questions about all that.
 //
 // # Threads
 //
@@ -129,12 +129,22 @@ func (n *Node) claim() (err error) {
 	return err
 }
 
-// workerCount is the number of workers, one per device queue.
+// workerCount is the number of workers.
 func workerCount(cfg *config.Config) int {
 	if cfg.Workers > 0 {
 		return cfg.Workers
 	}
 	return min(runtime.GOMAXPROCS(0), maxDefaultWorkers)
+}
+
+// lanesWanted is the number of lanes of a node, unless it has more workers: enough for an echo to have one to itself
+// beside a few large transfers (beside four of them in 77 % of cases). More of them would let a hostile pod fill more
+// queues with its flows; see deviceQueueLength.
+const lanesWanted = 16
+
+// laneCount is the number of lanes of all workers together: as many for each.
+func laneCount(workers int) int {
+	return workers * max(1, min(lanesWanted/workers, worker.MaxLanes))
 }
 
 // run starts everything, follows changes, and ends everything.
@@ -196,13 +206,14 @@ func (n *Node) start() (*writer, error) {
 	if err := w.publish(); err != nil {
 		return nil, err
 	}
-	if err := n.openSockets(workers); err != nil {
+	lanes := laneCount(workers)
+	if err := n.openSockets(lanes); err != nil {
 		return nil, err
 	}
-	if err := n.openDevice(workers); err != nil {
+	if err := n.openDevice(lanes); err != nil {
 		return nil, err
 	}
-	if err := n.makeWorkers(); err != nil {
+	if err := n.makeWorkers(workers); err != nil {
 		return nil, err
 	}
 	if cfg.Metrics != "" {

@@ -190,10 +190,10 @@ func podMTU(cfg *config.Config, underlay []api.Underlay) (int, error) {
 const deviceGSOMaxSize = 65536
 
 // deviceQueueLength is how many packets wait in each queue of the device before the kernel drops. Its own default of
-// 500 is 2 ms of small packets, less than a thread may have to wait for its processor: of 150,000 datagrams a second
-// 16 % were lost there, with 2,000 places 0.1 %. The price: senders that nothing slows down can fill a queue with
-// superpackets, 125 MiB of the kernel's memory in place of 32. A TCP connection keeps to its window.
-const deviceQueueLength = 2000
+// 500 is 2 ms of small packets, less than a thread may have to wait for its processor. The price: senders that nothing
+// slows down can fill a queue with superpackets, 62 MiB of the kernel's memory, and with many flows all queues: 1 GiB
+// with 16 lanes. A TCP connection keeps to its window.
+const deviceQueueLength = 1000
 
 // gsoMaxSize is the size in bytes of superpackets whose segments, with the tunnel's headers, fit one send: a longer one
 // costs a second system call for a few segments. 72 bytes are the longest usual headers (IPv6, TCP with timestamps).

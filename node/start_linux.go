@@ -37,11 +37,11 @@ func tunMode(use bool) tun.Mode {
 	return tun.Off
 }
 
-// openSockets opens the workers' underlay sockets.
-func (n *Node) openSockets(workers int) error {
+// openSockets opens the lanes' underlay sockets.
+func (n *Node) openSockets(lanes int) error {
 	cfg := n.cfg
 	port := cfg.PortOf(&cfg.Self)
-	sockets, err := udp.OpenGroup(workers, udp.Config{
+	sockets, err := udp.OpenGroup(lanes, udp.Config{
 		Port: port, Addrs: cfg.Self.Addresses,
 		GSO: udpMode(cfg.Offloads.UDPGSO), GRO: udpMode(cfg.Offloads.UDPGRO),
 	})
@@ -61,11 +61,11 @@ func (n *Node) openSockets(workers int) error {
 	return nil
 }
 
-// openDevice opens the TUN device with a queue per worker, or takes over the one that a predecessor left.
-func (n *Node) openDevice(workers int) error {
+// openDevice opens the TUN device with a queue per lane, or takes over the one that a predecessor left.
+func (n *Node) openDevice(lanes int) error {
 	cfg := n.cfg
 	d, err := tun.Open(tun.Config{
-		Name: cfg.Device, Queues: workers, MTU: n.podMTU, QueueLength: deviceQueueLength,
+		Name: cfg.Device, Queues: lanes, MTU: n.podMTU, QueueLength: deviceQueueLength,
 		TSO: tunMode(cfg.Offloads.TSO), USO: tunMode(cfg.Offloads.USO),
 	})
 	if err != nil {
@@ -78,20 +78,31 @@ func (n *Node) openDevice(workers int) error {
 	return nil
 }
 
-// makeWorkers makes a worker for each queue.
-func (n *Node) makeWorkers() error {
+// makeWorkers makes the workers and deals the lanes out to them.
+func (n *Node) makeWorkers(workers int) error {
 	own, err := vxlan.Address(macOf(&n.cfg.Self))
 	if err != nil {
 		return fmt.Errorf("this node: %w", err)
 	}
-	for i, q := range n.device.Queues() {
-		p, err := poll.New(append([]int{q.FD()}, n.sockets[i].FDs()...)...)
+	queues := n.device.Queues()
+	for id := range workers {
+		var lanes []worker.Lane
+		var fds []poll.FD
+		for i := id; i < len(queues); i += workers {
+			k := len(lanes)
+			lanes = append(lanes, worker.Lane{Queue: queues[i], Socket: n.sockets[i]})
+			fds = append(fds, poll.FD{FD: queues[i].FD(), Bit: worker.QueueBit(k)})
+			for _, fd := range n.sockets[i].FDs() {
+				fds = append(fds, poll.FD{FD: fd, Bit: worker.SocketBit(k)})
+			}
+		}
+		p, err := poll.New(fds...)
 		if err != nil {
 			return err
 		}
 		n.closers = append(n.closers, p.Close)
 		n.workers = append(n.workers, worker.New(worker.Config{
-			ID: i, Queue: q, Writers: writers(n.device.Queues()), Socket: n.sockets[i],
+			ID: id, Lanes: lanes, Writers: writers(queues),
 			Waiter: &worker.PollWaiter{Poller: p, Hold: n.opt.OwnProcess}, Table: &n.table,
 			Decoder:    vxlan.Decoder{VNI: n.cfg.VNI, MAC: own},
 			PathEvents: n.pathEvents, LockThread: true,

@@ -101,7 +101,7 @@ func TestLoopDoesNotAllocate(t *testing.T) {
 		{name: "small packets from a peer", size: 10},
 	} {
 		s := &source{cuts: tt.cuts}
-		w.Queue, w.Writers, w.Socket = s, []device.Queue{s}, s
+		w.lane.Lane, w.Writers = Lane{Queue: s, Socket: s}, []device.Queue{s}
 		if tt.dst == "" {
 			s.from = received(tt.size)
 		} else if s.packet = (build{src: "10.244.1.9", dst: tt.dst, payload: tt.size, df: true}).bytes(t); tt.super {
@@ -114,10 +114,10 @@ func TestLoopDoesNotAllocate(t *testing.T) {
 			} else {
 				s.batches = 0
 			}
-			if _, err := w.drainQueue(); err != nil {
+			if _, _, err := w.drainQueue(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := w.drainSocket(); err != nil {
+			if _, _, err := w.drainSocket(); err != nil {
 				t.Fatal(err)
 			}
 		}

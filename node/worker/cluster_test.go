@@ -36,6 +36,7 @@ type testNode struct {
 type clusterConfig struct {
 	nodes   int
 	queues  int // per node; 0: 1
+	lanes   int // per worker, a divisor of queues; 0: 1
 	network tunmem.Config
 	device  devmem.Config
 	pathMTU int  // inner MTU of every peer; 0: 1450
@@ -61,6 +62,7 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 	if c.queues == 0 {
 		c.queues = 1
 	}
+	c.lanes = max(c.lanes, 1)
 	if c.pathMTU == 0 {
 		c.pathMTU = 1450
 	}
@@ -95,7 +97,7 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 	}
 	for _, n := range cluster.nodes {
 		n.publish(t, cluster.nodes, c)
-		for id := range c.queues {
+		for id := range c.queues / c.lanes {
 			n.addWorker(cluster, id, c)
 		}
 		if !c.late {
@@ -146,15 +148,19 @@ func (n *testNode) publishPeers(t testing.TB, peers []*forwarder.Peer) {
 	n.table.Store(s)
 }
 
-// addWorker makes worker id of the node, wired to its queue and to a socket of its own.
+// addWorker makes worker id of the node, wired to its queues and to a socket of its own for each.
 func (n *testNode) addWorker(cluster *testCluster, id int, c clusterConfig) {
-	sock := cluster.net.Socket(netip.AddrPortFrom(n.addr, testPort))
-	queue := n.dev.Queues()[id]
-	wait := newChanWaiter()
-	sock.SetNotify(wait.Wake)
-	queue.SetNotify(wait.Wake)
+	wait := newChanWaiter(c.lanes)
+	var lanes []Lane
+	for i := id; i < c.queues; i += c.queues / c.lanes {
+		sock := cluster.net.Socket(netip.AddrPortFrom(n.addr, testPort))
+		queue := n.dev.Queues()[i]
+		sock.SetNotify(wait.Wake)
+		queue.SetNotify(wait.Wake)
+		lanes = append(lanes, Lane{Queue: queue, Socket: sock})
+	}
 	w := New(Config{
-		ID: id, Queue: queue, Socket: sock, Waiter: wait, Table: &n.table, Now: c.now,
+		ID: id, Lanes: lanes, Waiter: wait, Table: &n.table, Now: c.now,
 		Decoder: vxlan.Decoder{VNI: testVNI, MAC: n.mac},
 	})
 	n.workers = append(n.workers, w)

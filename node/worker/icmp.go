@@ -53,5 +53,5 @@ func (w *Worker) reject(p []byte, m packet.Meta, d *forwarder.Decision) error {
 	}
 	w.Counters.ICMPSent.Add(1)
 	w.pieces = append(w.pieces[:0], msg)
-	return w.deliver(w.Queue, packet.Meta{}, w.pieces, 1)
+	return w.deliver(w.lane.Queue, packet.Meta{}, w.pieces, 1)
 }

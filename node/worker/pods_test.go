@@ -115,6 +115,7 @@ func TestTransfers(t *testing.T) {
 		name    string
 		nodes   int
 		queues  int
+		lanes   int
 		network tunmem.Config
 		device  devmem.Config
 		offload netpod.Offload
@@ -124,6 +125,8 @@ func TestTransfers(t *testing.T) {
 		{name: "clean", nodes: 2, size: 32 * mib},
 		{name: "clean, IPv6 underlay", nodes: 2, size: 8 * mib, v6: true},
 		{name: "three nodes, two queues", nodes: 3, queues: 2, size: 8 * mib},
+		{name: "one worker with four lanes", nodes: 2, queues: 4, lanes: 4, size: 8 * mib},
+		{name: "two workers with two lanes each", nodes: 3, queues: 4, lanes: 2, size: 8 * mib},
 		{name: "no offloads at all", nodes: 2, size: 8 * mib, offload: netpod.OffloadNone,
 			device: devmem.Config{NoTSO: true, NoUSO: true}, network: tunmem.Config{NoGSO: true, NoGRO: true}},
 		{name: "pods without segmentation offload", nodes: 2, size: 8 * mib, offload: netpod.OffloadChecksum},
@@ -134,8 +137,8 @@ func TestTransfers(t *testing.T) {
 			network: tunmem.Config{Seed: 4, Loss: 0.005, Reorder: 0.02, Duplicate: 0.02}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: tt.nodes, queues: tt.queues, network: tt.network, device: tt.device,
-				v6: tt.v6})
+			c := newCluster(t, clusterConfig{nodes: tt.nodes, queues: tt.queues, lanes: tt.lanes, network: tt.network,
+				device: tt.device, v6: tt.v6})
 			pods := withPods(t, c, 1420, tt.offload)
 			var wg sync.WaitGroup
 			run := func(from, to *netpod.Pod, family int) {

@@ -11,14 +11,16 @@ import (
 	"github.com/warren-net/warren/tunnel"
 )
 
-// drainQueue reads at most one batch from the device, decides on each superpacket, and sends what is for peers. It
-// returns the number of superpackets read.
-func (w *Worker) drainQueue() (int, error) {
-	n, bytes := 0, uint64(0)
+// drainQueue reads at most one batch from the lane's queue, decides on each superpacket, and sends what is for peers.
+// It returns the number of bytes read, and whether there may be more.
+func (w *Worker) drainQueue() (bytes int, more bool, err error) {
+	n := 0
 	var closed error
+	more = true
 	for at := 0; n < queueBatch && at < queueBytes; {
-		p, m, err := w.Queue.Read(w.reads[at:])
+		p, m, err := w.lane.Queue.Read(w.reads[at:])
 		if err != nil {
+			more = false
 			if errors.Is(err, device.ErrWouldBlock) {
 				break
 			}
@@ -26,11 +28,12 @@ func (w *Worker) drainQueue() (int, error) {
 				closed = err
 				break
 			}
+			more = true
 			w.drop(forwarder.BadOffload, 1) // an answer of the kernel's that makes no sense, for this packet only
 			break
 		}
 		n++
-		bytes += uint64(len(p))
+		bytes += len(p)
 		at += roundUp(device.Headroom + len(p))
 		if err := w.fromQueue(p, m); err != nil {
 			closed = err
@@ -39,12 +42,12 @@ func (w *Worker) drainQueue() (int, error) {
 	}
 	if n > 0 {
 		w.Counters.QueueReads.Add(uint64(n))
-		w.Counters.QueueBytes.Add(bytes)
+		w.Counters.QueueBytes.Add(uint64(bytes))
 	}
 	if err := w.flush(); err != nil && closed == nil {
 		closed = err
 	}
-	return n, closed
+	return bytes, more, closed
 }
 
 // roundUp makes a length a multiple of a cache line's.
@@ -85,7 +88,7 @@ func (w *Worker) fromQueue(p []byte, m packet.Meta) error {
 // giveBack writes a superpacket of the device back to it.
 func (w *Worker) giveBack(p []byte, m packet.Meta) error {
 	w.pieces = append(w.pieces[:0], p)
-	return w.deliver(w.Queue, m, w.pieces, 1)
+	return w.deliver(w.lane.Queue, m, w.pieces, 1)
 }
 
 // toPeer encapsulates a superpacket into w.out.
@@ -153,7 +156,7 @@ func (w *Worker) flush() error {
 	for k := range w.out.Sends {
 		datagrams += w.out.Sends[k].Segments
 	}
-	r, err := w.Socket.Send(&w.out)
+	r, err := w.lane.Socket.Send(&w.out)
 	c := &w.Counters
 	c.SegmentsOut.Add(uint64(datagrams))
 	c.Sends.Add(uint64(len(w.out.Sends)))
@@ -165,7 +168,7 @@ func (w *Worker) flush() error {
 		w.drop(forwarder.SendTooBig, r.TooBigDatagrams)
 	}
 	if r.TooBig > 0 || r.Dropped > 0 {
-		w.pathEvents() // now, so that the pods hear of a narrower path with their next packet
+		w.pathEvents(w.lane.Socket) // now, so that the pods hear of a narrower path with their next packet
 	}
 	w.out.Reset()
 	w.arena.Reset()

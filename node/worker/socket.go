@@ -7,21 +7,24 @@ import (
 	"github.com/warren-net/warren/tunnel/vxlan"
 )
 
-// drainSocket receives at most one batch from the underlay, joins its packets into superpackets, decides on each of
-// these, and writes what is for this node to the device. It returns the number of datagrams received.
-func (w *Worker) drainSocket() (int, error) {
-	if err := w.Socket.Receive(w.in); err != nil {
-		return 0, err
+// drainSocket receives at most one batch from the lane's socket, joins its packets into superpackets, decides on each
+// of these, and writes what is for this node to the device. It returns the number of bytes received, and whether there
+// may be more.
+func (w *Worker) drainSocket() (bytes int, more bool, err error) {
+	w.in.Slots = w.slots[:w.lane.slots]
+	if err := w.lane.Socket.Receive(w.in); err != nil {
+		return 0, false, err
 	}
 	if w.in.N == 0 {
-		return 0, nil
+		return 0, false, nil
 	}
-	w.join.SetTCP(w.Queue.Takes(packet.GSOTCP4) && w.Queue.Takes(packet.GSOTCP6))
-	w.join.SetUDP(w.Queue.Takes(packet.GSOUDP))
+	more = w.in.N == len(w.in.Slots)
+	q := w.lane.Queue
+	w.join.SetTCP(q.Takes(packet.GSOTCP4) && q.Takes(packet.GSOTCP6))
+	w.join.SetUDP(q.Takes(packet.GSOUDP))
 	w.join.Reset()
 	now := w.Now().UnixNano()
 	datagrams := 0
-	bytes := 0
 	for k := range w.in.Slots[:w.in.N] {
 		bytes += w.in.Slots[k].N
 		datagrams += w.fromWire(&w.in.Slots[k], now)
@@ -32,22 +35,21 @@ func (w *Worker) drainSocket() (int, error) {
 	w.Counters.RunsIn.Add(uint64(w.join.Len()))
 	for k := range w.join.Len() {
 		if err := w.deliverRun(k); err != nil {
-			return datagrams, err
+			return bytes, more, err
 		}
 	}
-	return datagrams, nil
+	return bytes, more, nil
 }
 
-// resize chooses how many slots the next receive has, from how many bytes this one brought.
+// resize chooses how many slots the lane's next receive has, from how many bytes this one brought.
 func (w *Worker) resize(bytes int) {
-	n := len(w.in.Slots)
+	n := &w.lane.slots
 	switch {
-	case bytes > socketBytes && n > fewestSlots:
-		n /= 2
-	case bytes < socketBytes/2 && w.in.N == n && n < len(w.slots):
-		n *= 2
+	case bytes > socketBytes && *n > fewestSlots:
+		*n /= 2
+	case bytes < socketBytes/2 && w.in.N == *n && *n < len(w.slots):
+		*n *= 2
 	}
-	w.in.Slots = w.slots[:n]
 }
 
 // fromWire decapsulates what one receive delivered, hands the packets to the coalescer, and returns their number.

@@ -25,11 +25,21 @@ type PollWaiter struct {
 	left    time.Time // the end of the last Wait
 }
 
-// Wait implements Waiter. Which descriptor is ready does not matter: the loop asks both sides anyway.
-func (p *PollWaiter) Wait(timeout time.Duration) error {
+// QueueBit is the poller's bit for the queue of lane k.
+func QueueBit(k int) int { return k }
+
+// SocketBit is the poller's bit for the descriptors of lane k's socket.
+func SocketBit(k int) int { return MaxLanes + k }
+
+// Wait implements Waiter.
+func (p *PollWaiter) Wait(timeout time.Duration) (Ready, error) {
+	if timeout == 0 { // does not block, so the runtime need not know
+		ready, _, err := p.WaitHolding(0)
+		return readyOf(ready), err
+	}
 	if !p.Hold {
-		_, _, err := p.Poller.Wait(timeout)
-		return err
+		ready, _, err := p.Poller.Wait(timeout)
+		return readyOf(ready), err
 	}
 	now := time.Now()
 	if now.Sub(p.left) > busyTime {
@@ -44,5 +54,9 @@ func (p *PollWaiter) Wait(timeout time.Duration) error {
 	if ready != 0 {
 		p.traffic = p.left
 	}
-	return err
+	return readyOf(ready), err
+}
+
+func readyOf(bits uint64) Ready {
+	return Ready{Queues: uint32(bits), Sockets: uint32(bits >> MaxLanes)}
 }

@@ -1,13 +1,19 @@
-// Package worker is the packet loop: it moves superpackets between one queue of the device and the tunnel's socket,
-// as forwarder decides.
+// Package worker is the packet loop: it moves superpackets between queues of the device and sockets of the tunnel, as
+// forwarder decides.
 //
 // # One thread, both directions
 //
-// A worker owns one device queue, one socket, its buffers and its counters, and serves both directions from one
-// thread: drain a little from the queue, send what came of it, drain a little from the socket, and wait for both only
-// when both are empty. Acknowledgements then ride on the wake-ups of the data they answer; measured against a thread
-// per direction this is worth 1.3 to 1.5 times the one-stream rate. Nothing on this path is shared for writing with
-// another worker.
+// A worker owns its lanes, its buffers and its counters, and serves both directions from one thread: drain a little
+// from a lane's queue, send what came of it, drain a little from its socket, and sleep only when all of them are empty.
+// Acknowledgements then ride on the wake-ups of the data they answer; measured against a thread per direction this is
+// worth 1.3 to 1.5 times the one-stream rate. Nothing on this path is shared for writing with another worker.
+//
+// # Lanes
+//
+// A lane is a queue of the device and a socket. A flow is in one lane by its hash, in both directions, so that flows of
+// different lanes don't wait for each other: neither in the kernel's queue in front of the worker nor in the buffer of
+// the receiver's socket, which are first in, first out. The worker gives the lanes turns (see schedule), a bounded
+// number of bytes each; one that had nothing to do comes before those that always have.
 //
 // # Who owns which buffer
 //
@@ -35,20 +41,32 @@ import (
 	"github.com/warren-net/warren/tunnel/vxlan"
 )
 
-// A Waiter blocks until the queue or the socket may have something, or until Wake.
+// A Lane is a queue of the device and the socket for the same flows.
+type Lane struct {
+	Queue  device.Queue
+	Socket tunnel.Socket
+}
+
+// MaxLanes is the number of lanes that a worker can have.
+const MaxLanes = 32
+
+// Ready says which lanes' queues and sockets may have something: bit k is lane k.
+type Ready struct{ Queues, Sockets uint32 }
+
+// A Waiter blocks until a queue or a socket may have something, or until Wake.
 type Waiter interface {
-	// Wait returns after at most timeout; spurious returns are fine.
-	Wait(timeout time.Duration) error
+	// Wait returns after at most timeout, at once for 0. It may return early, and may call ready what is not, but not
+	// leave out what is.
+	Wait(timeout time.Duration) (Ready, error)
 	// Wake makes the current or the next Wait return. Safe for concurrent use.
 	Wake()
 }
 
 // Config says what a worker works with. All of it but Table belongs to the worker from New on.
 type Config struct {
-	ID         int // its number among the node's workers; index of its cell in forwarder.PeerStats
-	Queue      device.Queue
-	Writers    []device.Queue // the node's queues, for writing: handles of this worker's own; nil: Queue alone
-	Socket     tunnel.Socket
+	ID         int            // its number among the node's workers; index of its cell in forwarder.PeerStats
+	Lanes      []Lane         // 1 to MaxLanes
+	Writers    []device.Queue // the node's queues, for writing: handles of this worker's own; nil: the lanes'
 	Waiter     Waiter
 	Table      *forwarder.Table
 	Decoder    vxlan.Decoder
@@ -57,7 +75,7 @@ type Config struct {
 	LockThread bool                     // keep to one OS thread: for real devices
 }
 
-// Sizes of a batch. Bytes bound it, so that what one step wrote is still in the processor's second-level cache when the
+// Sizes of a turn. Bytes bound it, so that what one step wrote is still in the processor's second-level cache when the
 // next one reads it; packets bound it where they are small, so that neither direction waits long for the other.
 const (
 	queueBatch  = 64        // superpackets
@@ -67,8 +85,8 @@ const (
 	socketBytes = 256 << 10
 	// waitLimit bounds a wait, so that counters and path events of an idle worker are never older than this.
 	waitLimit = time.Second
-	// A busy worker looks at the clock once in so many rounds, and asks for path events so often.
-	eventRounds   = 64
+	// A busy worker looks at the clock once in so many turns, and asks for path events so often.
+	eventTurns    = 64
 	eventInterval = 50 * time.Millisecond
 )
 
@@ -78,6 +96,9 @@ type Worker struct {
 	Counters Counters
 
 	snap *forwarder.Snapshot // in force for the current batch
+	turn schedule
+	lane *lane // whose turn it is
+	all  []lane
 	info packet.Info
 	icmp icmpLimit
 
@@ -90,7 +111,7 @@ type Worker struct {
 
 	// From the socket to the queue.
 	in      *tunnel.Inbound
-	slots   []tunnel.Datagrams // all that in could have
+	slots   []tunnel.Datagrams // all that in can have
 	join    *packet.Coalescer
 	pieces  [][]byte
 	scratch []byte // an ICMP error, or a run that must be flattened because the device refused it
@@ -111,13 +132,22 @@ func New(c Config) *Worker {
 		pieces: make([][]byte, 0, 4),
 	}
 	w.segs.Arena = &w.arena
-	if w.Writers == nil {
-		w.Writers = []device.Queue{w.Queue}
+	for _, l := range w.Lanes {
+		w.all = append(w.all, lane{Lane: l, slots: fewestSlots})
+		if c.Writers == nil {
+			w.Writers = append(w.Writers, l.Queue)
+		}
 	}
+	w.lane = &w.all[0]
 	w.reads = make([]byte, queueBytes+device.BufferSize)
 	w.slots = w.in.Slots
-	w.in.Slots = w.slots[:fewestSlots]
 	return w
+}
+
+// A lane is a Lane and what the worker remembers of it.
+type lane struct {
+	Lane
+	slots int // receives in its next turn
 }
 
 // Run moves packets until ctx ends (and returns nil) or the device or the socket is gone.
@@ -128,28 +158,59 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, w.Waiter.Wake)
 	defer stop()
-	for round := 0; ctx.Err() == nil; {
-		w.snap = w.Table.Load()
-		fromQueue, err := w.drainQueue()
+	for turns := 0; ctx.Err() == nil; {
+		wait := time.Duration(0)
+		if w.turn.empty() {
+			w.tick()
+			w.Counters.Wakeups.Add(1)
+			wait = waitLimit
+		}
+		ready, err := w.Waiter.Wait(wait)
 		if err != nil {
-			return fmt.Errorf("worker %d: from the device: %w", w.ID, err)
-		}
-		fromSocket, err := w.drainSocket()
-		if err != nil {
-			return fmt.Errorf("worker %d: from the underlay: %w", w.ID, err)
-		}
-		if fromQueue > 0 || fromSocket > 0 {
-			if round++; round%eventRounds == 0 {
-				w.tick()
-			}
-			continue
-		}
-		w.tick()
-		w.Counters.Wakeups.Add(1)
-		if err := w.Waiter.Wait(waitLimit); err != nil {
 			return fmt.Errorf("worker %d: wait: %w", w.ID, err)
 		}
+		w.turn.add(ready)
+		k, side, ok := w.turn.next()
+		if !ok {
+			continue
+		}
+		if err := w.serve(k, side); err != nil {
+			return fmt.Errorf("worker %d: %w", w.ID, err)
+		}
+		if turns++; turns%eventTurns == 0 {
+			w.tick()
+		}
 	}
+	return nil
+}
+
+// serve gives lane k its turn.
+func (w *Worker) serve(k int, ready side) error {
+	w.lane = &w.all[k]
+	w.snap = w.Table.Load()
+	var left side
+	var moved int
+	if ready&queueSide != 0 {
+		bytes, more, err := w.drainQueue()
+		if err != nil {
+			return fmt.Errorf("from the device: %w", err)
+		}
+		if more {
+			left |= queueSide
+		}
+		moved = bytes
+	}
+	if ready&socketSide != 0 {
+		bytes, more, err := w.drainSocket()
+		if err != nil {
+			return fmt.Errorf("from the underlay: %w", err)
+		}
+		if more {
+			left |= socketSide
+		}
+		moved += bytes
+	}
+	w.turn.done(k, left, moved)
 	return nil
 }
 
@@ -158,12 +219,14 @@ func (w *Worker) Run(ctx context.Context) error {
 func (w *Worker) tick() {
 	if now := w.Now(); now.Sub(w.asked) >= eventInterval {
 		w.asked = now
-		w.pathEvents()
+		for k := range w.all {
+			w.pathEvents(w.all[k].Socket)
+		}
 	}
 }
 
-func (w *Worker) pathEvents() {
-	w.events = w.Socket.PathEvents(w.events[:0])
+func (w *Worker) pathEvents(s tunnel.Socket) {
+	w.events = s.PathEvents(w.events[:0])
 	if len(w.events) > 0 && w.PathEvents != nil {
 		w.PathEvents(w.events)
 	}

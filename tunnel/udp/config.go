@@ -1,11 +1,11 @@
 // Package udp is the kernel's UDP as an underlay: the tunnel.Socket that real nodes use, on Linux.
 //
-// A Socket is one worker's: per address family a receive socket on the tunnel's port, which shares that port with the
-// other workers' (SO_REUSEPORT: the kernel spreads peers' flows over them), and a send socket on a port of its own, so
-// that each worker is a flow of its own to the peer's receive-side scaling and to its SO_REUSEPORT group. IPv4 and
-// IPv6 have separate sockets, not one dual-stack socket with mapped addresses: on a host whose kernel has no IPv6 the
-// IPv4 half goes on working, path MTU discovery and TOS are options of the family anyway, and an underlay address never
-// has two forms.
+// A Socket is one lane's (see node/worker): per address family a receive socket on the tunnel's port, which shares
+// that port with the other lanes' (SO_REUSEPORT: the kernel spreads peers' flows over them), and a send socket on a
+// port of its own, so that each lane is a flow of its own to the peer's receive-side scaling and to its SO_REUSEPORT
+// group. IPv4 and IPv6 have separate sockets, not one dual-stack socket with mapped addresses: on a host whose kernel
+// has no IPv6 the IPv4 half goes on working, path MTU discovery and TOS are options of the family anyway, and an
+// underlay address never has two forms.
 //
 // # Terms
 //

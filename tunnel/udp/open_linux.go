@@ -20,7 +20,7 @@ func Open(c Config) (*Socket, error) {
 	return group[0], nil
 }
 
-// OpenGroup makes the Sockets of n workers, which share the tunnel's port. The error wraps EADDRINUSE when another
+// OpenGroup makes the Sockets of n lanes, which share the tunnel's port. The error wraps EADDRINUSE when another
 // program or a kernel VXLAN device has the port, and EADDRNOTAVAIL when one of the addresses is not on this host or,
 // for IPv6, is still being checked for duplicates.
 //
@@ -43,7 +43,7 @@ func OpenGroup(n int, c Config) ([]*Socket, error) {
 	if err := checkAddrs(c.Addrs); err != nil {
 		return nil, err
 	}
-	g := group{Config: c, workers: n}
+	g := group{Config: c, lanes: n}
 	for len(g.sockets) < n {
 		s := newSocket(c)
 		g.sockets = append(g.sockets, s)
@@ -87,7 +87,7 @@ func newSocket(c Config) *Socket {
 // A group is a set of Sockets while it is being opened.
 type group struct {
 	Config
-	workers int
+	lanes   int
 	sockets []*Socket
 }
 
@@ -191,7 +191,7 @@ func (g *group) bindReceive(s *Socket, fd int, addr netip.Addr) (uint16, error) 
 	if err != nil {
 		return s.port, err
 	}
-	if first && g.workers > 1 {
+	if first && g.lanes > 1 {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 			return port, fmt.Errorf("setting SO_REUSEPORT: %w", err)
 		}

@@ -104,7 +104,7 @@ func wantInUse(t *testing.T, holder string) {
 	}
 }
 
-// TestGroup opens four workers' sockets: they share the port, and between them get everything that many senders send.
+// TestGroup opens four lanes' sockets: they share the port, and between them get everything that many senders send.
 func TestGroup(t *testing.T) {
 	a, b := newPair(t)
 	from, to := a.openGroup(40, Config{}), b.openGroup(4, Config{Port: tunnelPort})
@@ -114,7 +114,7 @@ func TestGroup(t *testing.T) {
 			t.Errorf("socket on port %d with %d descriptors, want port %d and 2", s.Port(), len(s.FDs()), from[0].Port())
 		}
 		if ports[s.LocalPort()] {
-			t.Errorf("two workers send from port %d", s.LocalPort())
+			t.Errorf("two lanes send from port %d", s.LocalPort())
 		}
 		ports[s.LocalPort()] = true
 		if rcv, snd := s.Buffers(); rcv < DefaultBuffer || snd < DefaultBuffer {

@@ -8,24 +8,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// steer gives all that one worker of a peer sends to one socket of the group: that of the source port modulo their
-// number. The i-th of n workers sends from a port of remainder i (sendPort), so between nodes with equally many workers
-// the same one has a flow at both ends, and its acknowledgements ride on the wake-ups of its data. With other numbers
-// the choice is as good as the kernel's own.
+// steer gives all that one lane of a peer sends to one socket of the group: that of the source port modulo their
+// number. The i-th of n lanes sends from a port of remainder i (sendPort), so between nodes with equally many lanes the
+// same one has a flow at both ends, and its acknowledgements ride on the wake-ups of its data. With other numbers the
+// choice is as good as the kernel's own.
 //
 // It has to be something of the outer flow, not of the inner one: UDP_SEGMENT and UDP_GRO join the datagrams of several
 // inner flows, and a batch goes to one socket. Chosen by the inner flow of its first datagram, it would scatter the
-// others over several workers, and reorder them.
+// others over several lanes, and reorder them.
 //
 // The program belongs to the kernel's group of SO_REUSEPORT sockets, of which there is one per address, in the order in
 // which the sockets were bound. Where the kernel refuses it (before 4.6) the outer addresses and ports decide.
 func (g *group) steer() {
-	if g.workers < 2 {
+	if g.lanes < 2 {
 		return
 	}
 	state := new(offload)
 	for _, fd := range g.sockets[0].receive {
-		if err := attach(fd, steering(g.workers)); err != nil {
+		if err := attach(fd, steering(g.lanes)); err != nil {
 			state.disable(err.Error())
 		}
 	}
@@ -66,7 +66,7 @@ func attach(fd int, code []unix.SockFilter) error {
 // sendPort looks for a port for the send sockets of the group's last Socket: of the remainder that steer is about, near
 // one that the kernel chose. Whether it is free shows when it is bound to. 0, any port, is good enough for a lone one.
 func (g *group) sendPort(addr netip.Addr) (uint16, error) {
-	if g.workers < 2 {
+	if g.lanes < 2 {
 		return 0, nil
 	}
 	fd, err := newUDP(addr)
@@ -80,9 +80,9 @@ func (g *group) sendPort(addr netip.Addr) (uint16, error) {
 	if err != nil {
 		return 0, err
 	}
-	port := int(free) - int(free)%g.workers + len(g.sockets) - 1
+	port := int(free) - int(free)%g.lanes + len(g.sockets) - 1
 	if port > math.MaxUint16 {
-		port -= g.workers
+		port -= g.lanes
 	}
 	return uint16(port), nil
 }

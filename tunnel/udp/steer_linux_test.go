@@ -13,19 +13,19 @@ import (
 // socket, in order, whatever is joined on the way; between equally large groups at the one of the same number.
 func TestSteering(t *testing.T) {
 	a, b := newPair(t)
-	const workers = 3
-	to := b.openGroup(workers, Config{Port: tunnelPort})
+	const lanes = 3
+	to := b.openGroup(lanes, Config{Port: tunnelPort})
 	if o := to[0].Offloads(); len(o) != 3 || o[2].Name != "udp-steering" || !o[2].Enabled {
 		t.Fatalf("offloads: %+v", o)
 	}
-	for _, senders := range []int{1, 2, workers, 8} {
+	for _, senders := range []int{1, 2, lanes, 8} {
 		for k, from := range a.openGroup(senders, Config{}) {
 			if senders > 1 && int(from.LocalPort())%senders != k {
 				t.Errorf("socket %d of %d sends from port %d", k, senders, from.LocalPort())
 			}
 			for _, addr := range []netip.Addr{b4, b6} {
 				got := steered(t, from, to, netip.AddrPortFrom(addr, tunnelPort))
-				if senders == workers && got != k {
+				if senders == lanes && got != k {
 					t.Errorf("socket %d of %d reached socket %d over %v", k, senders, got, addr)
 				}
 			}
@@ -80,7 +80,7 @@ func steered(t *testing.T, from *Socket, to []*Socket, addr netip.AddrPort) int 
 // TestRefusedSteeringIsSaid has a kernel refuse the program.
 func TestRefusedSteeringIsSaid(t *testing.T) {
 	s := &Socket{receive: []int{-1}}
-	g := group{workers: 2, sockets: []*Socket{s, {}}}
+	g := group{lanes: 2, sockets: []*Socket{s, {}}}
 	g.steer()
 	if o := g.sockets[1].Offloads(); len(o) != 3 || o[2].Enabled || o[2].Reason == "" {
 		t.Errorf("offloads: %+v", o)
