@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"github.com/warren-net/warren/forwarder/packet"
 )
@@ -19,6 +20,7 @@ type Peer struct {
 	Header4   []byte         // what the encapsulation puts before an inner IPv4 packet; opaque here, read-only
 	Header6   []byte         // the same for IPv6
 	Stats     *PeerStats     // survives the snapshot, so that counters go on when other peers change
+	Whole     *atomic.Bool   // superpackets may leave to it uncut, now; survives the snapshot. nil: never
 	Index     int32          // its place in Snapshot.Peers; set by Build
 }
 
@@ -29,6 +31,9 @@ func (p *Peer) Header(version uint8) []byte {
 	}
 	return p.Header6
 }
+
+// TakesWhole reports whether superpackets may leave to the peer uncut.
+func (p *Peer) TakesWhole() bool { return p.Whole != nil && p.Whole.Load() }
 
 // A Spec is what a Snapshot is built from.
 type Spec struct {

@@ -69,6 +69,7 @@ type Node struct {
 	lock     *instance
 	device   *tun.Device
 	sockets  []*udp.Socket
+	gso      tunnelGSO
 	workers  []*worker.Worker
 	table    forwarder.Table
 	next     atomic.Pointer[config.Config] // parsed by the source, fetched by the writer
@@ -94,6 +95,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) error {
 		opt: opt, cfg: cfg, started: time.Now(),
 		paths: make(chan tunnel.PathEvent, 256), failed: make(chan error, 1),
 		pokeLink: make(chan struct{}, 1), applied: make(chan applied),
+		gso: newTunnelGSO(),
 	}
 	if err := checkPrivilege(); err != nil {
 		return err
@@ -213,6 +215,7 @@ func (n *Node) start() (*writer, error) {
 	if err := n.openDevice(lanes); err != nil {
 		return nil, err
 	}
+	n.openTunnelGSO(workers)
 	if err := n.makeWorkers(workers); err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/forwarder"
@@ -21,6 +22,7 @@ type plan struct {
 	underlay []api.Underlay
 	paths    pathLimits
 	stats    map[string]*forwarder.PeerStats // by peer name; entries survive as long as the peer
+	whole    map[netip.AddrPort]*atomic.Bool // by endpoint: superpackets may go to it uncut; as stats
 	workers  int
 }
 
@@ -55,7 +57,7 @@ func (p *plan) build(generation uint64) (*outcome, error) {
 		return nil, fmt.Errorf("this node: %w", err)
 	}
 	out := &outcome{macs: map[string]string{}, warnings: p.underlayWarnings()}
-	stats := map[string]*forwarder.PeerStats{}
+	stats, whole := map[string]*forwarder.PeerStats{}, map[netip.AddrPort]*atomic.Bool{}
 	var peers []*forwarder.Peer
 	for _, n := range cfg.Peers(cfg.State) {
 		mac, err := vxlan.Address(macOf(&n))
@@ -73,16 +75,21 @@ func (p *plan) build(generation uint64) (*outcome, error) {
 		if stats[n.Name] = p.stats[n.Name]; stats[n.Name] == nil {
 			stats[n.Name] = forwarder.NewPeerStats(p.workers)
 		}
+		endpoint := netip.AddrPortFrom(to, cfg.PortOf(&n))
+		if whole[endpoint] = p.whole[endpoint]; whole[endpoint] == nil {
+			whole[endpoint] = new(atomic.Bool)
+		}
 		header := vxlan.NewTemplate(cfg.VNI, mac, own)
 		peers = append(peers, &forwarder.Peer{
 			Name:      n.Name,
-			Endpoint:  netip.AddrPortFrom(to, cfg.PortOf(&n)),
+			Endpoint:  endpoint,
 			PodCIDRs:  n.PodCIDRs,
 			NodeAddrs: n.Addresses,
 			MTU:       mtu,
 			Header4:   header.V4[:],
 			Header6:   header.V6[:],
 			Stats:     stats[n.Name],
+			Whole:     whole[endpoint],
 		})
 		out.macs[n.Name] = net.HardwareAddr(mac[:]).String()
 	}
@@ -97,7 +104,7 @@ func (p *plan) build(generation uint64) (*outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.stats = stats
+	p.stats, p.whole = stats, whole
 	return out, nil
 }
 

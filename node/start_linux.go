@@ -102,7 +102,7 @@ func (n *Node) makeWorkers(workers int) error {
 		}
 		n.closers = append(n.closers, p.Close)
 		n.workers = append(n.workers, worker.New(worker.Config{
-			ID: id, Lanes: lanes, Writers: writers(queues),
+			ID: id, Lanes: lanes, Writers: writers(queues), Whole: n.gso.sender(id),
 			Waiter: &worker.PollWaiter{Poller: p, Hold: n.opt.OwnProcess}, Table: &n.table,
 			Decoder:    vxlan.Decoder{VNI: n.cfg.VNI, MAC: own},
 			PathEvents: n.pathEvents, LockThread: true,
@@ -167,6 +167,9 @@ func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
 	spec := specOf(cfg)
 	spec.MTU, spec.GSOMaxSize, spec.TxQueueLen = n.podMTU, deviceGSOMaxSize, deviceQueueLength
 	spec.Pods = pods
+	if n.gso.device != nil {
+		spec.TunnelGSO = n.gso.device.Name()
+	}
 	return spec
 }
 

@@ -48,7 +48,7 @@ func workerAnswer(w *worker.Worker) api.Worker {
 	out := api.Worker{
 		ID:             w.ID,
 		TxSuperpackets: c.ToPeers.Load(), TxBytes: c.ToPeersBytes.Load(), TxSegments: c.SegmentsOut.Load(),
-		TxCalls:        c.SendCalls.Load(),
+		TxCalls: c.SendCalls.Load(), TxWhole: c.Whole.Load(), TxWholeRefused: c.WholeRefused.Load(),
 		RxSuperpackets: c.RunsIn.Load(), RxBytes: c.BytesIn.Load(), RxSegments: c.SegmentsIn.Load(),
 		LocalPackets: c.LocalPackets.Load(), LocalBytes: c.LocalBytes.Load(),
 		OutsidePackets: c.KernelOut.Load(), OutsideBytes: c.KernelBytes.Load(),
@@ -83,6 +83,8 @@ func (a answers) offloads() []api.Offload {
 			add(o.Name, o.Reason, o.Enabled)
 		}
 	}
+	g := a.n.gso.state.Load()
+	add("tunnel-gso", g.reason, g.enabled)
 	return out
 }
 
@@ -94,6 +96,7 @@ func (a answers) Peers() []api.Peer {
 		t := p.Stats.Totals()
 		peer := api.Peer{
 			Name: p.Name, Endpoint: p.Endpoint, PodCIDRs: p.PodCIDRs, MAC: v.macs[p.Name], MTU: p.MTU,
+			TunnelGSO: p.TakesWhole(),
 			TxPackets: t.TxPackets, TxBytes: t.TxBytes, RxPackets: t.RxPackets, RxBytes: t.RxBytes,
 		}
 		if t.LastSeen > 0 {

@@ -53,6 +53,7 @@ func (w *writer) publish() error {
 	w.generation++
 	w.node.table.Store(out.snapshot)
 	w.show(&view{outcome: *out, since: time.Now()})
+	poke(w.node.gso.poked)
 	return nil
 }
 
@@ -330,6 +331,7 @@ func (w *writer) watch(ctx context.Context) {
 	watchUnderlay(ctx, w.plan.cfg.Self.Addresses, w.pokeLink, func(err error) {
 		log.Warn("changes of the underlay are noticed late", "error", err)
 	})
+	n.watching.Go(func() { n.followTunnelGSO(ctx) })
 	opt := hostnet.WatchOptions{Log: log, Lock: &n.hostMu, Applied: func(c hostnet.Changes, err error) {
 		select {
 		case n.applied <- applied{c.Lost, err}:

@@ -156,7 +156,7 @@ func (c *Coalescer) AddUncut(p []byte, tag int32, size int) Error {
 	m.Type, m.SegmentSize = gsoType(i), uint16(size)
 	n := 0
 	if ok && size > 0 && size <= MaxPacket {
-		n = countSegments(p[:i.Len], i, m)
+		n = CountSegments(p[:i.Len], i, m)
 	}
 	if n < 2 {
 		return c.Add(p, tag)

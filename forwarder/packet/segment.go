@@ -97,7 +97,7 @@ func (s *Segments) Segment(p []byte, i *Info, m Meta, prefix []byte) Error {
 		return OK
 	}
 
-	n := countSegments(p, i, m)
+	n := CountSegments(p, i, m)
 	if n == 0 {
 		return ErrGSO
 	}
@@ -132,8 +132,8 @@ func (s *Segments) completeLone(p []byte, i *Info, m Meta) bool {
 	return s.Checksum == ChecksumPartial || CompleteChecksum(p, m)
 }
 
-// countSegments returns the number of segments of the superpacket p, or 0 when m does not fit it.
-func countSegments(p []byte, i *Info, m Meta) int {
+// CountSegments returns the number of segments of the superpacket p, or 0 when m does not fit it.
+func CountSegments(p []byte, i *Info, m Meta) int {
 	var proto uint8
 	var l4min, offset uint16
 	switch m.Type {

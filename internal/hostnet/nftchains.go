@@ -142,6 +142,9 @@ func bridgeChain() chain {
 // chains are the chains of table inet.
 func (s Spec) chains(families []family) []chain {
 	cs := []chain{sourceChain(), s.untracked(families), s.replies()}
+	if s.TunnelGSO != "" {
+		cs = append(cs, probes(s.TunnelGSO))
+	}
 	if s.Masquerade {
 		cs = append(cs, s.masquerade(families))
 	}
@@ -150,9 +153,13 @@ func (s Spec) chains(families []family) []chain {
 
 // untracked keeps connection tracking from seeing a packet twice. A packet of a pod that goes on to the TUN is first
 // tracked when it comes back, or never, when a tunnel takes it; a packet between local pods is tracked as it leaves the
-// pod and not when it comes back from the TUN.
+// pod and not when it comes back from the TUN. What Warren itself sends to peers uncut is forwarded, and must be neither
+// translated nor judged by a connection's state.
 func (s Spec) untracked(families []family) chain {
 	var rules []chainRule
+	if s.TunnelGSO != "" {
+		rules = append(rules, chainRule{"uncut superpackets to peers", join(iifIs(s.TunnelGSO), notrack())})
+	}
 	for _, f := range families {
 		outside := match{}
 		for _, p := range s.podCIDRs(f) {

@@ -61,11 +61,11 @@ type Underlay struct {
 	MTU     int        `json:"mtu"`              // bytes; 0 when unknown
 }
 
-// Offload is the state of one offload of the device or of the sockets.
+// Offload is the state of one offload of the device, of the sockets or of the way to peers.
 type Offload struct {
 	Name    string `json:"name"`
 	Enabled bool   `json:"enabled"`
-	Reason  string `json:"reason,omitempty"` // why it is not in use
+	Reason  string `json:"reason,omitempty"` // why it is not in use, or not for all
 }
 
 // Worker is one packet loop's counters since the start. Packets are segments, as they cross the wire, unless the name
@@ -76,6 +76,8 @@ type Worker struct {
 	TxBytes         uint64 `json:"txBytes"`         // inner IP bytes in them
 	TxSegments      uint64 `json:"txSegments"`      // datagrams that they became
 	TxCalls         uint64 `json:"txCalls"`         // system calls that sent these
+	TxWhole         uint64 `json:"txWhole"`         // superpackets that left uncut (offload tunnel-gso)
+	TxWholeRefused  uint64 `json:"txWholeRefused"`  // superpackets that the kernel did not take uncut
 	RxSuperpackets  uint64 `json:"rxSuperpackets"`  // from peers, after joining
 	RxBytes         uint64 `json:"rxBytes"`         // inner IP bytes
 	RxSegments      uint64 `json:"rxSegments"`      // datagrams received
@@ -113,7 +115,8 @@ type Peer struct {
 	Endpoint  netip.AddrPort `json:"endpoint"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 	MAC       string         `json:"mac"`
-	MTU       int            `json:"mtu"` // bytes of the largest inner packet
+	MTU       int            `json:"mtu"`       // bytes of the largest inner packet
+	TunnelGSO bool           `json:"tunnelGSO"` // superpackets leave to it uncut
 	TxPackets uint64         `json:"txPackets"`
 	TxBytes   uint64         `json:"txBytes"`
 	RxPackets uint64         `json:"rxPackets"`

@@ -186,7 +186,10 @@ func (c *checker) offloads() error {
 	for _, k := range []struct {
 		key, value string
 		use        *bool
-	}{{"tso", r.TSO, &o.TSO}, {"uso", r.USO, &o.USO}, {"udpGSO", r.UDPGSO, &o.UDPGSO}, {"udpGRO", r.UDPGRO, &o.UDPGRO}} {
+	}{
+		{"tso", r.TSO, &o.TSO}, {"uso", r.USO, &o.USO}, {"udpGSO", r.UDPGSO, &o.UDPGSO}, {"udpGRO", r.UDPGRO, &o.UDPGRO},
+		{"tunnelGSO", r.TunnelGSO, &o.TunnelGSO},
+	} {
 		switch k.value {
 		case "auto":
 			*k.use = true

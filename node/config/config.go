@@ -65,7 +65,7 @@ type Config struct {
 }
 
 // Offloads says which offloads may be used; those that the kernel lacks are not, whatever stands here.
-type Offloads struct{ TSO, USO, UDPGSO, UDPGRO bool }
+type Offloads struct{ TSO, USO, UDPGSO, UDPGRO, TunnelGSO bool }
 
 // OnExit says what an orderly end does with what the node made in the kernel.
 type OnExit string
@@ -105,6 +105,8 @@ type rawOffloads struct {
 	USO    string `yaml:"uso"`
 	UDPGSO string `yaml:"udpGSO"`
 	UDPGRO string `yaml:"udpGRO"`
+
+	TunnelGSO string `yaml:"tunnelGSO"`
 }
 
 type rawRouting struct {
@@ -123,7 +125,7 @@ func defaults() raw {
 		Encapsulation: "vxlan",
 		VXLAN:         rawVXLAN{VNI: 1, Port: 4789},
 		Masquerade:    true,
-		Offloads:      rawOffloads{TSO: "auto", USO: "auto", UDPGSO: "auto", UDPGRO: "auto"},
+		Offloads:      rawOffloads{TSO: "auto", USO: "auto", UDPGSO: "auto", UDPGRO: "auto", TunnelGSO: "auto"},
 		Routing:       rawRouting{Table: 8787, RulePriority: 5200},
 		RunDir:        "/run/warren",
 		StateDir:      "/var/lib/warren",

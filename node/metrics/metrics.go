@@ -66,6 +66,8 @@ var specs = [...]struct {
 	{"bytes_total", "Inner IP bytes by direction (tx: to peers, rx: from peers).", []string{"direction"}},
 	{"superpackets_total", "Superpackets by direction (tx, rx; local: between pods of this node; outside: to the kernel).",
 		[]string{"direction"}},
+	{"whole_superpackets_total", "Superpackets to peers by whether the kernel took them uncut (sent) or not (refused).",
+		[]string{"outcome"}},
 	{"device_reads_total", "Superpackets read from the device.", nil},
 	{"device_writes_total", "Superpackets written to the device.", nil},
 	{"send_calls_total", "System calls that sent to peers.", nil},
@@ -178,6 +180,8 @@ func (o out) workers(workers []api.Worker) {
 		sum.DeviceReads += w.DeviceReads
 		sum.DeviceWrites += w.DeviceWrites
 		sum.TxCalls += w.TxCalls
+		sum.TxWhole += w.TxWhole
+		sum.TxWholeRefused += w.TxWholeRefused
 		sum.ICMPSent += w.ICMPSent
 		sum.ICMPRateLimited += w.ICMPRateLimited
 	}
@@ -189,6 +193,8 @@ func (o out) workers(workers []api.Worker) {
 	o.counter("superpackets_total", sum.RxSuperpackets, "rx")
 	o.counter("superpackets_total", sum.LocalPackets, "local")
 	o.counter("superpackets_total", sum.OutsidePackets, "outside")
+	o.counter("whole_superpackets_total", sum.TxWhole, "sent")
+	o.counter("whole_superpackets_total", sum.TxWholeRefused, "refused")
 	o.counter("device_reads_total", sum.DeviceReads)
 	o.counter("device_writes_total", sum.DeviceWrites)
 	o.counter("send_calls_total", sum.TxCalls)

@@ -14,9 +14,11 @@ type Counters struct {
 	QueueBytes   atomic.Uint64 // bytes read from the device, IP headers included
 	ToPeers      atomic.Uint64 // superpackets encapsulated
 	ToPeersBytes atomic.Uint64 // inner IP bytes in them
-	SegmentsOut  atomic.Uint64 // datagrams handed to the socket
-	Sends        atomic.Uint64 // sends handed to the socket, of one or more datagrams
+	SegmentsOut  atomic.Uint64 // datagrams handed to the socket, and those that uncut superpackets will be
+	Sends        atomic.Uint64 // sends handed to the kernel, of one or more datagrams
 	SendCalls    atomic.Uint64 // system calls for them
+	Whole        atomic.Uint64 // superpackets sent uncut
+	WholeRefused atomic.Uint64 // superpackets that the kernel did not take uncut, so that they were cut
 	SegmentsIn   atomic.Uint64 // datagrams received
 	BytesIn      atomic.Uint64 // inner IP bytes accepted from peers
 	Receives     atomic.Uint64 // receive slots filled; SegmentsIn/Receives says how well UDP_GRO joins

@@ -97,6 +97,9 @@ func (w *Worker) toPeer(p []byte, m packet.Meta, d *forwarder.Decision) {
 	if d.Edit&forwarder.ClampMSS != 0 {
 		packet.ClampMSS(p, i, m, d.MTU)
 	}
+	if w.sendWhole(p, m, d) {
+		return
+	}
 	header := d.Peer.Header(i.Version)
 	if e := w.segs.Segment(p, i, m, header); e != packet.OK {
 		w.drop(forwarder.FromError(e), 1)
@@ -111,11 +114,7 @@ func (w *Worker) toPeer(p []byte, m packet.Meta, d *forwarder.Decision) {
 	} else {
 		segments = w.fragment(send, header, d.MTU)
 	}
-	w.Counters.ToPeers.Add(1)
-	w.Counters.ToPeersBytes.Add(uint64(len(p)))
-	cell := d.Peer.Stats.Cell(w.ID)
-	cell.TxPackets.Add(uint64(segments))
-	cell.TxBytes.Add(uint64(len(p)))
+	w.countToPeer(d.Peer, segments, len(p))
 }
 
 // fragment puts the segments in w.segs into w.out in IPv4 fragments of at most mtu bytes and returns their number. It

@@ -64,9 +64,10 @@ type Waiter interface {
 
 // Config says what a worker works with. All of it but Table belongs to the worker from New on.
 type Config struct {
-	ID         int            // its number among the node's workers; index of its cell in forwarder.PeerStats
-	Lanes      []Lane         // 1 to MaxLanes
-	Writers    []device.Queue // the node's queues, for writing: handles of this worker's own; nil: the lanes'
+	ID         int                // its number among the node's workers; index of its cell in forwarder.PeerStats
+	Lanes      []Lane             // 1 to MaxLanes
+	Writers    []device.Queue     // the node's queues, for writing: handles of this worker's own; nil: the lanes'
+	Whole      tunnel.WholeSender // sends superpackets uncut to the peers that take them; nil: all of them are cut
 	Waiter     Waiter
 	Table      *forwarder.Table
 	Decoder    vxlan.Decoder
@@ -108,6 +109,7 @@ type Worker struct {
 	segs  packet.Segments
 	frags packet.Fragments
 	out   tunnel.Outbound
+	whole tunnel.Superpacket // on its way; here as it would be allocated elsewhere
 
 	// From the socket to the queue.
 	in      *tunnel.Inbound

@@ -1,0 +1,140 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"github.com/safchain/ethtool"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// SetUpTunnelGSO makes the kernel forward what the TAP device of tunnel/tapgso hands in, also from the node's own
+// addresses, and brings the device up. It changes nothing beyond this device: forwarding is turned on for it alone.
+// It is to be called again now and then, as others change such settings.
+func SetUpTunnelGSO(device string) error {
+	var c Changes
+	conf := filepath.Join("ipv4/conf", device) + "/"
+	for _, kv := range [][2]string{{"rp_filter", "0"}, {"accept_local", "1"}, {"forwarding", "1"}} {
+		if err := setSysctl(conf+kv[0], kv[1], &c); err != nil {
+			return err
+		}
+	}
+	conf = filepath.Join("ipv6/conf", device) + "/"
+	// force_forwarding came with Linux 6.17. Without it IPv6 is forwarded when all interfaces do.
+	for _, kv := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"force_forwarding", "1"}} {
+		if err := setSysctl(conf+kv[0], kv[1], &c); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	h, err := open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	link, err := h.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("looking for %s: %w", device, err)
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := h.LinkSetUp(link); err != nil {
+			return fmt.Errorf("setting %s up: %w", device, err)
+		}
+	}
+	return nil
+}
+
+// An Egress is where packets to a peer leave.
+type Egress struct {
+	Device string // "": unknown
+	Why    string // why a superpacket is better not handed to it uncut; "": it cuts
+}
+
+// A Flow is from a node's own address to a peer's.
+type Flow struct{ From, To netip.Addr }
+
+// Egresses finds where the kernel would forward packets that come in by the TAP device, flow by flow, and whether the
+// device there cuts tunnelled superpackets.
+func Egresses(tap string, flows []Flow) ([]Egress, error) {
+	h, err := open()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	in, err := h.LinkByName(tap)
+	if err != nil {
+		return nil, fmt.Errorf("looking for %s: %w", tap, err)
+	}
+	tool, err := ethtool.NewEthtool()
+	if err != nil {
+		return nil, fmt.Errorf("opening a socket for ethtool: %w", err)
+	}
+	defer tool.Close()
+	known := map[int]Egress{}
+	out := make([]Egress, len(flows))
+	for k, f := range flows {
+		routes, err := h.RouteGetWithOptions(f.To.AsSlice(), &netlink.RouteGetOptions{
+			IifIndex: in.Attrs().Index, SrcAddr: f.From.AsSlice(),
+		})
+		all, _ := sysctl("ipv4/conf/all/rp_filter")
+		switch {
+		case err != nil && f.To.Is4() && all != "0":
+			out[k] = Egress{Why: fmt.Sprintf("net.ipv4.conf.all.rp_filter is %s, so the kernel refuses packets from this "+
+				"node's own address on %s (%v): `sysctl -w net.ipv4.conf.all.rp_filter=0`, interfaces keep their own value",
+				all, tap, err)}
+			continue
+		case err != nil:
+			out[k] = Egress{Why: fmt.Sprintf("the kernel does not forward from %s to %s: %v", tap, f.To, err)}
+			continue
+		case len(routes) == 0 || routes[0].LinkIndex == 0 || !forwards(routes[0].Type):
+			out[k] = Egress{Why: fmt.Sprintf("the kernel has no route from %s to %s", tap, f.To)}
+			continue
+		}
+		index := routes[0].LinkIndex
+		if _, ok := known[index]; !ok {
+			known[index] = egress(h, tool, index)
+		}
+		out[k] = known[index]
+	}
+	return out, nil
+}
+
+// forwards reports whether a route leads to another host.
+func forwards(kind int) bool { return kind == unix.RTN_UNICAST || kind == unix.RTN_UNSPEC }
+
+// needed are the features of a device that cuts what tunnel/tapgso sends, by their names in ethtool.
+func needed() []string {
+	return []string{
+		"tx-generic-segmentation", "tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-udp_tnl-segmentation",
+		"tx-udp_tnl-csum-segmentation",
+	}
+}
+
+// egress asks a device whether it cuts.
+func egress(h *netlink.Handle, tool *ethtool.Ethtool, index int) Egress {
+	link, err := h.LinkByIndex(index)
+	if err != nil {
+		return Egress{Why: fmt.Sprintf("interface %d is gone: %v", index, err)}
+	}
+	e := Egress{Device: link.Attrs().Name}
+	features, err := tool.Features(e.Device)
+	if err != nil {
+		e.Why = fmt.Sprintf("%s does not tell its features: %v", e.Device, err)
+		return e
+	}
+	var off []string
+	for _, f := range needed() {
+		if !features[f] {
+			off = append(off, f)
+		}
+	}
+	if len(off) > 0 {
+		e.Why = fmt.Sprintf("%s does not cut tunnelled superpackets (%s off)", e.Device, strings.Join(off, ", "))
+	}
+	return e
+}

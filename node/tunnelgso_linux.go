@@ -1,0 +1,259 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/warren-net/warren/device/tun"
+	"github.com/warren-net/warren/forwarder"
+	"github.com/warren-net/warren/internal/hostnet"
+	"github.com/warren-net/warren/tunnel"
+	"github.com/warren-net/warren/tunnel/tapgso"
+)
+
+// How often the way of uncut superpackets is proved, and how often it is looked for where no event told of a change.
+const (
+	proveEvery   = 3 * time.Second
+	egressEvery  = 30 * time.Second
+	gsoSettle    = 50 * time.Millisecond  // events are gathered for so long
+	gsoRestShare = 20                     // and for so many times as long as the last round took, at the most gsoRestMost
+	gsoRestMost  = 2 * time.Second        //
+	probeTries   = 3                      // a probe may be lost
+	probeWait    = 100 * time.Millisecond // for each
+	probeLook    = 5 * time.Millisecond
+)
+
+// A tunnelGSO decides to which peers superpackets leave uncut (tunnel/tapgso). One goroutine decides and sets the peers'
+// flags; the workers read those.
+type tunnelGSO struct {
+	device *tapgso.Device // nil: off for good
+	state  *atomic.Pointer[gsoState]
+	poked  chan struct{} // something may have changed
+
+	// Of the deciding goroutine.
+	looked   time.Time
+	snapshot *forwarder.Snapshot
+	egress   []hostnet.Egress // by peer of snapshot
+	rounds   int
+}
+
+// A gsoState is what people are told.
+type gsoState struct {
+	enabled bool
+	reason  string
+}
+
+func newTunnelGSO() tunnelGSO {
+	g := tunnelGSO{state: new(atomic.Pointer[gsoState]), poked: make(chan struct{}, 1)}
+	g.state.Store(&gsoState{reason: "configuration"})
+	return g
+}
+
+// openTunnelGSO opens the TAP device, if it is to be used and can be. Without it everything works, more slowly.
+func (n *Node) openTunnelGSO(workers int) {
+	if !n.cfg.Offloads.TunnelGSO {
+		return
+	}
+	d, err := tapgso.Open(tapgso.Config{
+		Name: tapgso.Name(n.cfg.Device), Alias: tun.Alias, Queues: workers, Addrs: n.cfg.Self.Addresses,
+	})
+	if err != nil {
+		n.gso.state.Store(&gsoState{reason: err.Error()})
+		n.opt.Log.Info("superpackets are not sent uncut", "error", err)
+		return
+	}
+	n.gso.device = d
+	n.gso.state.Store(&gsoState{reason: "not tried yet"})
+	n.closers = append(n.closers, d.Close)
+}
+
+// sender is what worker i sends uncut superpackets with; nil when there is nothing.
+func (g *tunnelGSO) sender(i int) tunnel.WholeSender {
+	if g.device == nil {
+		return nil
+	}
+	return g.device.Queues()[i]
+}
+
+// followTunnelGSO decides again and again, until ctx ends.
+func (n *Node) followTunnelGSO(ctx context.Context) {
+	g := &n.gso
+	if g.device == nil {
+		return
+	}
+	n.watching.Go(func() {
+		err := hostnet.WatchForwarding(ctx, func() {
+			poke(g.poked)
+		})
+		if err != nil {
+			n.opt.Log.Warn("changes of routes and firewall are noticed late", "error", err)
+		}
+	})
+	events := true
+	for ctx.Err() == nil {
+		began := time.Now()
+		n.proveTunnelGSO(ctx, events)
+		wait(ctx, max(gsoSettle, min(gsoRestShare*time.Since(began), gsoRestMost)))
+		select {
+		case <-ctx.Done():
+		case <-g.poked:
+			events = true
+		case <-time.After(proveEvery):
+			events = false
+		}
+	}
+}
+
+// proveTunnelGSO decides once. With events the kernel's routes and devices are looked at anew.
+func (n *Node) proveTunnelGSO(ctx context.Context, events bool) {
+	g := &n.gso
+	snapshot := n.view.Load().snapshot
+	why, err := g.prove(ctx, proof{
+		snapshot: snapshot, anew: events || time.Since(g.looked) > egressEvery, port: n.sockets[0].LocalPort(),
+	})
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		for k := range why {
+			why[k] = err.Error()
+		}
+	}
+	on := 0
+	for k, p := range snapshot.Peers {
+		p.Whole.Store(why[k] == "")
+		if why[k] == "" {
+			on++
+		}
+	}
+	next := &gsoState{enabled: on > 0, reason: summary(snapshot.Peers, why)}
+	switch {
+	case err != nil:
+		next.reason = err.Error()
+	case len(why) == 0:
+		next.reason = "no peers"
+	}
+	if last := g.state.Swap(next); *last != *next {
+		n.opt.Log.Info("superpackets to peers uncut (tunnel-gso)", "peers", on, "of", len(why), "reason", next.reason)
+	}
+}
+
+// A proof is what to prove: to which of the snapshot's peers a superpacket gets.
+type proof struct {
+	snapshot *forwarder.Snapshot
+	anew     bool   // look at the kernel's routes and devices again
+	port     uint16 // UDP port that probes come from
+}
+
+// prove says for each peer why no superpacket is to go to it uncut, "" where it may. An error concerns all.
+func (g *tunnelGSO) prove(ctx context.Context, p proof) (why []string, err error) {
+	peers := p.snapshot.Peers
+	why = make([]string, len(peers))
+	if broken := g.device.Broken(); broken != "" {
+		return why, errors.New(broken)
+	}
+	if len(peers) == 0 {
+		return why, nil
+	}
+	if p.anew || g.snapshot != p.snapshot {
+		if err := hostnet.SetUpTunnelGSO(g.device.Name()); err != nil {
+			return why, err
+		}
+		flows := make([]hostnet.Flow, len(peers))
+		for k, peer := range peers {
+			flows[k] = hostnet.Flow{From: g.device.From(peer.Endpoint.Addr()), To: peer.Endpoint.Addr()}
+		}
+		if g.egress, err = hostnet.Egresses(g.device.Name(), flows); err != nil {
+			g.snapshot = nil
+			return why, err
+		}
+		g.snapshot, g.looked = p.snapshot, time.Now()
+	}
+	// A firewall may tell by the device and the family: each of these ways is proved, with another peer each time.
+	type way struct {
+		device string
+		is4    bool
+	}
+	ways := map[way][]int{}
+	for k, e := range g.egress {
+		if why[k] = e.Why; e.Why == "" {
+			w := way{e.Device, peers[k].Endpoint.Addr().Is4()}
+			ways[w] = append(ways[w], k)
+		}
+	}
+	g.rounds++
+	for w, members := range ways {
+		to := peers[members[g.rounds%len(members)]]
+		arrived, err := g.arrives(ctx, p.port, to)
+		if err != nil {
+			return why, err
+		}
+		if arrived {
+			continue
+		}
+		for _, k := range members {
+			why[k] = fmt.Sprintf("what %s hands in does not leave by %s: a firewall drops forwarded packets; let it accept "+
+				"those from %s (`iptables -I FORWARD -i %s -j ACCEPT`, or the like in nftables)", g.device.Name(), w.device,
+				g.device.Name(), g.device.Name())
+		}
+	}
+	return why, nil
+}
+
+// arrives reports whether a probe to the peer gets behind the host's firewall.
+func (g *tunnelGSO) arrives(ctx context.Context, port uint16, to *forwarder.Peer) (bool, error) {
+	before, err := hostnet.TunnelGSOProbes(g.device.Name())
+	if err != nil {
+		return false, err
+	}
+	for range probeTries {
+		if err := g.device.Probe(port, to.Endpoint); err != nil {
+			return false, err
+		}
+		// The kernel forwards within the write, unless it hands packets to another processor (RPS).
+		for end := time.Now().Add(probeWait); ; wait(ctx, probeLook) {
+			after, err := hostnet.TunnelGSOProbes(g.device.Name())
+			if err != nil || after > before {
+				return after > before, err
+			}
+			if ctx.Err() != nil || time.Now().After(end) {
+				break
+			}
+		}
+	}
+	return false, nil
+}
+
+// summary says why not to all peers; empty when to all.
+func summary(peers []*forwarder.Peer, why []string) string {
+	names := map[string][]string{}
+	var reasons []string
+	for k, reason := range why {
+		if reason == "" {
+			continue
+		}
+		if names[reason] == nil {
+			reasons = append(reasons, reason)
+		}
+		names[reason] = append(names[reason], peers[k].Name)
+	}
+	if len(reasons) == 1 && len(names[reasons[0]]) == len(peers) {
+		return reasons[0]
+	}
+	const most = 3
+	var parts []string
+	for _, reason := range slices.Clip(reasons[:min(len(reasons), most)]) {
+		who := names[reason]
+		text := strings.Join(who[:min(len(who), most)], ", ")
+		if more := len(who) - most; more > 0 {
+			text += fmt.Sprintf(" and %d more", more)
+		}
+		parts = append(parts, fmt.Sprintf("not to %s: %s", text, reason))
+	}
+	return strings.Join(parts, "; ")
+}

@@ -1,0 +1,80 @@
+package tapgso
+
+import (
+	"fmt"
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/warren-net/warren/tunnel"
+)
+
+// maxRefusals is how many superpackets the kernel refuses in a row before nothing is tried any more. One is not enough:
+// whoever finds a packet that passes Warren's checks and not the kernel's could switch it off for all.
+const maxRefusals = 4
+
+// A Queue is one queue of a Device. It implements tunnel.WholeSender.
+type Queue struct {
+	device   *Device
+	fd       int
+	prefix   [prefixMax]byte
+	iovecs   [2]unix.Iovec
+	refusals int // in a row
+}
+
+var _ tunnel.WholeSender = (*Queue)(nil)
+
+// SendWhole implements tunnel.WholeSender.
+func (q *Queue) SendWhole(s *tunnel.Superpacket) bool {
+	if q.device.broken.Load() != nil || len(s.Packet) == 0 {
+		return false
+	}
+	n := putPrefix(&q.prefix, s, q.device.From(s.To.Addr()))
+	if n == 0 {
+		return false
+	}
+	q.iovecs[0].Base = &q.prefix[0]
+	q.iovecs[0].SetLen(n)
+	q.iovecs[1].Base = &s.Packet[0]
+	q.iovecs[1].SetLen(len(s.Packet))
+	errno := unix.EINTR
+	for errno == unix.EINTR {
+		// Raw, as it does not block; see tunnel/udp.
+		_, _, errno = unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&q.iovecs[0])),
+			uintptr(len(q.iovecs)))
+	}
+	q.iovecs[1].Base = nil
+	if errno == 0 {
+		q.refusals = 0
+		return true
+	}
+	q.refused(errno, s)
+	return false
+}
+
+// refused notes what the kernel said to a superpacket. A link that is down (EIO) and a lack of memory pass.
+func (q *Queue) refused(errno unix.Errno, s *tunnel.Superpacket) {
+	switch errno {
+	case unix.EINVAL:
+		if q.refusals++; q.refusals >= maxRefusals {
+			q.device.fail(fmt.Sprintf("the kernel refused %d superpackets in a row (segments of %d bytes): %v", maxRefusals,
+				s.Meta.SegmentSize, errno))
+		}
+	case unix.EBADF, unix.EBADFD, unix.ENODEV:
+		q.device.fail(fmt.Sprintf("device %s is gone (%v); restart warren to have it back", q.device.name, errno))
+	}
+}
+
+// Probe hands a small datagram to the kernel that takes the way of superpackets from the UDP port to a peer, with a TTL
+// that leaves 1 behind the forwarding. Somebody has to stop it there.
+func (d *Device) Probe(port uint16, to netip.AddrPort) error {
+	from := d.From(to.Addr())
+	if !from.IsValid() || len(d.queues) == 0 {
+		return fmt.Errorf("probe to %s by %s: no address of this family, or the device is closed", to, d.name)
+	}
+	if _, err := unix.Write(d.queues[0].fd, probe(netip.AddrPortFrom(from, port), to)); err != nil {
+		return fmt.Errorf("probe to %s by %s: %w", to, d.name, err)
+	}
+	return nil
+}
