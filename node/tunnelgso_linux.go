@@ -28,8 +28,8 @@ const (
 	probeLook    = 5 * time.Millisecond
 )
 
-// A tunnelGSO decides to which peers superpackets leave uncut (tunnel/tapgso). One goroutine decides and sets the peers'
-// flags; the workers read those.
+// A tunnelGSO decides to which peers superpackets leave uncut (tunnel/tapgso). One goroutine decides and sets the
+// peers' flags; the workers read those.
 type tunnelGSO struct {
 	device *tapgso.Device // nil: off for good
 	state  *atomic.Pointer[gsoState]

@@ -253,5 +253,5 @@ func (v *vtep) transfers(p *lab.Pod, bytes int64) {
 
 // allOff is the configuration of a node without any offload.
 func allOff() map[string]string {
-	return map[string]string{"tso": "off", "uso": "off", "udpGSO": "off", "udpGRO": "off"}
+	return map[string]string{"tso": "off", "uso": "off", "udpGSO": "off", "udpGRO": "off", "tunnelGSO": "off"}
 }

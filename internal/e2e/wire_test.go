@@ -17,7 +17,16 @@ const wireBytes = 2 << 20
 
 // TestWire has pods talk over a wire that cuts and sums nothing by itself, with Warren's offloads on and off and over
 // IPv4 and IPv6, and has tshark say of every frame whether it is what RFC 7348 and its own checksums want.
+//
+// Once the nodes' own devices cut, in software: nothing leaves uncut (tunnel-gso), as there is nothing to win. Once they
+// say that they cut tunnelled superpackets, and leave it to the switch's ports, as a network card's firmware would.
 func TestWire(t *testing.T) {
+	t.Run("cut by the kernel", func(t *testing.T) { testWire(t, false) })
+	t.Run("cut by the device", func(t *testing.T) { testWire(t, true) })
+}
+
+func testWire(t *testing.T, devicesCut bool) {
+	t.Helper()
 	c := newCluster(t, lab.Options{})
 	auto4, auto6, off4, off6 := c.node("auto4"), c.node("auto6"), c.node("off4"), c.node("off6")
 	off4.Settings.Offloads, off6.Settings.Offloads = allOff(), allOff()
@@ -31,9 +40,12 @@ func TestWire(t *testing.T) {
 		check.nodes = append(check.nodes, newWireNode(n, n.V6))
 	}
 	c.configure(edits...)
-	c.segment()
+	c.segment(devicesCut)
 	nodes := c.lab.Nodes()
 	c.up(nodes...)
+	for _, n := range nodes {
+		c.leavesUncut(n, devicesCut && (n == auto4 || n == auto6))
+	}
 	pods := map[*lab.Node]*lab.Pod{}
 	for _, n := range nodes {
 		pods[n] = c.pod(n, "1")
@@ -52,6 +64,7 @@ func TestWire(t *testing.T) {
 	}
 	for _, n := range nodes {
 		c.sentAs(n, n == auto4 || n == auto6)
+		c.sentWhole(n, devicesCut && (n == auto4 || n == auto6))
 	}
 	time.Sleep(quiet)
 	seen := map[flow]*carried{}
@@ -98,12 +111,41 @@ func (c *cluster) sentAs(n *lab.Node, cut bool) {
 	}
 }
 
+// leavesUncut waits until a node has decided to leave the cutting of superpackets to its device, or not to.
+func (c *cluster) leavesUncut(n *lab.Node, want bool) {
+	c.t.Helper()
+	c.eventually(func() error {
+		for _, o := range ask[api.Status](c, n, "status").Offloads {
+			if o.Name == "tunnel-gso" && (o.Enabled != want || o.Reason == "not tried yet") {
+				return fmt.Errorf("%w: node %s: tunnel-gso is in use: %v, want %v (%s)", errNotYet, n.Name, o.Enabled, want,
+					o.Reason)
+			}
+		}
+		return nil
+	})
+}
+
+// sentWhole wants a node to have sent superpackets uncut or not.
+func (c *cluster) sentWhole(n *lab.Node, want bool) {
+	c.t.Helper()
+	var whole, refused uint64
+	for _, w := range ask[api.Status](c, n, "status").Workers {
+		whole, refused = whole+w.TxWhole, refused+w.TxWholeRefused
+	}
+	const least = 100 // of megabytes in superpackets of at most 64 KiB
+	if want && whole < least || !want && whole > 0 || refused > 0 {
+		c.t.Errorf("node %s sent %d superpackets uncut, and %d were refused; want that: %v", n.Name, whole, refused, want)
+	}
+}
+
 // segment makes a wire of the underlay on which packets are what they are on a cable: the nodes' devices cut everything
-// to the MTU, and the switch's ports fill in the checksums.
-func (c *cluster) segment() {
+// to the MTU, or the switch's ports do, and these fill in the checksums.
+func (c *cluster) segment(devicesCut bool) {
 	c.t.Helper()
 	for _, n := range c.lab.Nodes() {
-		c.do(n.NS, "ethtool -K eth0 tso off gso off tx-udp-segmentation off gro on")
+		if !devicesCut {
+			c.do(n.NS, "ethtool -K eth0 tso off gso off tx-udp-segmentation off gro on")
+		}
 		c.do(c.lab.Switch(), "ethtool -K "+n.Port()+" tx off tso off gso off tx-udp-segmentation off gro off")
 	}
 	c.do(c.lab.Switch(), "ethtool -K "+lab.OutsidePort+" tx off tso off gso off tx-udp-segmentation off gro off")

@@ -41,6 +41,16 @@ func SetUpTunnelGSO(device string) error {
 	if err != nil {
 		return fmt.Errorf("looking for %s: %w", device, err)
 	}
+	// Loose filtering of all interfaces (2) would refuse what comes in by one that has no address at all
+	// (__fib_validate_source), whatever the route back. Nobody else has RFC 7600's dummy address.
+	if all, err := sysctl("ipv4/conf/all/rp_filter"); err == nil && all == "2" {
+		dummy := &netlink.Addr{
+			IPNet: &net.IPNet{IP: net.IPv4(192, 0, 0, 8), Mask: net.CIDRMask(32, 32)}, Scope: int(netlink.SCOPE_HOST),
+		}
+		if err := h.AddrReplace(link, dummy); err != nil {
+			return fmt.Errorf("giving %s the address %s, which rp_filter 2 asks for: %w", device, dummy.IPNet, err)
+		}
+	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		if err := h.LinkSetUp(link); err != nil {
 			return fmt.Errorf("setting %s up: %w", device, err)
@@ -83,10 +93,9 @@ func Egresses(tap string, flows []Flow) ([]Egress, error) {
 		})
 		all, _ := sysctl("ipv4/conf/all/rp_filter")
 		switch {
-		case err != nil && f.To.Is4() && all != "0":
-			out[k] = Egress{Why: fmt.Sprintf("net.ipv4.conf.all.rp_filter is %s, so the kernel refuses packets from this "+
-				"node's own address on %s (%v): `sysctl -w net.ipv4.conf.all.rp_filter=0`, interfaces keep their own value",
-				all, tap, err)}
+		case err != nil && f.To.Is4() && all == "1":
+			out[k] = Egress{Why: fmt.Sprintf("net.ipv4.conf.all.rp_filter is 1, so the kernel refuses packets from this "+
+				"node's own address on %s: `sysctl -w net.ipv4.conf.all.rp_filter=0` (interfaces keep their own value)", tap)}
 			continue
 		case err != nil:
 			out[k] = Egress{Why: fmt.Sprintf("the kernel does not forward from %s to %s: %v", tap, f.To, err)}

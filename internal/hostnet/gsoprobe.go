@@ -14,7 +14,7 @@ import (
 )
 
 // ErrNoProbes says that nothing stops and counts probes, so that none must be sent.
-var ErrNoProbes = errors.New("Warren's nftables chain for probes is missing")
+var ErrNoProbes = errors.New("the nftables chain that counts probes is missing")
 
 const (
 	chainProbes  = "probes"
@@ -62,8 +62,8 @@ func TunnelGSOProbes(tap string) (uint64, error) {
 }
 
 // WatchForwarding calls changed whenever something may have changed that decides whether, and by which device, packets
-// are forwarded: links and their features, addresses, routes, policy rules, forwarding, nftables. It runs in the calling
-// goroutine until ctx ends; the error says why events can't be had.
+// are forwarded: links and their features, addresses, routes, policy rules, forwarding, nftables. It runs in the
+// calling goroutine until ctx ends; the error says why events can't be had.
 func WatchForwarding(ctx context.Context, changed func()) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

@@ -153,8 +153,8 @@ func (s Spec) chains(families []family) []chain {
 
 // untracked keeps connection tracking from seeing a packet twice. A packet of a pod that goes on to the TUN is first
 // tracked when it comes back, or never, when a tunnel takes it; a packet between local pods is tracked as it leaves the
-// pod and not when it comes back from the TUN. What Warren itself sends to peers uncut is forwarded, and must be neither
-// translated nor judged by a connection's state.
+// pod and not when it comes back from the TUN. What Warren itself sends to peers uncut is forwarded, and must not be
+// translated, nor judged by a connection's state.
 func (s Spec) untracked(families []family) chain {
 	var rules []chainRule
 	if s.TunnelGSO != "" {

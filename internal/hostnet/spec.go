@@ -54,7 +54,7 @@ type Spec struct {
 	Table        int    // routing table of pod traffic; 0: DefaultTable
 	RulePriority int    // of the first rule; four are used; 0: DefaultRulePriority
 	Mark         uint32 // packet mark bits of translated answers; 0: DefaultMark
-	TunnelGSO    string // TAP device of tunnel/tapgso, whose packets are not tracked and whose probes are counted; "": none
+	TunnelGSO    string // TAP device of tunnel/tapgso: its packets are not tracked, its probes are counted; "": none
 	Masquerade   bool   // translate what pods send out of the cluster to the node's address
 
 	// Pods are the pods known to the daemon. Apply puts back what the source check's sets lost of them (somebody ran

@@ -14,7 +14,7 @@ type Settings struct {
 	Encapsulation string            `yaml:"encapsulation,omitempty"`
 	Workers       int               `yaml:"workers,omitempty"`
 	Masquerade    *bool             `yaml:"masquerade,omitempty"`
-	Offloads      map[string]string `yaml:"offloads,omitempty"` // tso, uso, udpGSO, udpGRO: auto or off
+	Offloads      map[string]string `yaml:"offloads,omitempty"` // tso, uso, udpGSO, udpGRO, tunnelGSO: auto or off
 	Metrics       string            `yaml:"metrics,omitempty"`
 	OnExit        string            `yaml:"onExit,omitempty"` // remove or leave
 	Log           map[string]string `yaml:"log,omitempty"`

@@ -33,7 +33,7 @@ func TestDefaults(t *testing.T) {
 		File: "w.yaml", Node: "a", Self: c.State.Nodes[0], State: c.State,
 		Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		Device:  "warren0", Encapsulation: "vxlan", VNI: 1, Port: 4789, Masquerade: true,
-		Offloads: Offloads{TSO: true, USO: true, UDPGSO: true, UDPGRO: true},
+		Offloads: Offloads{TSO: true, USO: true, UDPGSO: true, UDPGRO: true, TunnelGSO: true},
 		Table:    8787, RulePriority: 5200, RunDir: "/run/warren", StateDir: "/var/lib/warren", OnExit: Remove,
 		LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
@@ -59,7 +59,7 @@ encapsulation: vxlan
 vxlan: {vni: 16777215, port: 8472}
 workers: 2
 masquerade: false
-offloads: {tso: off, uso: auto, udpGSO: off, udpGRO: "off"}
+offloads: {tso: off, uso: auto, udpGSO: off, udpGRO: "off", tunnelGSO: off}
 routing: {table: 100, rulePriority: 7}
 metrics: "[::1]:9187"
 runDir: /tmp/run/

@@ -14,7 +14,8 @@
 //
 //   - A driver for TAP devices that takes TUN_F_UDP_TUNNEL_GSO: Linux 6.17. Open says ErrUnsupported otherwise.
 //   - Forwarding from the TAP, which hostnet.SetUpTunnelGSO turns on for this device alone, and that it takes a packet
-//     from one of the node's own addresses: accept_local, and no reverse path filter (net.ipv4.conf.all.rp_filter 0).
+//     from one of the node's own addresses: accept_local, and no strict reverse path filter of all interfaces
+//     (net.ipv4.conf.all.rp_filter 1).
 //   - That the host's firewall forwards such packets. No call tells: the packet is gone, the write said yes. Whoever
 //     uses this sends a Probe now and then, and counts its arrival behind the firewall (hostnet).
 //   - That the device towards the peer cuts tunnelled packets. Where it does not, the kernel cuts them, and on a veth
@@ -31,8 +32,9 @@
 //
 // # The device
 //
-// It has no addresses, no ARP and no multicast, a fixed Ethernet address (udev would give it another one), and the
-// alias of Warren's devices. It is not persistent: it goes with the process, however that ends.
+// It has no addresses (but a dummy one, where rp_filter asks for it), no ARP and no multicast, a fixed Ethernet address
+// (udev would give it another one), and the alias of Warren's devices. It is not persistent: it goes with the process,
+// however that ends.
 //
 // # Ownership and concurrency
 //

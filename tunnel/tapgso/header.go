@@ -25,8 +25,8 @@ const (
 	frameMax = 65535
 )
 
-// Of the virtio-net header (VIRTIO 1.4, 5.1.6). All fields of a packet with a tunnel are little endian, and TUNSETVNETLE
-// makes those of others so.
+// Of the virtio-net header (VIRTIO 1.4, 5.1.6). All fields of a packet with a tunnel are little endian, and
+// TUNSETVNETLE makes those of others so.
 const (
 	vnetNeedsChecksum = 1
 	vnetTunnelSum     = 8 // the outer UDP header has a checksum as well
