@@ -186,6 +186,7 @@ func TestKernelVXLAN(t *testing.T) {
 	for _, v := range vteps {
 		v.setUp(mtu, auto, off)
 	}
+	c.leavesUncut(auto, true)
 	for _, v := range vteps {
 		for _, p := range pods {
 			v.talk(p, mtu)
@@ -215,6 +216,8 @@ func TestKernelVXLAN(t *testing.T) {
 			}
 		}
 	}
+	c.sentWhole(auto, true)
+	c.sentWhole(off, false)
 }
 
 // talk tries small packets, and the largest, between the vtep and a pod of Warren's.
