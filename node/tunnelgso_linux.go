@@ -21,8 +21,7 @@ const (
 	proveEvery   = 3 * time.Second
 	egressEvery  = 30 * time.Second
 	gsoSettle    = 50 * time.Millisecond  // events are gathered for so long
-	gsoRestShare = 20                     // and for so many times as long as the last round took, at the most gsoRestMost
-	gsoRestMost  = 2 * time.Second        //
+	gsoRestShare = 20                     // and for so many times as long as looking at all routes took the last time
 	probeTries   = 3                      // a probe may be lost
 	probeWait    = 100 * time.Millisecond // for each
 	probeLook    = 5 * time.Millisecond
@@ -37,6 +36,7 @@ type tunnelGSO struct {
 
 	// Of the deciding goroutine.
 	looked   time.Time
+	took     time.Duration // to look
 	snapshot *forwarder.Snapshot
 	egress   []hostnet.Egress // by peer of snapshot
 	rounds   int
@@ -96,9 +96,8 @@ func (n *Node) followTunnelGSO(ctx context.Context) {
 	})
 	events := true
 	for ctx.Err() == nil {
-		began := time.Now()
 		n.proveTunnelGSO(ctx, events)
-		wait(ctx, max(gsoSettle, min(gsoRestShare*time.Since(began), gsoRestMost)))
+		wait(ctx, max(gsoSettle, min(gsoRestShare*g.took, egressEvery)))
 		select {
 		case <-ctx.Done():
 		case <-g.poked:
@@ -161,6 +160,7 @@ func (g *tunnelGSO) prove(ctx context.Context, p proof) (why []string, err error
 		return why, nil
 	}
 	if p.anew || g.snapshot != p.snapshot {
+		began := time.Now()
 		if err := hostnet.SetUpTunnelGSO(g.device.Name()); err != nil {
 			return why, err
 		}
@@ -172,7 +172,7 @@ func (g *tunnelGSO) prove(ctx context.Context, p proof) (why []string, err error
 			g.snapshot = nil
 			return why, err
 		}
-		g.snapshot, g.looked = p.snapshot, time.Now()
+		g.snapshot, g.looked, g.took = p.snapshot, time.Now(), time.Since(began)
 	}
 	// A firewall may tell by the device and the family: each of these ways is proved, with another peer each time.
 	type way struct {

@@ -18,8 +18,8 @@ const wireBytes = 2 << 20
 // TestWire has pods talk over a wire that cuts and sums nothing by itself, with Warren's offloads on and off and over
 // IPv4 and IPv6, and has tshark say of every frame whether it is what RFC 7348 and its own checksums want.
 //
-// Once the nodes' own devices cut, in software: nothing leaves uncut (tunnel-gso), as there is nothing to win. Once they
-// say that they cut tunnelled superpackets, and leave it to the switch's ports, as a network card's firmware would.
+// Once the nodes' own devices cut, in software: nothing leaves uncut (tunnel-gso), as there is nothing to win. Once
+// they say that they cut tunnelled superpackets, and leave it to the switch's ports, as if they were network cards.
 func TestWire(t *testing.T) {
 	t.Run("cut by the kernel", func(t *testing.T) { testWire(t, false) })
 	t.Run("cut by the device", func(t *testing.T) { testWire(t, true) })
