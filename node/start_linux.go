@@ -19,6 +19,7 @@ import (
 	"github.com/warren-net/warren/node/config"
 	"github.com/warren-net/warren/node/worker"
 	"github.com/warren-net/warren/tunnel"
+	"github.com/warren-net/warren/tunnel/tapgso"
 	"github.com/warren-net/warren/tunnel/udp"
 	"github.com/warren-net/warren/tunnel/vxlan"
 )
@@ -167,8 +168,8 @@ func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
 	spec := specOf(cfg)
 	spec.MTU, spec.GSOMaxSize, spec.TxQueueLen = n.podMTU, deviceGSOMaxSize, deviceQueueLength
 	spec.Pods = pods
-	if n.gso.device != nil {
-		spec.TunnelGSO = n.gso.device.Name()
+	if n.gso.device == nil {
+		spec.TunnelGSO = ""
 	}
 	return spec
 }
@@ -179,6 +180,9 @@ func specOf(cfg *config.Config) hostnet.Spec {
 		Device: cfg.Device, MTU: cfg.MTU,
 		Gateways: cfg.Gateways(), PodCIDRs: cfg.Self.PodCIDRs, ClusterCIDRs: cfg.Cluster, NodeAddrs: cfg.Self.Addresses,
 		Table: cfg.Table, RulePriority: cfg.RulePriority, Masquerade: cfg.Masquerade,
+	}
+	if cfg.Offloads.TunnelGSO {
+		spec.TunnelGSO = tapgso.Name(cfg.Device)
 	}
 	for _, peer := range cfg.Peers(cfg.State) {
 		spec.PeerNodeAddrs = append(spec.PeerNodeAddrs, peer.Addresses...)

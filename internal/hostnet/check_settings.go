@@ -75,6 +75,7 @@ func (c *checker) forwardPolicy() {
 		return // nftables has its own finding
 	}
 	before := len(c.found)
+	devices := strings.TrimSuffix(c.Spec.Device+" "+c.Spec.TunnelGSO, " ")
 	for _, ch := range chains {
 		if ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward || ch.Policy == nil ||
 			*ch.Policy != nftables.ChainPolicyDrop || ch.Table.Family == nftables.TableFamilyBridge {
@@ -86,11 +87,11 @@ func (c *checker) forwardPolicy() {
 		where := fmt.Sprintf("%s %s %s", family, ch.Table.Name, ch.Name)
 		mend := fmt.Sprintf(
 			"`for i in iifname oifname; do for d in '\"%s*\"' %s; do nft insert rule %s $i $d accept; done; done`",
-			PodPrefix, c.Spec.Device, where)
+			PodPrefix, devices, where)
 		if ch.Name == "FORWARD" && ch.Table.Name == "filter" {
 			tool := map[string]string{"ip": "iptables", "ip6": "ip6tables"}[family]
 			mend = fmt.Sprintf("`for d in %s+ %s; do %s -I FORWARD -i $d -j ACCEPT; %s -I FORWARD -o $d -j ACCEPT; done`",
-				PodPrefix, c.Spec.Device, tool, tool)
+				PodPrefix, devices, tool, tool)
 		}
 		c.warn(what, fmt.Sprintf("the chain %s drops forwarded packets that no rule of it accepts (Docker, firewalld and "+
 			"ufw do that): pods may be cut off", where), mend)

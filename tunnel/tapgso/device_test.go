@@ -77,8 +77,8 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestRefusals wants a device that the kernel refuses packets from to be given up after a few, and one that is only down
-// not to be.
+// TestRefusals wants a device that the kernel refuses packets from to be given up after a few, and one that is only
+// down not to be.
 func TestRefusals(t *testing.T) {
 	isolate(t)
 	d := open(t, "wrntap0")

@@ -1,0 +1,138 @@
+package hostnet
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+const testTAP = "warren0-gso"
+
+// TestSetUpTunnelGSO wants forwarding turned on for the TAP alone, and everything undone by others put back.
+func TestSetUpTunnelGSO(t *testing.T) {
+	w := newWorld(t)
+	if err := SetUpTunnelGSO(testTAP); err == nil {
+		t.Error("set up without the device")
+	}
+	w.run("ip tuntap add dev " + testTAP + " mode tap")
+	for range 2 {
+		w.must(SetUpTunnelGSO(testTAP))
+		for key, want := range map[string]string{
+			"ipv4/ip_forward": "0", "ipv6/conf/all/forwarding": "0", "ipv4/conf/all/forwarding": "0",
+			"ipv4/conf/" + testTAP + "/forwarding": "1", "ipv4/conf/" + testTAP + "/accept_local": "1",
+			"ipv4/conf/" + testTAP + "/rp_filter": "0", "ipv6/conf/" + testTAP + "/force_forwarding": "1",
+		} {
+			if got, err := sysctl(key); err != nil || got != want {
+				t.Errorf("%s is %q, want %q (%v)", key, got, want, err)
+			}
+		}
+		if out := w.run("ip link show " + testTAP); !strings.Contains(out, ",UP") {
+			t.Errorf("not up: %s", out)
+		}
+		w.run("sysctl -qw net.ipv4.conf." + testTAP + ".accept_local=0 net.ipv4.conf." + testTAP + ".forwarding=0")
+		w.run("ip link set " + testTAP + " down")
+	}
+	if out := w.run("ip -4 addr show " + testTAP); strings.Contains(out, "inet") {
+		t.Errorf("an address without need: %s", out)
+	}
+	w.run("sysctl -qw net.ipv4.conf.all.rp_filter=2")
+	w.must(SetUpTunnelGSO(testTAP))
+	w.must(SetUpTunnelGSO(testTAP))
+	if out := w.run("ip -4 addr show " + testTAP); strings.Count(out, "inet 192.0.0.8/32 scope host") != 1 {
+		t.Errorf("no dummy address: %s", out)
+	}
+}
+
+// TestEgresses wants each peer's device to be found, and what keeps it from cutting.
+func TestEgresses(t *testing.T) {
+	w := newWorld(t)
+	w.run("ip tuntap add dev " + testTAP + " mode tap")
+	for _, line := range []string{
+		"ip link add eth0 type veth peer name far0", "ip link add eth1 type veth peer name far1",
+		"ip addr add 192.0.2.1/24 dev eth0", "ip addr add 2001:db8::1/64 dev eth1 nodad",
+		"ip link set eth0 up", "ip link set far0 up", "ip link set eth1 up", "ip link set far1 up",
+		"ethtool -K eth1 tx-udp_tnl-csum-segmentation off",
+	} {
+		w.run(line)
+	}
+	w.must(SetUpTunnelGSO(testTAP))
+	own4, own6 := addr("192.0.2.1"), addr("2001:db8::1")
+	look := func(want ...Egress) {
+		t.Helper()
+		got, err := Egresses(testTAP, []Flow{
+			{own4, addr("192.0.2.2")}, {own6, addr("2001:db8::2")}, {own4, addr("198.51.100.1")}, {own4, own4},
+		})
+		w.must(err)
+		for k := range want {
+			if got[k].Device != want[k].Device || (want[k].Why == "") != (got[k].Why == "") ||
+				!strings.Contains(got[k].Why, want[k].Why) {
+				t.Errorf("flow %d: %+v, want %+v", k, got[k], want[k])
+			}
+		}
+	}
+	unreachable := Egress{Why: "does not forward from warren0-gso to 198.51.100.1"}
+	self := Egress{Why: "no route from warren0-gso to 192.0.2.1"}
+	noSum := Egress{"eth1", "eth1 does not cut tunnelled superpackets (tx-udp_tnl-csum-segmentation off)"}
+	look(Egress{Device: "eth0"}, noSum,
+		unreachable, self)
+	w.run("ethtool -K eth1 tx-udp_tnl-csum-segmentation on")
+	w.run("ethtool -K eth0 gso off")
+	look(Egress{"eth0", "tx-generic-segmentation"}, Egress{Device: "eth1"}, unreachable, self)
+	w.run("ip link set eth1 gso_max_size 63000")
+	look(Egress{"eth0", "tx-generic-segmentation"}, Egress{Device: "eth1"})
+	w.run("ip link set eth1 gso_max_size 50000")
+	look(Egress{"eth0", "tx-generic-segmentation"}, Egress{"eth1", "less than 50000 bytes"})
+	w.run("ip link set eth1 gso_max_size 65536")
+	w.run("sysctl -qw net.ipv4.conf.all.rp_filter=1")
+	look(Egress{Why: "rp_filter is 1"}, Egress{Device: "eth1"})
+	if _, err := Egresses("absent0", []Flow{{own4, addr("192.0.2.2")}}); err == nil {
+		t.Error("found a way from a device that does not exist")
+	}
+}
+
+// TestTunnelGSOProbes wants to hear when nothing would stop a probe.
+func TestTunnelGSOProbes(t *testing.T) {
+	w := newWorld(t)
+	w.tun("warren0")
+	missing := func(when string) {
+		t.Helper()
+		if _, err := TunnelGSOProbes(testTAP); !errors.Is(err, ErrNoProbes) {
+			t.Errorf("%s: %v, want %v", when, err, ErrNoProbes)
+		}
+	}
+	missing("before the set-up")
+	s := testSpec()
+	w.apply(s)
+	missing("without a TAP")
+	s.TunnelGSO = testTAP
+	w.apply(s)
+	if n, err := TunnelGSOProbes(testTAP); n != 0 || err != nil {
+		t.Errorf("%d probes, %v", n, err)
+	}
+	if c := w.apply(s); len(c.Made) > 0 {
+		t.Errorf("changed again: %q", c.Made)
+	}
+	w.run("nft flush chain inet warren probes")
+	missing("without rules")
+	w.apply(s)
+	w.run("nft delete rule inet warren probes handle " + lastHandle(w.run("nft -a list chain inet warren probes")))
+	missing("without a rule")
+	w.apply(s)
+	if _, err := TunnelGSOProbes(testTAP); err != nil {
+		t.Error(err)
+	}
+	if _, err := TunnelGSOProbes("other0"); !errors.Is(err, ErrNoProbes) {
+		t.Errorf("probes of another device: %v", err)
+	}
+	w.must(Remove(s, true))
+	missing("after the end, with the guards kept")
+	w.must(Remove(s, false))
+	missing("after the end")
+}
+
+// lastHandle is the handle of the last rule that nft lists.
+func lastHandle(list string) string {
+	const mark = "# handle "
+	rest := list[strings.LastIndex(list, mark)+len(mark):]
+	return strings.Fields(rest)[0]
+}
