@@ -91,8 +91,8 @@ func (p *pair) refusesAbove(from, to *lab.Pod, f, mtu int) {
 func (p *pair) fragments(from, to *lab.Pod) {
 	p.t.Helper()
 	p.forget(from, to)
-	out, err := from.NS.Run(p.ctx, "ping", "-n", "-c", "3", "-i", "0.05", "-W", "1", "-M", "dont", "-s", "1392",
-		to.V4.String())
+	out, err := from.NS.Run(p.ctx, "ping", "-n", "-c", "3", "-l", "3", "-i", "1", "-W", "1", "-M", "dont", "-s", "1392",
+		to.V4.String()) // see lab.NS.Ping
 	if err != nil || !strings.Contains(out, "3 received") {
 		p.t.Errorf("pings of 1420 bytes without DF: %v: %s", err, out)
 	}

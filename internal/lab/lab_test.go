@@ -93,7 +93,7 @@ func TestUnderlay(t *testing.T) {
 		if _, err := a.NS.Ping(ctx, to, Ping{Payload: PayloadFor(1400, to), DontFragment: true}); err != nil {
 			t.Errorf("full-size ping: %v", err)
 		}
-		if _, err := a.NS.Ping(ctx, to, Ping{Payload: PayloadFor(1401, to), DontFragment: true}); err == nil {
+		if _, err := a.NS.Ping(ctx, to, Ping{Count: 1, Payload: PayloadFor(1401, to), DontFragment: true}); err == nil {
 			t.Errorf("a ping to %s above the MTU came through", to)
 		}
 	}
