@@ -30,9 +30,10 @@ const (
 // A tunnelGSO decides to which peers superpackets leave uncut (tunnel/tapgso). One goroutine decides and sets the
 // peers' flags; the workers read those.
 type tunnelGSO struct {
-	device *tapgso.Device // nil: off for good
-	state  *atomic.Pointer[gsoState]
-	poked  chan struct{} // something may have changed
+	device    *tapgso.Device // nil: off for good
+	anyDriver bool
+	state     *atomic.Pointer[gsoState]
+	poked     chan struct{} // something may have changed
 
 	// Of the deciding goroutine.
 	looked   time.Time
@@ -67,7 +68,7 @@ func (n *Node) openTunnelGSO(workers int) {
 		n.opt.Log.Info("superpackets are not sent uncut", "error", err)
 		return
 	}
-	n.gso.device = d
+	n.gso.device, n.gso.anyDriver = d, n.cfg.Offloads.AnyDriver
 	n.gso.state.Store(&gsoState{reason: "not tried yet"})
 	n.closers = append(n.closers, d.Close)
 }
@@ -172,6 +173,9 @@ func (g *tunnelGSO) prove(ctx context.Context, p proof) (why []string, err error
 			g.snapshot = nil
 			return why, err
 		}
+		if !g.anyDriver {
+			onlyTried(g.egress)
+		}
 		g.snapshot, g.looked, g.took = p.snapshot, time.Now(), time.Since(began)
 	}
 	// A firewall may tell by the device and the family: each of these ways is proved, with another peer each time.
@@ -256,4 +260,17 @@ func summary(peers []*forwarder.Peer, why []string) string {
 		parts = append(parts, fmt.Sprintf("not to %s: %s", text, reason))
 	}
 	return strings.Join(parts, "; ")
+}
+
+// onlyTried keeps to devices whose drivers are known to leave alone, or to cut, what the TAP hands in: veth was
+// measured, and virtio_net is the other end of the same code in the kernel. Others may have the features and yet take
+// only what the kernel's own VXLAN device makes (vxlan_features_check), so that the kernel cuts, at a cost.
+func onlyTried(egress []hostnet.Egress) {
+	for k := range egress {
+		e := &egress[k]
+		if e.Why == "" && e.Driver != "veth" && e.Driver != "virtio_net" {
+			e.Why = fmt.Sprintf("%s has the driver %s, which was not tried with it: `offloads: {tunnelGSO: on}` does",
+				e.Device, e.Driver)
+		}
+	}
 }

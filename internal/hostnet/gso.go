@@ -62,6 +62,7 @@ func SetUpTunnelGSO(device string) error {
 // An Egress is where packets to a peer leave.
 type Egress struct {
 	Device string // "": unknown
+	Driver string // of the device
 	Why    string // why a superpacket is better not handed to it uncut; "": it cuts
 }
 
@@ -136,6 +137,9 @@ func egress(h *netlink.Handle, tool *ethtool.Ethtool, index int) Egress {
 		return Egress{Why: fmt.Sprintf("interface %d is gone: %v", index, err)}
 	}
 	e := Egress{Device: link.Attrs().Name}
+	if e.Driver, err = tool.DriverName(e.Device); err != nil {
+		e.Driver = "unknown"
+	}
 	features, err := tool.Features(e.Device)
 	if err != nil {
 		e.Why = fmt.Sprintf("%s does not tell its features: %v", e.Device, err)

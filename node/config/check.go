@@ -190,10 +190,15 @@ func (c *checker) offloads() error {
 		{"tso", r.TSO, &o.TSO}, {"uso", r.USO, &o.USO}, {"udpGSO", r.UDPGSO, &o.UDPGSO}, {"udpGRO", r.UDPGRO, &o.UDPGRO},
 		{"tunnelGSO", r.TunnelGSO, &o.TunnelGSO},
 	} {
-		switch k.value {
-		case "auto":
+		switch {
+		case k.value == "auto":
 			*k.use = true
-		case "off":
+		case k.value == "on" && k.use == &o.TunnelGSO:
+			*k.use, o.AnyDriver = true, true
+		case k.value == "off":
+		case k.use == &o.TunnelGSO:
+			return c.wrong("offloads."+k.key, k.value, "is neither auto, on nor off",
+				"write auto (used with the drivers it was tried with), on (with any that says it cuts) or off")
 		default:
 			return c.wrong("offloads."+k.key, k.value, "is neither auto nor off",
 				"write auto (used where the kernel has it) or off")

@@ -65,7 +65,11 @@ type Config struct {
 }
 
 // Offloads says which offloads may be used; those that the kernel lacks are not, whatever stands here.
-type Offloads struct{ TSO, USO, UDPGSO, UDPGRO, TunnelGSO bool }
+type Offloads struct {
+	TSO, USO, UDPGSO, UDPGRO, TunnelGSO bool
+
+	AnyDriver bool // TunnelGSO also with network devices whose drivers were not tried with it
+}
 
 // OnExit says what an orderly end does with what the node made in the kernel.
 type OnExit string

@@ -121,6 +121,7 @@ func TestErrors(t *testing.T) {
 		{"workers", with("workers: 257"), "is not a number of workers"},
 		{"workers negative", with("workers: -1"), "is not a number of workers"},
 		{"offload", with("offloads: {tso: on}"), `offloads.tso: "on" is neither auto nor off`},
+		{"tunnel offload", with("offloads: {tunnelGSO: yes}"), `offloads.tunnelGSO: "yes" is neither auto, on nor off`},
 		{"table main", with("routing: {table: 254}"), "is one of the kernel's own tables"},
 		{"table high", with("routing: {table: 2147483648}"), "is not a routing table"},
 		{"table 0", with("routing: {table: 0}"), "is not a routing table"},

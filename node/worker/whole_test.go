@@ -102,7 +102,7 @@ func TestSendWhole(t *testing.T) {
 			segs: 11},
 	} {
 		r := &recorder{queue: tt.queue, refuses: tt.refuses, keep: true}
-		w.Queue, w.Socket, w.Whole = r, r, r
+		w.lane.Lane, w.Whole = Lane{Queue: r, Socket: r}, r
 		if tt.none {
 			w.Whole = nil
 		}
@@ -110,7 +110,7 @@ func TestSendWhole(t *testing.T) {
 		peer.Whole.Store(!tt.never)
 		before, packets := w.Counters.SegmentsOut.Load(), peer.Stats.Totals().TxPackets
 		supers := w.Counters.ToPeers.Load()
-		if _, err := w.drainQueue(); err != nil {
+		if _, _, err := w.drainQueue(); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Equal(r.sent, tt.want) {
@@ -131,11 +131,11 @@ func TestSendWhole(t *testing.T) {
 	}
 
 	r := &recorder{queue: []recorded{lone, full, full, lone}}
-	w.Queue, w.Socket, w.Whole = r, r, r
+	w.lane.Lane, w.Whole = Lane{Queue: r, Socket: r}, r
 	peer.Whole.Store(true)
 	if n := testing.AllocsPerRun(20, func() {
 		r.next = 0
-		if _, err := w.drainQueue(); err != nil {
+		if _, _, err := w.drainQueue(); err != nil {
 			t.Fatal(err)
 		}
 	}); n != 0 {
