@@ -10,15 +10,11 @@ const (
 	socketSide
 )
 
-// sparseBytes tells a sparse lane from a busy one: a turn that moved more than this makes it a busy one. A turn of
-// echoes or acknowledgements alone stays below.
-const sparseBytes = 8 << 10
-
 // A schedule says whose turn it is, in the manner of the flow queues of FQ-CoDel (RFC 8290, 4.1 and 4.2). A lane that
 // had nothing to do is fresh when it gets something, and comes before those that always have something: an echo request
-// waits for the end of one turn, not for a turn of everybody. After its turn a lane that moved much, or has more, goes
-// to the end of the line of the busy ones, and leaves that only after a turn that moved little; so nobody can be fresh
-// all the time and have all the turns.
+// waits for the end of one turn, not for a turn of everybody. After a turn in which it moved anything a lane goes to the
+// end of the line of the busy ones, also when it has nothing left, and is in no line only after a turn with nothing to
+// do; so between two turns of any lane each busy one has had its own.
 type schedule struct {
 	ready       [MaxLanes]side // what there may be to do
 	lined       uint32         // the lanes in one of the lines
@@ -82,7 +78,7 @@ func (s *schedule) next() (k int, ready side, ok bool) {
 
 // done ends the turn of lane k, which moved so many bytes. left is what may have more.
 func (s *schedule) done(k int, left side, moved int) {
-	if left == 0 && (moved <= sparseBytes || s.lined == 0) {
+	if left == 0 && (moved == 0 || s.lined == 0) { // nobody else in line: there is nothing to be fair about
 		return
 	}
 	s.ready[k] |= left
