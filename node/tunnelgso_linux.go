@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -32,6 +33,7 @@ const (
 type tunnelGSO struct {
 	device    *tapgso.Device // nil: off for good
 	anyDriver bool
+	own       []netip.Addr // the node's underlay addresses, at most one of each family
 	state     *atomic.Pointer[gsoState]
 	poked     chan struct{} // something may have changed
 
@@ -68,7 +70,7 @@ func (n *Node) openTunnelGSO(workers int) {
 		n.opt.Log.Info("superpackets are not sent uncut", "error", err)
 		return
 	}
-	n.gso.device, n.gso.anyDriver = d, n.cfg.Offloads.AnyDriver
+	n.gso.device, n.gso.anyDriver, n.gso.own = d, n.cfg.Offloads.AnyDriver, n.cfg.Self.Addresses
 	n.gso.state.Store(&gsoState{reason: "not tried yet"})
 	n.closers = append(n.closers, d.Close)
 }
@@ -162,21 +164,14 @@ func (g *tunnelGSO) prove(ctx context.Context, p proof) (why []string, err error
 	}
 	if p.anew || g.snapshot != p.snapshot {
 		began := time.Now()
-		if err := hostnet.SetUpTunnelGSO(g.device.Name()); err != nil {
+		g.snapshot = nil
+		var whole bool
+		if g.egress, whole, err = g.look(peers); err != nil {
 			return why, err
 		}
-		flows := make([]hostnet.Flow, len(peers))
-		for k, peer := range peers {
-			flows[k] = hostnet.Flow{From: g.device.From(peer.Endpoint.Addr()), To: peer.Endpoint.Addr()}
+		if g.looked, g.took = time.Now(), time.Since(began); whole {
+			g.snapshot = p.snapshot
 		}
-		if g.egress, err = hostnet.Egresses(g.device.Name(), flows); err != nil {
-			g.snapshot = nil
-			return why, err
-		}
-		if !g.anyDriver {
-			onlyTried(g.egress)
-		}
-		g.snapshot, g.looked, g.took = p.snapshot, time.Now(), time.Since(began)
 	}
 	// A firewall may tell by the device and the family: each of these ways is proved, with another peer each time.
 	type way struct {
@@ -207,6 +202,33 @@ func (g *tunnelGSO) prove(ctx context.Context, p proof) (why []string, err error
 		}
 	}
 	return why, nil
+}
+
+// look has the kernel forward what the device hands in, and finds where that leaves to each peer. A family that cannot
+// be set up leaves the other one alone; the set-up is not whole then, and to be tried again.
+func (g *tunnelGSO) look(peers []*forwarder.Peer) (egress []hostnet.Egress, whole bool, err error) {
+	refused := map[netip.Addr]string{}
+	for _, own := range g.own {
+		if err := hostnet.SetUpTunnelGSO(g.device.Name(), own); err != nil {
+			refused[own] = err.Error()
+		}
+	}
+	flows := make([]hostnet.Flow, len(peers))
+	for k, peer := range peers {
+		flows[k] = hostnet.Flow{From: g.device.From(peer.Endpoint.Addr()), To: peer.Endpoint.Addr()}
+	}
+	if egress, err = hostnet.Egresses(g.device.Name(), flows); err != nil {
+		return nil, false, err
+	}
+	for k, f := range flows {
+		if text := refused[f.From]; text != "" {
+			egress[k] = hostnet.Egress{Why: text}
+		}
+	}
+	if !g.anyDriver {
+		onlyTried(egress)
+	}
+	return egress, len(refused) == 0, nil
 }
 
 // arrives reports whether a probe to the peer gets behind the host's firewall.

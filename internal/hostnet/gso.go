@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/safchain/ethtool"
@@ -14,23 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SetUpTunnelGSO makes the kernel forward what the TAP device of tunnel/tapgso hands in, also from the node's own
-// addresses, and brings the device up. It changes nothing beyond this device: forwarding is turned on for it alone.
-// It is to be called again now and then, as others change such settings.
-func SetUpTunnelGSO(device string) error {
-	var c Changes
-	conf := filepath.Join("ipv4/conf", device) + "/"
-	for _, kv := range [][2]string{{"rp_filter", "0"}, {"accept_local", "1"}, {"forwarding", "1"}} {
-		if err := setSysctl(conf+kv[0], kv[1], &c); err != nil {
-			return err
-		}
-	}
-	conf = filepath.Join("ipv6/conf", device) + "/"
-	// force_forwarding came with Linux 6.17. Without it IPv6 is forwarded when all interfaces do.
-	for _, kv := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"force_forwarding", "1"}} {
-		if err := setSysctl(conf+kv[0], kv[1], &c); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+// SetUpTunnelGSO makes the kernel forward what the TAP device of tunnel/tapgso hands in from own, one of the node's own
+// addresses, and brings the device up. It changes nothing beyond this device: forwarding is turned on for it alone. It
+// is to be called again now and then, as others change such settings; where nothing has to be done it makes no event,
+// so that whoever calls it upon events comes to rest.
+func SetUpTunnelGSO(device string, own netip.Addr) error {
+	if err := forwardFrom(device, familyOf(own)); err != nil {
+		return err
 	}
 	h, err := open()
 	if err != nil {
@@ -41,19 +32,63 @@ func SetUpTunnelGSO(device string) error {
 	if err != nil {
 		return fmt.Errorf("looking for %s: %w", device, err)
 	}
-	// Loose filtering of all interfaces (2) would refuse what comes in by one that has no address at all
-	// (__fib_validate_source), whatever the route back. Nobody else has RFC 7600's dummy address.
-	if all, err := sysctl("ipv4/conf/all/rp_filter"); err == nil && all == "2" {
-		dummy := &netlink.Addr{
-			IPNet: &net.IPNet{IP: net.IPv4(192, 0, 0, 8), Mask: net.CIDRMask(32, 32)}, Scope: int(netlink.SCOPE_HOST),
-		}
-		if err := h.AddrReplace(link, dummy); err != nil {
-			return fmt.Errorf("giving %s the address %s, which rp_filter 2 asks for: %w", device, dummy.IPNet, err)
+	if own.Is4() {
+		if err := dummyAddress(h, link); err != nil {
+			return err
 		}
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		if err := h.LinkSetUp(link); err != nil {
 			return fmt.Errorf("setting %s up: %w", device, err)
+		}
+	}
+	return nil
+}
+
+// forwardFrom sets the TAP's sysctls of a family.
+func forwardFrom(device string, f family) error {
+	var c Changes
+	if f == v4 {
+		conf := filepath.Join("ipv4/conf", device) + "/"
+		for _, kv := range [][2]string{{"rp_filter", "0"}, {"accept_local", "1"}, {"forwarding", "1"}} {
+			if err := setSysctl(conf+kv[0], kv[1], &c); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	conf := filepath.Join("ipv6/conf", device) + "/"
+	// force_forwarding came with Linux 6.17. Without it IPv6 is forwarded when all interfaces do.
+	for _, kv := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"force_forwarding", "1"}} {
+		if err := setSysctl(conf+kv[0], kv[1], &c); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// dummyAddress gives the TAP an address while all interfaces filter loosely (rp_filter 2): that refuses what comes in
+// by an interface that has no address at all (__fib_validate_source), whatever the route back. Nobody else has RFC
+// 7600's dummy address. The kernel tells everybody of an address also when the same one is set again.
+func dummyAddress(h *netlink.Handle, tap netlink.Link) error {
+	all, _ := sysctl("ipv4/conf/all/rp_filter")
+	dummy := &netlink.Addr{
+		IPNet: &net.IPNet{IP: net.IPv4(192, 0, 0, 8), Mask: net.CIDRMask(32, 32)}, Scope: int(netlink.SCOPE_HOST),
+	}
+	name := tap.Attrs().Name
+	have, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(tap, unix.AF_INET) })
+	if err != nil {
+		return fmt.Errorf("listing the addresses of %s: %w", name, err)
+	}
+	there := slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(dummy.IP) })
+	switch wanted := all == "2"; {
+	case wanted && !there:
+		if err := h.AddrAdd(tap, dummy); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("giving %s the address %s, which rp_filter 2 asks for: %w", name, dummy.IPNet, err)
+		}
+	case !wanted && there:
+		if err := h.AddrDel(tap, dummy); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("taking the address %s from %s: %w", dummy.IPNet, name, err)
 		}
 	}
 	return nil

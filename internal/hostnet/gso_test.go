@@ -3,20 +3,31 @@ package hostnet
 import (
 	"errors"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const testTAP = "warren0-gso"
 
+// setUp sets the TAP up for both families.
+func (w *world) setUp() {
+	w.Helper()
+	w.must(SetUpTunnelGSO(testTAP, addr("192.0.2.1")))
+	w.must(SetUpTunnelGSO(testTAP, addr("2001:db8::1")))
+}
+
 // TestSetUpTunnelGSO wants forwarding turned on for the TAP alone, and everything undone by others put back.
 func TestSetUpTunnelGSO(t *testing.T) {
 	w := newWorld(t)
-	if err := SetUpTunnelGSO(testTAP); err == nil {
+	if err := SetUpTunnelGSO(testTAP, addr("192.0.2.1")); err == nil {
 		t.Error("set up without the device")
 	}
 	w.run("ip tuntap add dev " + testTAP + " mode tap")
 	for range 2 {
-		w.must(SetUpTunnelGSO(testTAP))
+		w.setUp()
 		for key, want := range map[string]string{
 			"ipv4/ip_forward": "0", "ipv6/conf/all/forwarding": "0", "ipv4/conf/all/forwarding": "0",
 			"ipv4/conf/" + testTAP + "/forwarding": "1", "ipv4/conf/" + testTAP + "/accept_local": "1",
@@ -32,14 +43,65 @@ func TestSetUpTunnelGSO(t *testing.T) {
 		w.run("sysctl -qw net.ipv4.conf." + testTAP + ".accept_local=0 net.ipv4.conf." + testTAP + ".forwarding=0")
 		w.run("ip link set " + testTAP + " down")
 	}
-	if out := w.run("ip -4 addr show " + testTAP); strings.Contains(out, "inet") {
-		t.Errorf("an address without need: %s", out)
+}
+
+// TestSetUpTunnelGSOByFamily wants the settings of a family that the node does not have to be left alone, as a
+// container may not be allowed to change them.
+func TestSetUpTunnelGSOByFamily(t *testing.T) {
+	w := newWorld(t)
+	w.run("ip tuntap add dev " + testTAP + " mode tap")
+	look := func(want4, want6 string) {
+		t.Helper()
+		got4, err4 := sysctl("ipv4/conf/" + testTAP + "/forwarding")
+		got6, err6 := sysctl("ipv6/conf/" + testTAP + "/force_forwarding")
+		if got4 != want4 || got6 != want6 || err4 != nil || err6 != nil {
+			t.Errorf("IPv4 is forwarded: %s, IPv6: %s; want %s, %s (%v, %v)", got4, got6, want4, want6, err4, err6)
+		}
 	}
-	w.run("sysctl -qw net.ipv4.conf.all.rp_filter=2")
-	w.must(SetUpTunnelGSO(testTAP))
-	w.must(SetUpTunnelGSO(testTAP))
-	if out := w.run("ip -4 addr show " + testTAP); strings.Count(out, "inet 192.0.0.8/32 scope host") != 1 {
-		t.Errorf("no dummy address: %s", out)
+	look("0", "0")
+	w.must(SetUpTunnelGSO(testTAP, addr("2001:db8::1")))
+	look("0", "1")
+	w.run("sysctl -qw net.ipv6.conf." + testTAP + ".force_forwarding=0")
+	w.must(SetUpTunnelGSO(testTAP, addr("192.0.2.1")))
+	look("1", "0")
+}
+
+// TestSetUpTunnelGSOTwice wants a second set-up to be silent: whoever calls it upon events would never stop. The dummy
+// address is to be there while rp_filter asks for it, and no longer.
+func TestSetUpTunnelGSOTwice(t *testing.T) {
+	w := newWorld(t)
+	w.run("ip tuntap add dev " + testTAP + " mode tap")
+	wake := make(chan struct{}, 1)
+	w.must(listen(t.Context(), unix.NETLINK_ROUTE, wake, func(syscall.NetlinkMessage) bool { return true },
+		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
+		unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF))
+	heard := func(within time.Duration) bool {
+		select {
+		case <-wake:
+			return true
+		case <-time.After(within):
+			return false
+		}
+	}
+	for _, step := range []struct {
+		filter string
+		dummy  int
+	}{{"2", 1}, {"0", 0}, {"2", 1}, {"1", 0}} {
+		w.run("sysctl -qw net.ipv4.conf.all.rp_filter=" + step.filter)
+		w.setUp()
+		if !heard(time.Second) {
+			t.Errorf("rp_filter %s: no event of the first set-up", step.filter)
+		}
+		for heard(1200 * time.Millisecond) { // the kernel tells of links that lost their carrier within a second
+		}
+		w.setUp()
+		if heard(200 * time.Millisecond) {
+			t.Errorf("rp_filter %s: the second set-up made an event", step.filter)
+		}
+		out := w.run("ip -4 addr show " + testTAP)
+		if n := strings.Count(out, "inet 192.0.0.8/32 scope host"); n != step.dummy || strings.Count(out, "inet") != n {
+			t.Errorf("rp_filter %s: want %d dummy addresses and no others: %s", step.filter, step.dummy, out)
+		}
 	}
 }
 
@@ -55,7 +117,7 @@ func TestEgresses(t *testing.T) {
 	} {
 		w.run(line)
 	}
-	w.must(SetUpTunnelGSO(testTAP))
+	w.setUp()
 	own4, own6 := addr("192.0.2.1"), addr("2001:db8::1")
 	look := func(want ...Egress) {
 		t.Helper()
