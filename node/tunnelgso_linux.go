@@ -21,11 +21,8 @@ import (
 const (
 	proveEvery   = 3 * time.Second
 	egressEvery  = 30 * time.Second
-	gsoSettle    = 50 * time.Millisecond  // events are gathered for so long
-	gsoRestShare = 20                     // and for so many times as long as looking at all routes took the last time
-	probeTries   = 3                      // a probe may be lost
-	probeWait    = 100 * time.Millisecond // for each
-	probeLook    = 5 * time.Millisecond
+	gsoSettle    = 50 * time.Millisecond // events are gathered for so long
+	gsoRestShare = 20                    // and for so many times as long as looking at all peers took the last time
 )
 
 // A tunnelGSO decides to which peers superpackets leave uncut (tunnel/tapgso). One goroutine decides and sets the
@@ -39,10 +36,10 @@ type tunnelGSO struct {
 
 	// Of the deciding goroutine.
 	looked   time.Time
-	took     time.Duration // to look
-	snapshot *forwarder.Snapshot
-	egress   []hostnet.Egress // by peer of snapshot
-	rounds   int
+	took     time.Duration       // to look, without waits
+	snapshot *forwarder.Snapshot // what was looked at; nil: nothing
+	egress   []hostnet.Egress    // by peer of snapshot
+	prober   prober
 }
 
 // A gsoState is what people are told.
@@ -97,6 +94,7 @@ func (n *Node) followTunnelGSO(ctx context.Context) {
 			n.opt.Log.Warn("changes of routes and firewall are noticed late", "error", err)
 		}
 	})
+	g.prober = prober{way: tapProbes{g.device, n.sockets[0].LocalPort()}, rest: wait}
 	events := true
 	for ctx.Err() == nil {
 		n.proveTunnelGSO(ctx, events)
@@ -115,9 +113,7 @@ func (n *Node) followTunnelGSO(ctx context.Context) {
 func (n *Node) proveTunnelGSO(ctx context.Context, events bool) {
 	g := &n.gso
 	snapshot := n.view.Load().snapshot
-	why, err := g.prove(ctx, proof{
-		snapshot: snapshot, anew: events || time.Since(g.looked) > egressEvery, port: n.sockets[0].LocalPort(),
-	})
+	why, err := g.prove(ctx, snapshot, events || time.Since(g.looked) > egressEvery)
 	if ctx.Err() != nil {
 		return
 	}
@@ -145,60 +141,64 @@ func (n *Node) proveTunnelGSO(ctx context.Context, events bool) {
 	}
 }
 
-// A proof is what to prove: to which of the snapshot's peers a superpacket gets.
-type proof struct {
-	snapshot *forwarder.Snapshot
-	anew     bool   // look at the kernel's routes and devices again
-	port     uint16 // UDP port that probes come from
+// tapProbes goes by the device from a UDP port of the node's.
+type tapProbes struct {
+	device *tapgso.Device
+	port   uint16
 }
 
-// prove says for each peer why no superpacket is to go to it uncut, "" where it may. An error concerns all.
-func (g *tunnelGSO) prove(ctx context.Context, p proof) (why []string, err error) {
-	peers := p.snapshot.Peers
-	why = make([]string, len(peers))
+func (t tapProbes) Probe(to netip.AddrPort) error { return t.device.Probe(t.port, to) }
+
+func (t tapProbes) Arrived() (uint64, error) { return hostnet.TunnelGSOProbes(t.device.Name()) }
+
+// prove says for each peer of the snapshot why no superpacket is to go to it uncut, "" where it may. An error concerns
+// all. With anew the kernel's routes and devices are looked at again, and every peer is probed.
+func (g *tunnelGSO) prove(ctx context.Context, s *forwarder.Snapshot, anew bool) (why []string, err error) {
+	why = make([]string, len(s.Peers))
 	if broken := g.device.Broken(); broken != "" {
 		return why, errors.New(broken)
 	}
-	if len(peers) == 0 {
+	if len(s.Peers) == 0 {
 		return why, nil
 	}
-	if p.anew || g.snapshot != p.snapshot {
+	if anew = anew || g.snapshot != s; anew {
 		began := time.Now()
 		g.snapshot = nil
 		var whole bool
-		if g.egress, whole, err = g.look(peers); err != nil {
+		if g.egress, whole, err = g.look(s.Peers); err != nil {
 			return why, err
 		}
 		if g.looked, g.took = time.Now(), time.Since(began); whole {
-			g.snapshot = p.snapshot
+			g.snapshot = s
 		}
 	}
-	// A firewall may tell by the device and the family: each of these ways is proved, with another peer each time.
-	type way struct {
-		device string
-		is4    bool
-	}
-	ways := map[way][]int{}
+	var members []*forwarder.Peer
 	for k, e := range g.egress {
-		if why[k] = e.Why; e.Why == "" {
-			w := way{e.Device, peers[k].Endpoint.Addr().Is4()}
-			ways[w] = append(ways[w], k)
-		}
-	}
-	g.rounds++
-	for w, members := range ways {
-		to := peers[members[g.rounds%len(members)]]
-		arrived, err := g.arrives(ctx, p.port, to)
-		if err != nil {
-			return why, err
-		}
-		if arrived {
+		if why[k] = e.Why; e.Why != "" {
+			s.Peers[k].Whole.Store(false) // what follows takes its time
 			continue
 		}
-		for _, k := range members {
+		members = append(members, s.Peers[k])
+	}
+	err = g.prober.round(ctx, members, anew)
+	if anew {
+		g.took += g.prober.sending
+	}
+	if err != nil {
+		return why, err
+	}
+	for k, peer := range s.Peers {
+		if why[k] != "" {
+			continue
+		}
+		arrives, told := g.prober.known[peer.Endpoint]
+		switch tap := g.device.Name(); {
+		case !told:
+			why[k] = "a firewall drops forwarded packets to some peers, and to this one that is still being found out"
+		case !arrives:
 			why[k] = fmt.Sprintf("what %s hands in does not leave by %s: a firewall drops forwarded packets; let it accept "+
-				"those from %s (`iptables -I FORWARD -i %s -j ACCEPT`, or the like in nftables)", g.device.Name(), w.device,
-				g.device.Name(), g.device.Name())
+				"those from %s (`iptables -I FORWARD -i %s -j ACCEPT`, or the like in nftables)", tap, g.egress[k].Device, tap,
+				tap)
 		}
 	}
 	return why, nil
@@ -229,30 +229,6 @@ func (g *tunnelGSO) look(peers []*forwarder.Peer) (egress []hostnet.Egress, whol
 		onlyTried(egress)
 	}
 	return egress, len(refused) == 0, nil
-}
-
-// arrives reports whether a probe to the peer gets behind the host's firewall.
-func (g *tunnelGSO) arrives(ctx context.Context, port uint16, to *forwarder.Peer) (bool, error) {
-	before, err := hostnet.TunnelGSOProbes(g.device.Name())
-	if err != nil {
-		return false, err
-	}
-	for range probeTries {
-		if err := g.device.Probe(port, to.Endpoint); err != nil {
-			return false, err
-		}
-		// The kernel forwards within the write, unless it hands packets to another processor (RPS).
-		for end := time.Now().Add(probeWait); ; wait(ctx, probeLook) {
-			after, err := hostnet.TunnelGSOProbes(g.device.Name())
-			if err != nil || after > before {
-				return after > before, err
-			}
-			if ctx.Err() != nil || time.Now().After(end) {
-				break
-			}
-		}
-	}
-	return false, nil
 }
 
 // summary says why not to all peers; empty when to all.

@@ -2,9 +2,11 @@ package e2e_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/warren-net/warren/internal/lab"
 	"github.com/warren-net/warren/node/api"
@@ -125,6 +127,58 @@ func testTunnelGSO(t *testing.T, family int) {
 			t.Errorf("left: %s; before: %s", line, before["device"])
 		}
 	}
+}
+
+// TestTunnelGSOByPeer wants a firewall that drops what goes to one peer to concern that one alone, all the time.
+func TestTunnelGSOByPeer(t *testing.T) {
+	for _, family := range families() {
+		t.Run(fmt.Sprintf("IPv%d underlay", family), func(t *testing.T) { testTunnelGSOByPeer(t, family) })
+	}
+}
+
+func testTunnelGSOByPeer(t *testing.T, family int) {
+	t.Helper()
+	c := newCluster(t, lab.Options{})
+	a, b, d := c.node("a"), c.node("b"), c.node("d") // that of a alone runs
+	var edits []edit
+	for _, n := range []*lab.Node{a, b, d} {
+		edits = append(edits, setNode(n.Name, "addresses", []netip.Addr{n.Address(family)}))
+	}
+	c.configure(edits...)
+	c.up(a)
+	uncut := func() map[string]bool {
+		peers := map[string]bool{}
+		for _, p := range ask[[]api.Peer](c, a, "peers") {
+			peers[p.Name] = p.TunnelGSO
+		}
+		return peers
+	}
+	want := func(peers map[string]bool) {
+		t.Helper()
+		c.eventually(func() error {
+			if got := uncut(); !maps.Equal(got, peers) {
+				return fmt.Errorf("%w: superpackets leave uncut: %v, want %v", errNotYet, got, peers)
+			}
+			return nil
+		})
+	}
+	want(map[string]bool{"b": true, "d": true})
+	ip := map[int]string{4: "ip", 6: "ip6"}[family]
+	c.do(a.NS,
+		"nft add table inet others",
+		"nft add chain inet others forward { type filter hook forward priority 0 ; policy accept ; }",
+		fmt.Sprintf("nft add rule inet others forward iifname %s %s daddr %s drop", gsoDevice, ip, d.Address(family)),
+	)
+	dropped := map[string]bool{"b": true, "d": false}
+	want(dropped)
+	const rounds = 7 * time.Second // two without an event
+	for end := time.Now().Add(rounds); time.Now().Before(end); time.Sleep(rounds / 100) {
+		if got := uncut(); !maps.Equal(got, dropped) {
+			t.Fatalf("superpackets leave uncut: %v, want %v", got, dropped)
+		}
+	}
+	c.do(a.NS, "nft delete table inet others")
+	want(map[string]bool{"b": true, "d": true})
 }
 
 const (
