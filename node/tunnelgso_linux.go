@@ -155,6 +155,7 @@ func (t tapProbes) Arrived() (uint64, error) { return hostnet.TunnelGSOProbes(t.
 // all. With anew the kernel's routes and devices are looked at again, and every peer is probed.
 func (g *tunnelGSO) prove(ctx context.Context, s *forwarder.Snapshot, anew bool) (why []string, err error) {
 	why = make([]string, len(s.Peers))
+	g.device.Look()
 	if broken := g.device.Broken(); broken != "" {
 		return why, errors.New(broken)
 	}
@@ -183,6 +184,9 @@ func (g *tunnelGSO) prove(ctx context.Context, s *forwarder.Snapshot, anew bool)
 	err = g.prober.round(ctx, members, anew)
 	if anew {
 		g.took += g.prober.sending
+	}
+	if broken := g.device.Broken(); err != nil && broken != "" {
+		err = errors.New(broken)
 	}
 	if err != nil {
 		return why, err

@@ -117,6 +117,9 @@ func testTunnelGSO(t *testing.T, family int) {
 	send(true)
 	c.do(a.NS, "ip link delete "+gsoDevice)
 	send(false)
+	if _, why := c.tunnelGSO(a); !strings.Contains(why, "restart warren to have it back") {
+		t.Errorf("the reason after the device was deleted is %q", why)
+	}
 	c.ok(a.Kill())
 	c.ok(b.Down(c.ctx))
 	if _, err := a.Warren(c.ctx, "down"); err != nil {

@@ -186,6 +186,23 @@ func (d *Device) Broken() string {
 	return ""
 }
 
+// Look asks the kernel whether the device is still there; when it is not, Broken says so from now on. For the goroutine
+// that calls Probe.
+func (d *Device) Look() {
+	ifr, err := unix.NewIfreq(d.name)
+	if err != nil || len(d.queues) == 0 {
+		return
+	}
+	d.lost(unix.IoctlIfreq(d.queues[0].fd, unix.TUNGETIFF, ifr))
+}
+
+// lost gives the device up when an error of the kernel says that it is gone: somebody deleted it.
+func (d *Device) lost(err error) {
+	if errors.Is(err, unix.EBADF) || errors.Is(err, unix.EBADFD) || errors.Is(err, unix.ENODEV) {
+		d.fail(fmt.Sprintf("device %s is gone (%v); restart warren to have it back", d.name, err))
+	}
+}
+
 // fail switches the device off for good; the first reason counts.
 func (d *Device) fail(reason string) { d.broken.CompareAndSwap(nil, &reason) }
 

@@ -125,19 +125,31 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestGone wants a device that somebody deleted to be given up at once.
+// TestGone wants a device that somebody deleted to be given up at once, whoever finds out first, with what to do.
 func TestGone(t *testing.T) {
 	isolate(t)
-	d := open(t, "wrntap0")
-	link, err := netlink.LinkByName(d.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := netlink.LinkDel(link); err != nil {
-		t.Fatal(err)
-	}
-	if d.Queues()[0].SendWhole(superpacket(t)) || !strings.Contains(d.Broken(), "wrntap0 is gone") {
-		t.Errorf("given up because of %q", d.Broken())
+	for name, find := range map[string]func(*Device) bool{
+		"a superpacket": func(d *Device) bool { return d.Queues()[0].SendWhole(superpacket(t)) },
+		"a probe":       func(d *Device) bool { return d.Probe(1, peer4) == nil },
+		"a look":        func(d *Device) bool { d.Look(); return d.Broken() == "" },
+	} {
+		d := open(t, "wrntap0")
+		if d.Look(); d.Broken() != "" {
+			t.Errorf("%s: given up before: %s", name, d.Broken())
+		}
+		link, err := netlink.LinkByName(d.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.LinkDel(link); err != nil {
+			t.Fatal(err)
+		}
+		if find(d) || !strings.Contains(d.Broken(), "wrntap0 is gone") || !strings.Contains(d.Broken(), "restart warren") {
+			t.Errorf("%s: given up because of %q", name, d.Broken())
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

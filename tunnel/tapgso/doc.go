@@ -5,10 +5,10 @@
 // # How a superpacket goes
 //
 // One writev: a virtio-net header of 24 bytes that says where the outer and the inner headers are, an Ethernet header
-// addressed to the TAP itself, the outer IP and UDP header from the node's own address and the worker's UDP port to the
+// addressed to the TAP itself, the outer IP and UDP header from the node's own address and the lane's UDP port to the
 // peer, the encapsulation, and the inner packet as it was read from the TUN, checksum still partial. To the kernel that
 // is a packet which came in by the TAP and is for somebody else, so it forwards it to the underlay. ICMP errors about
-// it come to the worker's socket, as they would had the socket sent it.
+// it come to the lane's socket, as they would had the socket sent it.
 //
 // # What it asks of the kernel
 //
@@ -30,6 +30,9 @@
 // SendWhole says no to what does not fit and to what the kernel refuses, and the caller cuts it as if this package were
 // not there. After a few refusals in a row, or when the device is gone, it says no to everything; Broken says why.
 //
+// A yes says nothing of what follows. No socket buffer bounds what is under way: packets wait in the queueing
+// discipline of the device towards the peer, and what is dropped there that device counts.
+//
 // # The device
 //
 // It has no addresses (but a dummy one, where rp_filter asks for it), no ARP and no multicast, a fixed Ethernet address
@@ -38,7 +41,7 @@
 //
 // # Ownership and concurrency
 //
-// Open, Device.Close and Device.Probe are for one goroutine at a time; nobody may be in SendWhole or Probe when the
+// Open, Close, Look and Probe are for one goroutine at a time; nobody may be in SendWhole, Look or Probe when the
 // device is closed. Each Queue belongs to one worker. Broken is for everybody. A Device belongs to the network
 // namespace in which Open ran.
 package tapgso

@@ -55,26 +55,27 @@ func (q *Queue) SendWhole(s *tunnel.Superpacket) bool {
 
 // refused notes what the kernel said to a superpacket. A link that is down (EIO) and a lack of memory pass.
 func (q *Queue) refused(errno unix.Errno, s *tunnel.Superpacket) {
-	switch errno {
-	case unix.EINVAL:
-		if q.refusals++; q.refusals >= maxRefusals {
-			q.device.fail(fmt.Sprintf("the kernel refused %d superpackets in a row (segments of %d bytes): %v", maxRefusals,
-				s.Meta.SegmentSize, errno))
-		}
-	case unix.EBADF, unix.EBADFD, unix.ENODEV:
-		q.device.fail(fmt.Sprintf("device %s is gone (%v); restart warren to have it back", q.device.name, errno))
+	if errno != unix.EINVAL {
+		q.device.lost(errno)
+		return
+	}
+	if q.refusals++; q.refusals >= maxRefusals {
+		q.device.fail(fmt.Sprintf("the kernel refused %d superpackets in a row (segments of %d bytes): %v", maxRefusals,
+			s.Meta.SegmentSize, errno))
 	}
 }
 
 // Probe hands a small datagram to the kernel that takes the way of superpackets from the UDP port to a peer, with a TTL
-// that leaves 1 behind the forwarding. Somebody has to stop it there.
+// that leaves 1 behind the forwarding. Somebody has to stop it there. An error concerns every peer of to's family, and
+// does not name to.
 func (d *Device) Probe(port uint16, to netip.AddrPort) error {
 	from := d.From(to.Addr())
 	if !from.IsValid() || len(d.queues) == 0 {
-		return fmt.Errorf("probe to %s by %s: no address of this family, or the device is closed", to, d.name)
+		return fmt.Errorf("a probe by %s: no own address of the peer's family, or the device is closed", d.name)
 	}
 	if _, err := unix.Write(d.queues[0].fd, probe(netip.AddrPortFrom(from, port), to)); err != nil {
-		return fmt.Errorf("probe to %s by %s: %w", to, d.name, err)
+		d.lost(err)
+		return fmt.Errorf("handing a probe to %s: %w", d.name, err)
 	}
 	return nil
 }
