@@ -124,29 +124,50 @@ func Egresses(tap string, flows []Flow) ([]Egress, error) {
 	known := map[int]Egress{}
 	out := make([]Egress, len(flows))
 	for k, f := range flows {
-		routes, err := h.RouteGetWithOptions(f.To.AsSlice(), &netlink.RouteGetOptions{
-			IifIndex: in.Attrs().Index, SrcAddr: f.From.AsSlice(),
-		})
-		all, _ := sysctl("ipv4/conf/all/rp_filter")
-		switch {
-		case err != nil && f.To.Is4() && all == "1":
-			out[k] = Egress{Why: fmt.Sprintf("net.ipv4.conf.all.rp_filter is 1, so the kernel refuses packets from this "+
-				"node's own address on %s: `sysctl -w net.ipv4.conf.all.rp_filter=0` (interfaces keep their own value)", tap)}
-			continue
-		case err != nil:
-			out[k] = Egress{Why: fmt.Sprintf("the kernel does not forward from %s to %s: %v", tap, f.To, err)}
-			continue
-		case len(routes) == 0 || routes[0].LinkIndex == 0 || !forwards(routes[0].Type):
-			out[k] = Egress{Why: fmt.Sprintf("the kernel has no route from %s to %s", tap, f.To)}
+		r, why := forwardRoute(h, in, f)
+		if why != "" {
+			out[k] = Egress{Why: why}
 			continue
 		}
-		index := routes[0].LinkIndex
-		if _, ok := known[index]; !ok {
-			known[index] = egress(h, tool, index)
+		if _, ok := known[r.LinkIndex]; !ok {
+			known[r.LinkIndex] = egress(h, tool, r.LinkIndex)
 		}
-		out[k] = known[index]
+		out[k] = known[r.LinkIndex]
 	}
 	return out, nil
+}
+
+// forwardRoute finds the way that a flow takes from the TAP, or says why it takes none, or another one than the node's
+// own packets. Firewalls may send either another way by marks (hook output, type route): nothing tells of that.
+func forwardRoute(h *netlink.Handle, in netlink.Link, f Flow) (r netlink.Route, why string) {
+	tap := in.Attrs().Name
+	routes, err := h.RouteGetWithOptions(f.To.AsSlice(), &netlink.RouteGetOptions{
+		IifIndex: in.Attrs().Index, SrcAddr: f.From.AsSlice(),
+	})
+	if all, _ := sysctl("ipv4/conf/all/rp_filter"); err != nil && f.To.Is4() && all == "1" {
+		return r, fmt.Sprintf("net.ipv4.conf.all.rp_filter is 1, so the kernel refuses packets from this node's own "+
+			"address on %s: `sysctl -w net.ipv4.conf.all.rp_filter=0` (interfaces keep their own value)", tap)
+	}
+	if err != nil {
+		return r, fmt.Sprintf("the kernel does not forward from %s to %s: %v", tap, f.To, err)
+	}
+	if len(routes) == 0 || routes[0].LinkIndex == 0 || !forwards(routes[0].Type) {
+		return r, fmt.Sprintf("the kernel has no route from %s to %s", tap, f.To)
+	}
+	own, err := h.RouteGetWithOptions(f.To.AsSlice(), &netlink.RouteGetOptions{SrcAddr: f.From.AsSlice()})
+	if err != nil {
+		return r, fmt.Sprintf("the node itself has no route to %s: %v", f.To, err)
+	}
+	if len(own) == 0 || !sameHop(&routes[0], &own[0]) {
+		return r, fmt.Sprintf("traffic takes another way from %s than the node's own packets: a policy rule tells them "+
+			"apart (`ip rule`)", tap)
+	}
+	return routes[0], ""
+}
+
+// sameHop reports whether two routes lead to the same next hop.
+func sameHop(a, b *netlink.Route) bool {
+	return a.LinkIndex == b.LinkIndex && a.Gw.Equal(b.Gw) && fmt.Sprint(a.Via) == fmt.Sprint(b.Via)
 }
 
 // forwards reports whether a route leads to another host.

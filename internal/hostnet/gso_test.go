@@ -149,6 +149,18 @@ func TestEgresses(t *testing.T) {
 	w.run("ip link set eth1 gso_max_size 50000")
 	look(Egress{Device: "eth0", Why: "tx-generic-segmentation"}, Egress{Device: "eth1", Why: "less than 50000 bytes"})
 	w.run("ip link set eth1 gso_max_size 65536")
+	// Another device, another gateway by the same one, and a way that only forwarded packets have.
+	const another = "traffic takes another way from warren0-gso than the node's own packets"
+	w.run("ip rule add iif " + testTAP + " pref 10 lookup 77")
+	for _, route := range []string{"192.0.2.2 dev eth1", "192.0.2.2 via 192.0.2.7 dev eth0"} {
+		w.run("ip route replace table 77 " + route)
+		look(Egress{Why: another}, Egress{Device: "eth1"})
+	}
+	w.run("ip route replace table 77 192.0.2.2 dev eth0")
+	look(Egress{Device: "eth0", Why: "tx-generic-segmentation"}, Egress{Device: "eth1"})
+	w.run("ip rule add iif lo to 192.0.2.2 pref 11 unreachable")
+	look(Egress{Why: "the node itself has no route to 192.0.2.2"}, Egress{Device: "eth1"})
+	w.run("ip rule del pref 10; ip rule del pref 11; ip route flush table 77")
 	w.run("sysctl -qw net.ipv4.conf.all.rp_filter=1")
 	look(Egress{Why: "rp_filter is 1"}, Egress{Device: "eth1"})
 	if _, err := Egresses("absent0", []Flow{{own4, addr("192.0.2.2")}}); err == nil {
