@@ -176,6 +176,19 @@ func TestAddresses(t *testing.T) {
 	events(t, to, func(e tunnel.PathEvent) bool { return e.To == a4 && e.Err == unix.ECONNREFUSED })
 }
 
+// TestNoFlowLabel wants datagrams over IPv6 to leave without a flow label, as superpackets of the same flows do that
+// leave uncut.
+func TestNoFlowLabel(t *testing.T) {
+	a, _ := newPair(t)
+	s := a.open(Config{Port: tunnelPort})
+	for name, c := range map[string]struct{ fd, want int }{"sends": {s.send[v6], 0}, "receives": {s.receive[1], 1}} {
+		on, err := unix.GetsockoptInt(c.fd, unix.SOL_IPV6, unix.IPV6_AUTOFLOWLABEL)
+		if err != nil || on != c.want {
+			t.Errorf("the socket that %s has IPV6_AUTOFLOWLABEL %d (%v), want %d", name, on, err, c.want)
+		}
+	}
+}
+
 // TestIPv6Off runs on a host without IPv6 addresses.
 func TestIPv6Off(t *testing.T) {
 	a, b := newPair(t)

@@ -102,6 +102,12 @@ func setPathOptions(fd, family int) error {
 			return fmt.Errorf("setting %s: %w", o.name, err)
 		}
 	}
+	if family == v6 {
+		// No flow label. The kernel would make one of the addresses and ports, which it cannot for what tunnel/tapgso sends
+		// for the same flow: routers and devices that spread flows by the label (RFC 6438) would send the two different
+		// ways, and reorder. The source port tells flows apart. A kernel without the option makes none either.
+		_ = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_AUTOFLOWLABEL, 0)
+	}
 	// Nobody has a reason to send to this port. What comes all the same must not fill the receive buffer, as the error
 	// queue is charged to it. A filter of one instruction drops everything. Without it (seccomp) the socket is as good.
 	dropAll := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
