@@ -20,6 +20,8 @@ type Superpacket struct {
 
 // A WholeSender sends superpackets uncut, for one worker. It never blocks, and keeps nothing of what it was given.
 type WholeSender interface {
+	// Usable says no once SendWhole would say no to everything.
+	Usable() bool
 	// SendWhole hands s to the kernel in one system call. False: it did not leave, so the caller cuts it and sends the
 	// segments.
 	SendWhole(s *Superpacket) bool

@@ -77,7 +77,7 @@ type Worker struct {
 	TxSegments      uint64 `json:"txSegments"`      // datagrams that they became
 	TxCalls         uint64 `json:"txCalls"`         // system calls that sent these
 	TxWhole         uint64 `json:"txWhole"`         // superpackets that left uncut (offload tunnel-gso)
-	TxWholeRefused  uint64 `json:"txWholeRefused"`  // superpackets that the kernel did not take uncut
+	TxWholeRefused  uint64 `json:"txWholeRefused"`  // superpackets cut after all: too long with headers, or refused
 	RxSuperpackets  uint64 `json:"rxSuperpackets"`  // from peers, after joining
 	RxBytes         uint64 `json:"rxBytes"`         // inner IP bytes
 	RxSegments      uint64 `json:"rxSegments"`      // datagrams received

@@ -66,7 +66,7 @@ var specs = [...]struct {
 	{"bytes_total", "Inner IP bytes by direction (tx: to peers, rx: from peers).", []string{"direction"}},
 	{"superpackets_total", "Superpackets by direction (tx, rx; local: between pods of this node; outside: to the kernel).",
 		[]string{"direction"}},
-	{"whole_superpackets_total", "Superpackets to peers by whether the kernel took them uncut (sent) or not (refused).",
+	{"whole_superpackets_total", "Superpackets to peers that left uncut (sent), or were to and did not (refused).",
 		[]string{"outcome"}},
 	{"device_reads_total", "Superpackets read from the device.", nil},
 	{"device_writes_total", "Superpackets written to the device.", nil},

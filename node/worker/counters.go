@@ -18,7 +18,7 @@ type Counters struct {
 	Sends        atomic.Uint64 // sends handed to the kernel, of one or more datagrams
 	SendCalls    atomic.Uint64 // system calls for them
 	Whole        atomic.Uint64 // superpackets sent uncut
-	WholeRefused atomic.Uint64 // superpackets that the kernel did not take uncut, so that they were cut
+	WholeRefused atomic.Uint64 // superpackets cut after all: too long with headers, or refused by the kernel
 	SegmentsIn   atomic.Uint64 // datagrams received
 	BytesIn      atomic.Uint64 // inner IP bytes accepted from peers
 	Receives     atomic.Uint64 // receive slots filled; SegmentsIn/Receives says how well UDP_GRO joins

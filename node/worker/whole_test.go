@@ -17,6 +17,7 @@ type recorder struct {
 	queue   []recorded
 	next    int
 	refuses bool
+	broken  bool
 	sent    []string
 	keep    bool
 }
@@ -45,6 +46,8 @@ func (r *recorder) Send(o *tunnel.Outbound) (tunnel.SendResult, error) {
 	}
 	return tunnel.SendResult{Sent: len(o.Sends), Syscalls: 1}, nil
 }
+
+func (r *recorder) Usable() bool { return !r.broken }
 
 func (r *recorder) SendWhole(s *tunnel.Superpacket) bool {
 	if r.refuses {
@@ -88,6 +91,7 @@ func TestSendWhole(t *testing.T) {
 		none    bool // the node has no way for uncut superpackets
 		never   bool // the peer takes none
 		refuses bool
+		broken  bool
 		want    []string
 		segs    uint64
 	}{
@@ -100,8 +104,9 @@ func TestSendWhole(t *testing.T) {
 		{name: "not to this peer", queue: []recorded{full}, never: true, want: []string{"cut 10"}, segs: 10},
 		{name: "refused", queue: []recorded{lone, full}, refuses: true, want: []string{"cut 1", "refused", "cut 10"},
 			segs: 11},
+		{name: "broken", queue: []recorded{lone, full}, broken: true, want: []string{"cut 1", "cut 10"}, segs: 11},
 	} {
-		r := &recorder{queue: tt.queue, refuses: tt.refuses, keep: true}
+		r := &recorder{queue: tt.queue, refuses: tt.refuses, broken: tt.broken, keep: true}
 		w.lane.Lane, w.Whole = Lane{Queue: r, Socket: r}, r
 		if tt.none {
 			w.Whole = nil

@@ -25,6 +25,9 @@ type Queue struct {
 
 var _ tunnel.WholeSender = (*Queue)(nil)
 
+// Usable implements tunnel.WholeSender.
+func (q *Queue) Usable() bool { return q.device.broken.Load() == nil }
+
 // SendWhole implements tunnel.WholeSender.
 func (q *Queue) SendWhole(s *tunnel.Superpacket) bool {
 	if q.device.broken.Load() != nil || len(s.Packet) == 0 {
