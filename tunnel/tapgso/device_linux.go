@@ -35,10 +35,15 @@ const (
 
 const nameMax = 15 // IFNAMSIZ without the terminating zero
 
-// Name derives the TAP's name from the TUN's: the same with "-gso", and shortened where both do not fit.
+// Name derives the TAP's name from the TUN's: the same with "-gso", and shortened where both do not fit. It is never
+// the TUN's own.
 func Name(device string) string {
-	const suffix = "-gso"
-	return device[:min(len(device), nameMax-len(suffix))] + suffix
+	const suffix, other = "-gso", "-tap"
+	short := device[:min(len(device), nameMax-len(suffix))]
+	if short+suffix == device {
+		return short + other
+	}
+	return short + suffix
 }
 
 // Config says what device to open.

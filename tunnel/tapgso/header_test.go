@@ -185,8 +185,9 @@ func TestProbe(t *testing.T) {
 func TestName(t *testing.T) {
 	for device, want := range map[string]string{
 		"warren0": "warren0-gso", "w": "w-gso", "elevenbytes": "elevenbytes-gso", "averylongdevice": "averylongde-gso",
+		"warren0-gso": "warren0-gso-gso", "averylongde-gso": "averylongde-tap", "averylongde-tap": "averylongde-gso",
 	} {
-		if got := Name(device); got != want || len(got) > nameMax {
+		if got := Name(device); got != want || len(got) > nameMax || got == device {
 			t.Errorf("name for %s: %s, want %s", device, got, want)
 		}
 	}
