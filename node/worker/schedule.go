@@ -11,10 +11,10 @@ const (
 )
 
 // A schedule says whose turn it is, in the manner of the flow queues of FQ-CoDel (RFC 8290, 4.1 and 4.2). A lane that
-// had nothing to do is fresh when it gets something, and comes before those that always have something: an echo request
-// waits for the end of one turn, not for a turn of everybody. After a turn in which it moved anything a lane goes to the
-// end of the line of the busy ones, also when it has nothing left, and is in no line only after a turn with nothing to
-// do; so between two turns of any lane each busy one has had its own.
+// had nothing to do is fresh when it gets something, and comes before those that always have something: an echo
+// request waits for the end of one turn, not for a turn of everybody. After a turn in which it moved anything a lane
+// goes to the end of the line of the busy ones, also when it has nothing left, and is in no line only after a turn
+// with nothing to do; so between two turns of any lane each busy one has had its own.
 type schedule struct {
 	ready       [MaxLanes]side // what there may be to do
 	lined       uint32         // the lanes in one of the lines
