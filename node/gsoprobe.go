@@ -121,10 +121,8 @@ func (p *prober) settle(ctx context.Context, group []*forwarder.Peer) (bool, err
 		return false, nil
 	}
 	arrived, err := p.test(ctx, group)
-	if err == nil && arrived == 0 && len(group) == 1 && p.short > 0 {
-		for try := 1; err == nil && arrived == 0 && try < probeTries; try++ {
-			arrived, err = p.test(ctx, group)
-		}
+	for try := 1; err == nil && arrived == 0 && len(group) == 1 && p.short > 0 && try < probeTries; try++ {
+		arrived, err = p.test(ctx, group)
 	}
 	if err != nil {
 		return false, err

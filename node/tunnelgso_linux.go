@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -253,7 +252,7 @@ func summary(peers []*forwarder.Peer, why []string) string {
 	}
 	const most = 3
 	var parts []string
-	for _, reason := range slices.Clip(reasons[:min(len(reasons), most)]) {
+	for _, reason := range reasons[:min(len(reasons), most)] {
 		who := names[reason]
 		text := strings.Join(who[:min(len(who), most)], ", ")
 		if more := len(who) - most; more > 0 {

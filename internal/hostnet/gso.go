@@ -144,11 +144,11 @@ func forwardRoute(h *netlink.Handle, in netlink.Link, f Flow) (r netlink.Route, 
 	routes, err := h.RouteGetWithOptions(f.To.AsSlice(), &netlink.RouteGetOptions{
 		IifIndex: in.Attrs().Index, SrcAddr: f.From.AsSlice(),
 	})
-	if all, _ := sysctl("ipv4/conf/all/rp_filter"); err != nil && f.To.Is4() && all == "1" {
-		return r, fmt.Sprintf("net.ipv4.conf.all.rp_filter is 1, so the kernel refuses packets from this node's own "+
-			"address on %s: `sysctl -w net.ipv4.conf.all.rp_filter=0` (interfaces keep their own value)", tap)
-	}
 	if err != nil {
+		if all, _ := sysctl("ipv4/conf/all/rp_filter"); f.To.Is4() && all == "1" {
+			return r, fmt.Sprintf("net.ipv4.conf.all.rp_filter is 1, so the kernel refuses packets from this node's own "+
+				"address on %s: `sysctl -w net.ipv4.conf.all.rp_filter=0` (interfaces keep their own value)", tap)
+		}
 		return r, fmt.Sprintf("the kernel does not forward from %s to %s: %v", tap, f.To, err)
 	}
 	if len(routes) == 0 || routes[0].LinkIndex == 0 || !forwards(routes[0].Type) {
