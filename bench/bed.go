@@ -28,7 +28,6 @@ type BedOptions struct {
 	Prefix string // of the lab; a process has one bed per prefix at a time
 	Wire   string // WireOffload or WireSegmented
 	MTU    int    // bytes, of the wire; 0: 1500
-	BinDir string // holds warren and warren-cni
 }
 
 // A Bed is two nodes joined by a wire.
@@ -45,7 +44,7 @@ func NewBed(ctx context.Context, o BedOptions) (*Bed, error) {
 	if o.MTU == 0 {
 		o.MTU = lab.DefaultMTU
 	}
-	l, err := lab.New(lab.Options{Prefix: o.Prefix, MTU: o.MTU, BinDir: o.BinDir})
+	l, err := lab.New(lab.Options{Prefix: o.Prefix, MTU: o.MTU})
 	if err != nil {
 		return nil, err
 	}

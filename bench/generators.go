@@ -55,6 +55,9 @@ func connect(ctx context.Context, m measurement) ([]figure, error) {
 	return []figure{{metricConns, float64(r.Connections) / r.Took.Seconds()}}, err
 }
 
+// errUnable is the error of a measurement in which nothing went wrong but that the system can't do what is asked.
+var errUnable = errors.New("more than it can do")
+
 // manyFlows sends on a thousand connections at once.
 func manyFlows(ctx context.Context, m measurement) ([]figure, error) {
 	const flows, warm = 1000, 500 * time.Millisecond
@@ -63,9 +66,12 @@ func manyFlows(ctx context.Context, m measurement) ([]figure, error) {
 		r, err = load.Flows(ctx, m.route(), load.FlowsOptions{Flows: flows, Warm: warm, Time: m.time})
 		return []delivery{{0, float64(r.All)}}, err
 	})
+	if errors.Is(err, load.ErrEstablish) {
+		err = fmt.Errorf("%w: %w", errUnable, err)
+	}
 	if err == nil && r.Moving < flows/2 {
-		err = fmt.Errorf("only %d of %d flows moved during the measurement: the rate is not that of %d", r.Moving, flows,
-			flows)
+		err = fmt.Errorf("%w: only %d of %d flows moved during the measurement, so the rate is not that of %d", errUnable,
+			r.Moving, flows, flows)
 	}
 	return []figure{{metricRate, float64(r.Bytes) * 8 / r.Took.Seconds() / 1e9}}, err
 }

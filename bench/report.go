@@ -78,7 +78,7 @@ func (r *results) rows() []Row {
 func (r *results) ratios() []Ratio {
 	ratios := []Ratio{}
 	for _, s := range r.order {
-		if !strings.HasPrefix(s.system, "warren-") {
+		if !strings.HasPrefix(s.system, "warren-") || s.system == warrenBefore {
 			continue
 		}
 		for _, over := range r.order {

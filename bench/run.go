@@ -20,7 +20,6 @@ type Config struct {
 	Rounds    int
 	Time      time.Duration // of traffic in each measurement; 0: each scenario's own
 	MTU       int           // bytes, of the wire; 0: 1500
-	BinDir    string        // holds warren and warren-cni
 	Prefix    string        // of the labs; the system's number is appended
 	Progress  io.Writer
 
@@ -127,7 +126,7 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 			return nil
 		}
 		e, err := r.bringUp(ctx, s, BedOptions{
-			Prefix: fmt.Sprintf("%s%d", r.Prefix, i), Wire: wire, MTU: r.MTU, BinDir: r.BinDir,
+			Prefix: fmt.Sprintf("%s%d", r.Prefix, i), Wire: wire, MTU: r.MTU,
 		})
 		if err != nil {
 			r.fail("%s, %s: %v", s.Name(), wire, err)
@@ -203,6 +202,11 @@ func (r *runner) measure(ctx context.Context, e *entrant, s scenario, at place) 
 		congestionControl: r.CongestionControl})
 	r.progress.measured(s.name, time.Since(begin))
 	if ctx.Err() != nil {
+		return
+	}
+	// That another system can't do something is a result; of Warren it is a defect.
+	if errors.Is(err, errUnable) && !strings.HasPrefix(e.Name(), "warren-") {
+		r.note("%s, %s, %s, round %d, has no figure: %v", e.Name(), at.wire, s.name, at.round+1, err)
 		return
 	}
 	if err != nil {

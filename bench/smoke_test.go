@@ -21,7 +21,7 @@ func TestSmoke(t *testing.T) {
 	c := smokeConfig(t)
 	c.Wires, c.Scenarios = Wires(), []string{"tcp-1", "tcp-4-bidir", "udp-1400", "udp-64", "connect", "flows-1000",
 		"same-node"}
-	c.Systems = []System{vethSystem{}, warrenSystem{encapsulation: "vxlan"}}
+	c.Systems = []System{vethSystem{}, c.Systems[0]}
 	report, err := Run(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +57,8 @@ func smokeConfig(t *testing.T) Config {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building Warren: %v\n%s", err, out)
 	}
-	return Config{Wires: []string{WireOffload}, Scenarios: []string{"tcp-1"}, Rounds: 1, Time: time.Second, BinDir: bin,
+	systems := []System{&warrenSystem{encapsulation: "vxlan", binDir: bin}}
+	return Config{Systems: systems, Wires: []string{WireOffload}, Scenarios: []string{"tcp-1"}, Rounds: 1, Time: time.Second,
 		Prefix: testPrefix, Progress: t.Output()}
 }
 
@@ -98,6 +99,38 @@ func TestLeakFails(t *testing.T) {
 	}
 	if slices.ContainsFunc(report.Rows, func(r Row) bool { return r.System == "leaky" }) {
 		t.Error("the report has figures of a system that leaks")
+	}
+	wantNothingLeft(t)
+}
+
+// throttled lets fewer connections come about than a thousand in the time that they have.
+type throttled struct {
+	vethSystem
+	name string
+}
+
+func (s throttled) Name() string { return s.name }
+
+func (s throttled) Up(ctx context.Context, b *Bed) (*Path, error) {
+	p, err := s.vethSystem.Up(ctx, b)
+	if err == nil {
+		err = commands(ctx, p.Ends[0].NS, "nft add table ip slow",
+			"nft add chain ip slow out { type filter hook output priority 0 ; }",
+			"nft add rule ip slow out tcp flags syn limit rate over 20/second burst 50 packets drop")
+	}
+	return p, err
+}
+
+// TestUnable holds that what another system can't do is noted, and fails the run when it is Warren that can't.
+func TestUnable(t *testing.T) {
+	c := smokeConfig(t)
+	c.Systems, c.Scenarios = []System{throttled{name: "slow"}, throttled{name: "warren-slow"}}, []string{"flows-1000"}
+	report, err := Run(t.Context(), c)
+	if err == nil || len(report.Failures) != 1 || !strings.HasPrefix(report.Failures[0], "warren-slow, ") {
+		t.Errorf("error %v, failures %q, want one, of warren-slow", err, report.Failures)
+	}
+	if len(report.Notes) != 1 || !strings.HasPrefix(report.Notes[0], "slow, ") || len(report.Rows) > 0 {
+		t.Errorf("notes %q, want one, of slow; rows %+v, want none", report.Notes, report.Rows)
 	}
 	wantNothingLeft(t)
 }

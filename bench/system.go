@@ -49,6 +49,8 @@ type Path struct {
 
 // Options choose and configure the systems.
 type Options struct {
+	BinDir      string // holds warren and warren-cni
+	Before      string // holds those of another commit, to measure beside them as warren-before; may be empty
 	PeerDir     string // where other programs are built
 	Nebula      string // a nebula binary with nebula-cert beside it instead of the built one; may be empty
 	WireguardGo string // a wireguard-go binary instead of the built one; may be empty
@@ -57,12 +59,13 @@ type Options struct {
 
 // Systems lists all systems in the order of a round.
 func Systems(o Options) []System {
-	return []System{
-		vethSystem{},
-		kernelVXLAN{},
-		warrenSystem{encapsulation: "vxlan"},
+	systems := []System{vethSystem{}, kernelVXLAN{}, &warrenSystem{encapsulation: "vxlan", binDir: o.BinDir}}
+	if o.Before != "" {
+		systems = append(systems, &warrenSystem{encapsulation: "vxlan", binDir: o.Before, name: warrenBefore})
+	}
+	return append(systems,
 		&wireguardGo{binary: o.WireguardGo, dir: o.PeerDir},
 		&nebula{binary: o.Nebula, dir: o.PeerDir},
 		&tinc{binary: o.Tincd},
-	}
+	)
 }

@@ -2,22 +2,50 @@ package bench
 
 import (
 	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
 
 	"github.com/warren-net/warren/internal/lab"
 )
 
 // warrenSystem is Warren itself: the daemon on each node, pods attached by the plugin, everything at its default but
 // the encapsulation and the pods' MTU.
-type warrenSystem struct{ encapsulation string }
+type warrenSystem struct {
+	encapsulation string
+	binDir        string // holds warren and warren-cni
+	name          string // in the report; empty: after the encapsulation
+	version       string
+}
+
+// warrenBefore is the name of another commit's Warren, measured beside this tree's.
+const warrenBefore = "warren-before"
 
 // Name is the system's name in the report.
-func (w warrenSystem) Name() string { return "warren-" + w.encapsulation }
+func (w *warrenSystem) Name() string {
+	if w.name != "" {
+		return w.name
+	}
+	return "warren-" + w.encapsulation
+}
 
-// Prepare has nothing to do: `make bench` builds Warren, and Up says when it is missing.
-func (warrenSystem) Prepare(context.Context) error { return nil }
+// Program says what is measured.
+func (w *warrenSystem) Program() string { return w.version }
+
+// Prepare finds the program that `make bench`, or `make build` in another tree, has built.
+func (w *warrenSystem) Prepare(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, filepath.Join(w.binDir, "warren"), "version").Output()
+	if err != nil {
+		return fmt.Errorf("%s in %s: %w: `make build` in its tree makes it", w.Name(), w.binDir, err)
+	}
+	w.version = strings.TrimSpace(string(out))
+	return nil
+}
 
 // Up starts the daemons and adds the pods.
-func (w warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
+func (w *warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
+	b.Lab.Options.BinDir = w.binDir
 	for _, n := range b.Nodes {
 		n.Settings.Encapsulation, n.Settings.MTU = w.encapsulation, b.PodMTU()
 	}

@@ -40,6 +40,9 @@ const (
 	establish = 10 * time.Second
 )
 
+// ErrEstablish is the error of Flows when the connections did not all come about in time.
+var ErrEstablish = errors.New("not all came about in time")
+
 // Flows opens the connections, sends on all of them as fast as it can, and counts what arrives.
 func Flows(ctx context.Context, r Route, o FlowsOptions) (FlowsResult, error) {
 	listener, port, err := r.listen(flowSocket)
@@ -47,7 +50,7 @@ func Flows(ctx context.Context, r Route, o FlowsOptions) (FlowsResult, error) {
 		return FlowsResult{}, fmt.Errorf("receiver of flows: %w", err)
 	}
 	defer unix.Close(listener)
-	ctx, cancel := context.WithTimeout(ctx, establish+o.Warm+o.Time)
+	ctx, cancel := context.WithTimeoutCause(ctx, establish+o.Warm+o.Time, ErrEstablish)
 	defer cancel()
 	var over atomic.Bool
 	s := &flowSender{over: &over, route: r, port: port, flows: o.Flows}
@@ -109,7 +112,7 @@ func (f *flowReceiver) run(ctx context.Context) error {
 			return nil
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("%d of %d flows are there: %w", len(f.bytes), f.options.Flows, ctx.Err())
+			return fmt.Errorf("%d of %d flows are there: %w", len(f.bytes), f.options.Flows, context.Cause(ctx))
 		}
 		for _, e := range ready {
 			if int(e.Fd) == f.listener {

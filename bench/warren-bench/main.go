@@ -66,10 +66,9 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 		}
 		return f.String(name, byDefault, use+"; "+key)
 	}
-	all := bench.Systems(bench.Options{})
 	quick := f.Bool("quick", isSet(env("QUICK")), "tcp-1 and tcp-4 only, 3 s each, without tinc: under 6 minutes; QUICK")
-	systems := text("systems", "", "systems to measure (default all of "+strings.Join(names(all), ",")+
-		", when quick all but tinc)")
+	systems := text("systems", "", "systems to measure (default all of "+
+		strings.Join(names(bench.Systems(bench.Options{})), ",")+", when quick all but tinc)")
 	wires := text("wires", strings.Join(bench.Wires(), ","), "wires to measure on")
 	scenarios := text("scenarios", "", "scenarios (default all of "+strings.Join(bench.ScenarioNames(), ",")+")")
 	rounds := text("rounds", "3", "rounds, at least 3 for figures that count")
@@ -78,6 +77,7 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 	mtu := text("mtu", strconv.Itoa(lab.DefaultMTU), "of the wire, bytes")
 	wireguardGo := text("wireguard-go", "", "a binary to measure instead of the built one")
 	tincd := text("tincd", "", "a binary to measure instead of the installed one")
+	before := text("before", "", "a directory with warren and warren-cni of another commit, measured as warren-before")
 	nebula := text("nebula", "", "a binary to measure instead of the built one, with nebula-cert beside it")
 	bin := f.String("bin", "bin", "directory of warren and warren-cni")
 	f.StringVar(&o.out, "out", "bench/out", "directory of the report")
@@ -87,8 +87,10 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 	if f.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q: see -help", f.Arg(0))
 	}
-	o.config = bench.Config{Wires: list(*wires), Scenarios: list(*scenarios), BinDir: *bin, Prefix: "bench",
+	o.config = bench.Config{Wires: list(*wires), Scenarios: list(*scenarios), Prefix: "bench",
 		Progress: os.Stdout, CongestionControl: *cc}
+	all := bench.Systems(bench.Options{BinDir: *bin, PeerDir: filepath.Join(*bin, "peers"), Before: *before,
+		Nebula: *nebula, WireguardGo: *wireguardGo, Tincd: *tincd})
 	if *systems == "" {
 		*systems = strings.Join(names(all), ",")
 		if *quick {
@@ -105,9 +107,7 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 		*duration = map[bool]string{true: "3s", false: "0s"}[*quick]
 	}
 	var errs [4]error
-	o.config.Systems, errs[0] = pick(*systems, bench.Systems(bench.Options{
-		PeerDir: filepath.Join(*bin, "peers"), Nebula: *nebula, WireguardGo: *wireguardGo, Tincd: *tincd,
-	}))
+	o.config.Systems, errs[0] = pick(*systems, all)
 	o.config.Rounds, errs[1] = strconv.Atoi(*rounds)
 	o.config.MTU, errs[2] = strconv.Atoi(*mtu)
 	o.config.Time, errs[3] = time.ParseDuration(*duration)
