@@ -198,19 +198,21 @@ func (r *runner) bringUp(ctx context.Context, s System, o BedOptions) (*entrant,
 
 func (r *runner) measure(ctx context.Context, e *entrant, s scenario, at place) {
 	begin := time.Now()
+	what := fmt.Sprintf("%s, %s, %s, round %d", e.Name(), at.wire, s.name, at.round+1)
 	figures, err := s.run(ctx, measurement{bed: e.bed, path: e.path, wire: at.wire, time: s.time,
-		congestionControl: r.CongestionControl})
+		congestionControl: r.CongestionControl,
+		note:              func(format string, args ...any) { r.note("%s: %s", what, fmt.Sprintf(format, args...)) }})
 	r.progress.measured(s.name, time.Since(begin))
 	if ctx.Err() != nil {
 		return
 	}
 	// That another system can't do something is a result; of Warren it is a defect.
 	if errors.Is(err, errUnable) && !strings.HasPrefix(e.Name(), "warren-") {
-		r.note("%s, %s, %s, round %d, has no figure: %v", e.Name(), at.wire, s.name, at.round+1, err)
+		r.note("%s: no figure: %v", what, err)
 		return
 	}
 	if err != nil {
-		r.fail("%s, %s, %s, round %d: %v", e.Name(), at.wire, s.name, at.round+1, err)
+		r.fail("%s: %v", what, err)
 		return
 	}
 	var shown []string
@@ -218,8 +220,8 @@ func (r *runner) measure(ctx context.Context, e *entrant, s scenario, at place) 
 		r.results.add(series{e.Name(), at.wire, s.name, f.metric}, at.round, f.value)
 		shown = append(shown, number(f.value)+" "+unitOf(f.metric))
 	}
-	r.progress.say("%d/%d, %s left  %s, %s, %s, round %d: %s", r.progress.done, r.progress.all(),
-		about(r.progress.left(r.scenarios)), e.Name(), at.wire, s.name, at.round+1, strings.Join(shown, ", "))
+	r.progress.say("%d/%d, %s left  %s: %s", r.progress.done, r.progress.all(), about(r.progress.left(r.scenarios)), what,
+		strings.Join(shown, ", "))
 }
 
 // Describer is a System that can say which program it measures.

@@ -48,6 +48,7 @@ type measurement struct {
 	path *Path
 	wire string
 	time time.Duration // of traffic
+	note func(format string, args ...any)
 
 	congestionControl string
 }

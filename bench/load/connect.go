@@ -20,6 +20,7 @@ type ConnectOptions struct {
 // A ConnectResult is how many connections were made, spoke and were closed.
 type ConnectResult struct {
 	Connections int
+	Reset       int // those that were reset before they were answered, not counted above
 	Took        time.Duration
 }
 
@@ -42,7 +43,7 @@ func Connect(ctx context.Context, r Route, o ConnectOptions) (ConnectResult, err
 	})
 	err = <-clients
 	s.stop.Store(true)
-	return ConnectResult{Connections: c.done, Took: took}, errors.Join(err, <-served)
+	return ConnectResult{Connections: c.done, Reset: c.reset, Took: took}, errors.Join(err, <-served)
 }
 
 // listeners is the number of ports that are connected to, in turn: a closed connection keeps its pair of ports busy for
@@ -141,6 +142,7 @@ type connectClient struct {
 	poll  *poller
 	open  map[int32]bool // connections: whether their byte has been sent
 	done  int
+	reset int
 }
 
 func (c *connectClient) run(ctx context.Context, o ConnectOptions) (took time.Duration, err error) {
@@ -168,7 +170,12 @@ func (c *connectClient) run(ctx context.Context, o ConnectOptions) (took time.Du
 			return took, err
 		}
 		for _, e := range ready {
-			if err := c.advance(e); err != nil {
+			err := c.advance(e)
+			if errors.Is(err, unix.ECONNRESET) {
+				c.reset++
+				err = c.another(e.Fd)
+			}
+			if err != nil {
 				return took, fmt.Errorf("connection %d: %w", c.done+1, err)
 			}
 		}
@@ -213,8 +220,13 @@ func (c *connectClient) advance(e unix.EpollEvent) error {
 		return fmt.Errorf("it was closed before it was answered: %w", err)
 	}
 	c.done++
-	delete(c.open, e.Fd)
-	if err := unix.Close(fd); err != nil {
+	return c.another(e.Fd)
+}
+
+// another replaces a connection by the next one.
+func (c *connectClient) another(fd int32) error {
+	delete(c.open, fd)
+	if err := unix.Close(int(fd)); err != nil {
 		return os.NewSyscallError("close", err)
 	}
 	return c.connect()

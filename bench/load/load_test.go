@@ -3,6 +3,7 @@ package load
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -59,6 +60,37 @@ func TestConnect(t *testing.T) {
 	defer cancel()
 	if _, err := Connect(ctx, loopback(), ConnectOptions{Clients: 1, Time: time.Minute}); err == nil {
 		t.Error("an interrupted run is no error")
+	}
+}
+
+// TestConnectCountsResets holds that a connection which is reset is counted as such, and ends nothing.
+func TestConnectCountsResets(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		b := make([]byte, 1)
+		for n := 0; ; n++ {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if n%4 == 0 {
+				_ = conn.(*net.TCPConn).SetLinger(0)
+			} else if _, err := conn.Read(b); err == nil {
+				_, _ = conn.Write(b)
+			}
+			_ = conn.Close()
+		}
+	}()
+	c := &connectClient{route: loopback(), ports: []int{l.Addr().(*net.TCPAddr).Port}, open: make(map[int32]bool)}
+	if _, err := c.run(t.Context(), ConnectOptions{Clients: 4, Time: 300 * time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	if c.done < 10 || c.reset < c.done/5 || c.reset > c.done {
+		t.Errorf("%d done, %d reset, want a third as many", c.done, c.reset)
 	}
 }
 
