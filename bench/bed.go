@@ -114,6 +114,12 @@ func (b *Bed) Close() error {
 // 1,428, on a wire of 1,500.
 const podRoom = 72
 
+// MTUs that a wire can have: the pods' is 1,280 at least, which IPv6 needs, and a jumbo frame is the largest.
+const (
+	MinMTU = 1280 + podRoom
+	MaxMTU = 9216
+)
+
 // PodMTU is the MTU in bytes of every pod, whatever the system: so all of them carry segments of one size.
 func (b *Bed) PodMTU() int { return b.MTU - podRoom }
 

@@ -108,15 +108,26 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 	}
 	var errs [4]error
 	o.config.Systems, errs[0] = pick(*systems, all)
-	o.config.Rounds, errs[1] = strconv.Atoi(*rounds)
-	o.config.MTU, errs[2] = strconv.Atoi(*mtu)
-	o.config.Time, errs[3] = time.ParseDuration(*duration)
+	o.config.Rounds, errs[1] = number("ROUNDS", *rounds, 1, 1000)
+	o.config.MTU, errs[2] = number("MTU", *mtu, bench.MinMTU, bench.MaxMTU)
+	var malformed error
+	if o.config.Time, malformed = time.ParseDuration(*duration); malformed != nil || o.config.Time < 0 {
+		errs[3] = fmt.Errorf("DURATION is %q: it must be a time like 5s", *duration)
+	}
 	for _, wire := range o.config.Wires {
 		if !slices.Contains(bench.Wires(), wire) {
 			err = fmt.Errorf("no wire %q: there are %s", wire, strings.Join(bench.Wires(), ", "))
 		}
 	}
 	return o, errors.Join(err, errors.Join(errs[:]...))
+}
+
+func number(name, value string, least, most int) (int, error) {
+	n, err := strconv.Atoi(value)
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("%s is %q: it must be a number from %d to %d", name, value, least, most)
+	}
+	return n, nil
 }
 
 func isSet(v string) bool { return v != "" && v != "0" }
