@@ -43,9 +43,9 @@ func udp64(ctx context.Context, m measurement) (_ []figure, err error) {
 // connectClients is how many clients connect at once.
 const connectClients = 16
 
-// resetsOne is in how many connections one may be reset. Linux before 6.19 has a moment in which neither the request nor
-// the connection that it becomes is found, and a segment that arrives then on another processor is answered with RST
-// ("inet: Avoid ehash lookup race in inet_ehash_insert()"): some in a million, without any overlay.
+// resetsOne is in how many connections one may be reset. Linux before 6.19 has a moment in which neither the request
+// nor the connection that it becomes is found, and a segment that arrives then on another processor is answered with
+// RST ("inet: Avoid ehash lookup race in inet_ehash_insert()"): some in a million, without any overlay.
 const resetsOne = 1000
 
 // connect makes short connections.

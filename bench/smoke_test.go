@@ -57,9 +57,8 @@ func smokeConfig(t *testing.T) Config {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building Warren: %v\n%s", err, out)
 	}
-	systems := []System{&warrenSystem{encapsulation: "vxlan", binDir: bin}}
-	return Config{Systems: systems, Wires: []string{WireOffload}, Scenarios: []string{"tcp-1"}, Rounds: 1, Time: time.Second,
-		Prefix: testPrefix, Progress: t.Output()}
+	return Config{Systems: []System{&warrenSystem{encapsulation: "vxlan", binDir: bin}}, Wires: []string{WireOffload},
+		Scenarios: []string{"tcp-1"}, Rounds: 1, Time: time.Second, Prefix: testPrefix, Progress: t.Output()}
 }
 
 func wantNothingLeft(t *testing.T) {

@@ -47,7 +47,8 @@ func TestParseRefuses(t *testing.T) {
 	for _, c := range []struct{ arg, want string }{
 		{"-systems=cisco", "cisco"}, {"-wires=copper", "copper"}, {"-rounds=many", "many"}, {"-duration=5", "5"},
 		{"-mtu=x", "x"},
-		{"-rounds=0", "ROUNDS"}, {"-mtu=1351", "from 1352"}, {"-mtu=65536", "MTU"}, {"-duration=-1s", "-1s"}, {"surprise", "surprise"}, {"-nonsense", "nonsense"},
+		{"-rounds=0", "ROUNDS"}, {"-mtu=1351", "from 1352"}, {"-mtu=65536", "MTU"}, {"-duration=-1s", "-1s"},
+		{"surprise", "surprise"}, {"-nonsense", "nonsense"},
 	} {
 		_, err := parse([]string{c.arg}, func(string) string { return "" }, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
