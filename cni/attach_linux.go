@@ -185,6 +185,7 @@ func (a *attachment) makeVeth() error {
 func (a *attachment) checked() error {
 	err := a.source.Ensure(hostnet.Pod{
 		Interface: a.rec.HostIfName, Addrs: a.rec.Addresses, Bridge: a.rec.Bridge, MAC: a.podMAC,
+		Masquerade: masqueradeOf(a.node),
 	})
 	if errors.Is(err, hostnet.ErrNoNftables) {
 		a.remark("%v: sources of %s are checked by rp_filter alone, which knows IPv4 and mode routed only (`warren check`)",

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -370,6 +371,41 @@ func TestAfterAnotherPlugin(t *testing.T) {
 			}
 			if r.CNIVersion != version || strings.Join(r.DNS.Nameservers, " ") != "198.51.100.53" {
 				t.Errorf("version %q, DNS %+v", r.CNIVersion, r.DNS)
+			}
+		})
+	}
+}
+
+// What pods send out of the cluster is translated from the first pod to the last, also when a pod was forgotten.
+func TestMasqueradeGoesWithTheLastPod(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			n := newNode(t)
+			there := func() bool {
+				out, err := try(n.ns, "nft list chain inet warren outgoing")
+				return err == nil && strings.Contains(out, "masquerade")
+			}
+			first, second := n.pod(n.conf("1.1.0", mode)), n.pod(n.conf("1.1.0", mode))
+			first.add()
+			second.add()
+			if !there() {
+				t.Fatal("two pods, and nothing is translated")
+			}
+			first.del()
+			if !there() {
+				t.Error("the first of two pods left, and nothing is translated")
+			}
+			second.del()
+			if there() {
+				t.Error("the last pod left, and the translation stays")
+			}
+			first.add()
+			sh(t, n.ns, "ip link del "+podrecord.HostIfName(first.id, "eth0")+
+				" && rm -r "+filepath.Join(n.state(), "cni", "pods"))
+			gc := strings.TrimSuffix(n.conf("1.1.0", mode), "}") + `, "cni.dev/valid-attachments": []}`
+			n.must(call{command: "GC", conf: gc})
+			if there() {
+				t.Error("GC left the translation")
 			}
 		})
 	}

@@ -39,7 +39,8 @@ func (p *Plugin) gc(args *skel.CmdArgs) error {
 		return err
 	}
 	defer c.host.Close()
-	return errors.Join(c.records(), c.interfaces(), c.addresses(), c.host.releaseBridges(conf.StateDir))
+	return errors.Join(c.records(), c.interfaces(), c.addresses(), c.host.releaseBridges(conf.StateDir),
+		c.host.releaseMasquerade(conf.RunDir, conf.StateDir))
 }
 
 // collection is a GC at work.

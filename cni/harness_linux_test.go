@@ -102,6 +102,7 @@ func newNode(t testing.TB) *node {
 	n := &node{t: t, ns: namespace(t, "n"), dir: t.TempDir(), bin: bin}
 	n.file = nodefile.File{
 		Node: "a", Device: "lo", MTU: 1420, GSOMaxSize: 60000, StateDir: n.state(), Table: 8787, RulePriority: 5200,
+		Masquerade:   true,
 		PodCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
 		Gateways:     []netip.Addr{netip.MustParseAddr(gateway4), netip.MustParseAddr(gateway6)},
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},

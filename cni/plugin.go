@@ -123,7 +123,8 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 	a := &attachment{network: n, rec: rec, host: host, pod: ns, source: p.Source, remark: p.remark}
 	defer func() {
 		if err != nil && a.recorded {
-			if undo := p.detach(host, n.StateDir, a.rec, a.linked); undo != nil {
+			undo := errors.Join(p.detach(host, n.StateDir, a.rec, a.linked), host.releaseMasquerade(n.RunDir, n.StateDir))
+			if undo != nil {
 				err = fmt.Errorf("%w; undoing it failed too, DEL will try again: %w", err, undo)
 			}
 		}
@@ -213,7 +214,10 @@ func (p *Plugin) remove(conf Config, containerID, ifname string) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		p.remark("%v; removing what its name tells", err)
 	}
-	return p.detach(host, conf.StateDir, rec, true)
+	if err := p.detach(host, conf.StateDir, rec, true); err != nil {
+		return err
+	}
+	return host.releaseMasquerade(conf.RunDir, conf.StateDir)
 }
 
 // detach undoes an attachment, in an order that can be repeated after a kill: what a step needs to know goes after it.

@@ -122,7 +122,7 @@ func TestApplyChangesOnlyTheDifference(t *testing.T) {
 	s := testSpec()
 	s.PeerNodeAddrs = append(s.PeerNodeAddrs, addr("192.0.2.3"))
 	c := w.apply(s)
-	if len(c.Made) != 1 || !strings.Contains(c.Made[0], "outgoing") {
+	if len(c.Made) != 1 || !strings.Contains(c.Made[0], "nodes: 1 added") {
 		t.Errorf("a new peer changed: %q", c.Made)
 	}
 	s.Table, s.RulePriority = 100, 3000
@@ -157,7 +157,7 @@ func TestForeignRouteInTheWay(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "somebody else's route to 10.244.0.0/16") {
 		t.Errorf("Apply: %v", err)
 	}
-	if s := w.state(); !strings.Contains(s, "10.244.0.0/16 dev lo") || !strings.Contains(s, "chain outgoing") ||
+	if s := w.state(); !strings.Contains(s, "10.244.0.0/16 dev lo") || !strings.Contains(s, "chain replies") ||
 		!strings.Contains(s, "fd00:10:244::/48 dev warren0") {
 		t.Errorf("the route was touched, or the rest is missing:\n%s", s)
 	}

@@ -91,6 +91,10 @@ func (fw *firewall) apply(spec Spec, found []Pod, links linkNames, c *Changes) e
 	if err != nil {
 		return err
 	}
+	hasPods := len(spec.Pods)+len(found) > 0
+	if spec.Masquerade && (hasPods || state.chain(chainOutgoing) != nil) {
+		chains = append(chains, spec.masquerade().chain())
+	}
 	wrong := slices.DeleteFunc(slices.Clone(chains), state.has)
 	stale := slices.DeleteFunc(slices.Clone(state.chains), func(c *nftables.Chain) bool {
 		return slices.ContainsFunc(chains, func(w chain) bool { return w.name == c.Name })
@@ -110,7 +114,7 @@ func (fw *firewall) apply(spec Spec, found []Pod, links linkNames, c *Changes) e
 			wantBridge[set] = append(wantBridge[set], keys...)
 		}
 	}
-	errs := []error{fw.repairSets(inetTable(), wantInet, links, c)}
+	errs := []error{fw.repairSets(inetTable(), wantInet, links, c), fw.syncNodes(spec, c)}
 	if bridge || len(wantBridge) > 0 {
 		errs = append(errs, fw.applyBridge(bridge, c), fw.repairSets(bridgeTable(), wantBridge, links, c))
 	}
@@ -214,20 +218,24 @@ func (fw *firewall) read(t *nftables.Table, exists bool) (tableState, error) {
 	if !exists {
 		return s, nil
 	}
-	cs, err := fw.conn().ListChainsOfTableFamily(t.Family)
-	if err != nil {
-		return s, fmt.Errorf("listing nftables chains: %w", err)
+	var err error
+	if s.chains, err = fw.chains(t); err != nil {
+		return s, err
 	}
-	for _, c := range cs {
-		if c.Table.Name != t.Name {
-			continue
-		}
-		s.chains = append(s.chains, c)
+	for _, c := range s.chains {
 		if s.rules[c.Name], err = fw.fingerprints(t, c.Name); err != nil {
 			return s, err
 		}
 	}
 	return s, nil
+}
+
+func (fw *firewall) chains(t *nftables.Table) ([]*nftables.Chain, error) {
+	cs, err := fw.conn().ListChainsOfTableFamily(t.Family)
+	if err != nil {
+		return nil, fmt.Errorf("listing nftables chains: %w", err)
+	}
+	return slices.DeleteFunc(cs, func(c *nftables.Chain) bool { return c.Table.Name != t.Name }), nil
 }
 
 // fingerprints reads the comments of a chain's rules; nil when the chain has none or does not exist.
@@ -304,7 +312,11 @@ func (fw *firewall) begin(t *nftables.Table) *txn {
 	tx := &txn{conn: fw.conn(), table: t}
 	tx.conn.AddTable(t)
 	tx.conn.AddObj(&nftables.NamedObj{Table: t, Name: counterSpoofed, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
-	for _, s := range setsOf(t) {
+	sets := podSets(t)
+	if t.Family == nftables.TableFamilyINet {
+		sets = append(sets, nodeSets(t)...)
+	}
+	for _, s := range sets {
 		tx.addSet(s, nil)
 	}
 	return tx

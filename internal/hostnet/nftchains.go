@@ -2,7 +2,6 @@ package hostnet
 
 import (
 	"net/netip"
-	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -52,7 +51,8 @@ func bridgeTable() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyBridge, Name: tableName}
 }
 
-func setsOf(t *nftables.Table) []*nftables.Set {
+// podSets are those that pods have elements in.
+func podSets(t *nftables.Table) []*nftables.Set {
 	concat := func(name string, second nftables.SetDatatype) *nftables.Set {
 		return &nftables.Set{
 			Table: t, Name: name, Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, second),
@@ -139,14 +139,11 @@ func bridgeChain() chain {
 	}
 }
 
-// chains are the chains of table inet.
+// chains are the chains of table inet, without the one that comes and goes with the pods (Masquerade).
 func (s Spec) chains(families []family) []chain {
 	cs := []chain{sourceChain(), s.untracked(families), s.replies()}
 	if s.TunnelGSO != "" {
 		cs = append(cs, probes(s.TunnelGSO))
-	}
-	if s.Masquerade {
-		cs = append(cs, s.masquerade(families))
 	}
 	return cs
 }
@@ -197,44 +194,11 @@ func (s Spec) replies() chain {
 	}
 }
 
-// masquerade gives what pods send out of the cluster the node's address. Nothing is translated that goes to the
-// cluster, to one of its nodes, or to a multicast group.
-func (s Spec) masquerade(families []family) chain {
-	var rules []chainRule
-	add := func(why string, ms ...match) { rules = append(rules, chainRule{why, join(ms...)}) }
-	add("to the TUN", oifIs(s.Device), accept())
-	for _, f := range families {
-		for _, c := range s.ClusterCIDRs {
-			if familyOf(c.Addr()) == f {
-				add("inside the cluster", isFamily(f), destinationIn(c), accept())
-			}
-		}
-		nodes := slices.DeleteFunc(slices.Concat(s.NodeAddrs, s.PeerNodeAddrs),
-			func(a netip.Addr) bool { return familyOf(a) != f })
-		slices.SortFunc(nodes, netip.Addr.Compare)
-		for part := range slices.Chunk(slices.Compact(nodes), anonymousSetMax) {
-			add("to a node", isFamily(f), destinationOneOf(f, part), accept())
-		}
-		if f == v4 {
-			add("multicast", isFamily(f), destinationIn(multicast4), accept())
-		} else {
-			add("multicast", isFamily(f), destinationIn(multicast6), accept())
-		}
-		for _, p := range s.podCIDRs(f) {
-			// Random ports: two nodes behind one address, or many connections at once, otherwise collide.
-			add("from a pod to the outside", isFamily(f), sourceIn(p), match{&expr.Masq{FullyRandom: true}})
-		}
-	}
-	return chain{
-		name: "outgoing", kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPostrouting,
-		priority: *nftables.ChainPriorityNATSource, rules: rules,
-		lost: "pods reach the outside only if it has routes to them: nothing is masqueraded (or set `masquerade: false`)",
-	}
-}
+func (s Spec) podCIDRs(f family) []netip.Prefix { return cidrsOf(f, s.PodCIDRs) }
 
-func (s Spec) podCIDRs(f family) []netip.Prefix {
+func cidrsOf(f family, all []netip.Prefix) []netip.Prefix {
 	var ps []netip.Prefix
-	for _, p := range s.PodCIDRs {
+	for _, p := range all {
 		if familyOf(p.Addr()) == f {
 			ps = append(ps, p)
 		}

@@ -28,10 +28,9 @@ const (
 	objectCounter     = 1    // NFT_OBJECT_COUNTER
 	ifnameBytes       = 16   // IFNAMSIZ; an interface name fills one 16-byte register
 	etherTypeARP      = 0x0806
-	anonymousSetMax   = 1000 // elements: a netlink attribute holds 64 KiB, one IPv6 element takes some 40 bytes
-	neighborAdvTarget = 8    // offset of the target address in a neighbour advertisement (RFC 4861, section 4.4)
-	arpSenderIPv4     = 14   // offset of the sender's IPv4 address in an Ethernet ARP packet (RFC 826)
-	etherSource       = 6    // offset of the source address in an Ethernet header
+	neighborAdvTarget = 8  // offset of the target address in a neighbour advertisement (RFC 4861, section 4.4)
+	arpSenderIPv4     = 14 // offset of the sender's IPv4 address in an Ethernet ARP packet (RFC 826)
+	etherSource       = 6  // offset of the source address in an Ethernet header
 	etherTypeOffset   = 12
 	ipv4Source        = 12
 	ipv4Destination   = 16
@@ -148,16 +147,12 @@ func destinationNotIn(p netip.Prefix) match {
 	return inPrefix(expr.CmpOpNeq, destinationOffset(familyOf(p.Addr())), p)
 }
 
-// destinationOneOf matches when the destination is one of at most anonymousSetMax addresses of the family.
-func destinationOneOf(f family, addrs []netip.Addr) match {
-	set := anonSet{key: nftables.TypeIPAddr}
-	if f == v6 {
-		set.key = nftables.TypeIP6Addr
+// destinationOneOf matches when the destination is in a set of addresses of the family.
+func destinationOneOf(f family, set string) match {
+	return match{
+		payload(expr.PayloadBaseNetworkHeader, destinationOffset(f), addrBytes(f), 1),
+		&expr.Lookup{SourceRegister: 1, SetName: set},
 	}
-	for _, a := range addrs {
-		set.elems = append(set.elems, a.AsSlice())
-	}
-	return match{payload(expr.PayloadBaseNetworkHeader, destinationOffset(f), addrBytes(f), 1), set}
 }
 
 // destinationNotLocal matches when the destination is no address of the node itself.

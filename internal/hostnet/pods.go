@@ -40,7 +40,7 @@ func RemovePod(ifname string) error {
 	}
 	var errs []error
 	for _, t := range existing(inet, bridge) {
-		errs = append(errs, fw.syncElements(t, ifname, nil, false))
+		errs = append(errs, fw.syncElements(t, ifname, nil, nil))
 	}
 	return errors.Join(errs...)
 }
@@ -98,11 +98,18 @@ func (p Pod) keys() (inet, bridge map[string][][]byte) {
 func (fw *firewall) ensurePod(p Pod) error {
 	inet, bridge := p.keys()
 	if p.Bridge != "" {
-		if err := fw.syncElements(bridgeTable(), p.Interface, bridge, true); err != nil {
+		if err := fw.syncElements(bridgeTable(), p.Interface, bridge, []chain{bridgeChain()}); err != nil {
 			return err
 		}
 	}
-	return fw.syncElements(inetTable(), p.Interface, inet, true)
+	if p.Masquerade != nil {
+		err := fw.syncElements(inetTable(), p.Interface, inet, []chain{sourceChain(), p.Masquerade.chain()})
+		if !errors.Is(err, ErrNoNftables) {
+			return err
+		}
+		// A kernel that can't translate may be able to check; what is lost says Apply.
+	}
+	return fw.syncElements(inetTable(), p.Interface, inet, []chain{sourceChain()})
 }
 
 // A linkNames lists the names of the interfaces that exist.
@@ -114,7 +121,7 @@ type linkNames func() (map[string]bool, error)
 // EnsurePod is called when the interface exists, and elements are read before interfaces are: so an element without
 // interface is one whose interface is gone, and not one that is to come.
 func (fw *firewall) repairSets(t *nftables.Table, wanted map[string][][]byte, links linkNames, c *Changes) error {
-	sets := setsOf(t)
+	sets := podSets(t)
 	have := make([][][]byte, len(sets))
 	var err error
 	for i, s := range sets {
@@ -159,12 +166,12 @@ func (fw *firewall) repairSets(t *nftables.Table, wanted map[string][][]byte, li
 	return nil
 }
 
-// syncElements makes the sets of t hold exactly elems for the interface. With withCheck it also makes the table and its
-// source check where they are missing or not as they should be.
-func (fw *firewall) syncElements(t *nftables.Table, ifname string, elems map[string][][]byte, withCheck bool) error {
+// syncElements makes the sets of t hold exactly elems for the interface. With chains it also makes the table and these
+// chains where they are missing, and the source check where it is not as it should be.
+func (fw *firewall) syncElements(t *nftables.Table, ifname string, elems map[string][][]byte, chains []chain) error {
 	var err error
 	for range podAttempts {
-		err = fw.trySyncElements(t, ifname, elems, withCheck)
+		err = fw.trySyncElements(t, ifname, elems, chains)
 		// ENOENT: an element or the whole table went away meanwhile; EEXIST, EBUSY: the table is being made or deleted.
 		if err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EBUSY) {
 			return wrapSource(ifname, err)
@@ -180,16 +187,16 @@ func wrapSource(ifname string, err error) error {
 	return fmt.Errorf("source check of %s: %w", ifname, err)
 }
 
-func (fw *firewall) trySyncElements(t *nftables.Table, ifn string, elems map[string][][]byte, withCheck bool) error {
+func (fw *firewall) trySyncElements(t *nftables.Table, ifn string, elems map[string][][]byte, chains []chain) error {
 	inet, bridge, err := fw.tables()
 	if err != nil {
 		return err
 	}
-	there, check := inet, sourceChain()
+	there := inet
 	if t.Family == nftables.TableFamilyBridge {
-		there, check = bridge, bridgeChain()
+		there = bridge
 	}
-	if !there && !withCheck {
+	if !there && chains == nil {
 		return nil
 	}
 	state, err := fw.read(t, there)
@@ -197,11 +204,15 @@ func (fw *firewall) trySyncElements(t *nftables.Table, ifn string, elems map[str
 		return err
 	}
 	tx, changed := fw.begin(t), false
-	if withCheck && !state.has(check) {
-		tx.putChain(check, state)
+	for _, c := range chains {
+		// What is translated the daemon knows best.
+		if state.has(c) || c.name == chainOutgoing && state.chain(c.name) != nil {
+			continue
+		}
+		tx.putChain(c, state)
 		changed = true
 	}
-	for _, s := range setsOf(t) {
+	for _, s := range podSets(t) {
 		var have [][]byte
 		if there {
 			if have, err = fw.elements(s); err != nil {

@@ -265,7 +265,7 @@ func TestWithoutNftables(t *testing.T) {
 	if err != nil || len(c.Lost) != 1 || !strings.Contains(c.Lost[0], "more does not work") {
 		t.Errorf("Apply with a part of nftables: %v, lost %q", err, c.Lost)
 	}
-	if out := w.run("nft list table inet warren"); !containsAll(out, "masquerade", "chain source") {
+	if out := w.run("nft list table inet warren"); !containsAll(out, "chain replies", "chain source") {
 		t.Errorf("the other chains are missing:\n%s", out)
 	}
 	c, err = apply(testSpec(), discard(), lacking)
@@ -274,7 +274,7 @@ func TestWithoutNftables(t *testing.T) {
 	}
 }
 
-// TestManyPeers needs more than one set for the nodes' addresses.
+// TestManyPeers needs more than one message for the nodes' addresses.
 func TestManyPeers(t *testing.T) {
 	w := newWorld(t)
 	w.tun("warren0")
@@ -286,8 +286,13 @@ func TestManyPeers(t *testing.T) {
 	if c := w.apply(s); len(c.Made) != 0 {
 		t.Errorf("changed again: %q", c.Made)
 	}
-	if n := strings.Count(w.run("nft list chain inet warren outgoing"), "198.51."); n != 2500 {
-		t.Errorf("%d addresses in the sets, want 2500", n)
+	if n := strings.Count(w.run("nft list set inet warren nodes4"), "198.51."); n != 2500 {
+		t.Errorf("%d addresses in the set, want 2500", n)
+	}
+	s.PeerNodeAddrs = s.PeerNodeAddrs[:1]
+	w.apply(s)
+	if n := strings.Count(w.run("nft list set inet warren nodes4"), "198.51."); n != 0 {
+		t.Errorf("%d addresses in the set, want those of peers that are gone removed", n)
 	}
 }
 

@@ -55,7 +55,7 @@ type Spec struct {
 	RulePriority int    // of the first rule; four are used; 0: DefaultRulePriority
 	Mark         uint32 // packet mark bits of translated answers; 0: DefaultMark
 	TunnelGSO    string // TAP device of tunnel/tapgso: its packets are not tracked, its probes are counted; "": none
-	Masquerade   bool   // translate what pods send out of the cluster to the node's address
+	Masquerade   bool   // translate what pods send out of the cluster to the node's address, while there are pods
 
 	// Pods are the pods known to the daemon. Apply puts back what the source check's sets lost of them (somebody ran
 	// `nft flush ruleset`), and their host routes (those go with the device). It removes no pod: one that the CNI plugin
@@ -69,6 +69,8 @@ type Pod struct {
 	Addrs     []netip.Addr     // the pod's addresses; packets from others are dropped
 	Bridge    string           // bridge mode: the bridge that Interface is a port of; else ""
 	MAC       net.HardwareAddr // bridge mode: the pod's MAC address
+
+	Masquerade *Masquerade // what EnsurePod makes when it is missing; nil: nothing
 }
 
 // Changes says what a call changed and what it could not have.

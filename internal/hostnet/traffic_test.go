@@ -56,6 +56,8 @@ func (w *world) twoPods() (pod1, pod2, outside netns.NsHandle) {
 	w.apply(testSpec())
 	pod1, pod2 = w.newNS(), w.newNS()
 	w.attach(pod1, "wrn00000000001", addr(pod1v4), addr(pod1v6))
+	m := testSpec().masquerade()
+	w.must(EnsurePod(Pod{Interface: "wrn00000000001", Addrs: []netip.Addr{addr(pod1v4), addr(pod1v6)}, Masquerade: &m}))
 	w.attach(pod2, "wrn00000000002", addr(pod2v4), addr(pod2v6))
 	return pod1, pod2, outside
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -47,6 +48,7 @@ func TestWatchPutsBack(t *testing.T) {
 	var mu sync.Mutex
 	applied := 0
 	spec := testSpec()
+	spec.Pods = []Pod{{Interface: "wrn00000000001", Addrs: []netip.Addr{addr(pod1v4)}}} // masqueraded, therefore
 	w.background(func(ctx context.Context) error {
 		return Watch(ctx, func() Spec { mu.Lock(); defer mu.Unlock(); return spec }, WatchOptions{
 			Debounce: 20 * time.Millisecond, Interval: time.Hour,
