@@ -36,8 +36,8 @@
 // `inet warren` has the chains source (a pod sends from its own address only), untracked and replies (connection
 // tracking sees a packet once although it passes the node twice), outgoing (Masquerade, while there are pods) and,
 // with Spec.TunnelGSO, probes (counts and drops the probes of the way of uncut superpackets). `bridge warren` is the
-// source check of bridge mode, by port. The sets of pods are filled by EnsurePod and survive Apply. Where the kernel has
-// no nftables everything else works, and Changes.Lost says what does not.
+// source check of bridge mode, by port. The sets of pods are filled by EnsurePod and survive Apply. Where the kernel
+// has no nftables everything else works, and Changes.Lost says what does not.
 //
 // # Network namespaces and concurrency
 //
