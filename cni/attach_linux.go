@@ -113,7 +113,7 @@ func (a *attachment) record() error {
 	if a.podMAC == nil {
 		a.podMAC = macOf(macPod, a.given[0].Addr)
 	}
-	a.rec.MAC = a.podMAC.String()
+	a.rec.MAC, a.rec.MTU = a.podMAC.String(), a.mtu
 	if a.Mode == ModeBridge {
 		a.rec.Subnets = subnetsOf(a.given)
 	}

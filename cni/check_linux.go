@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
 	"slices"
 	"strings"
 
@@ -13,13 +14,9 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 	"github.com/warren-net/warren/cni/podrecord"
+	"github.com/warren-net/warren/internal/hostnet"
 	"golang.org/x/sys/unix"
 )
-
-// findings collects what CHECK finds different from what ADD left.
-type findings []string
-
-func (f *findings) add(format string, args ...any) { *f = append(*f, fmt.Sprintf(format, args...)) }
 
 // check compares an attachment with its record and with the result of ADD, and names every difference.
 func (p *Plugin) check(args *skel.CmdArgs) error {
@@ -54,34 +51,60 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 	}
 	defer host.Close()
 
-	var found findings
-	found.result(prev, rec)
-	if err := errors.Join(found.inPod(ns, rec), found.onHost(host, rec)); err != nil {
+	c := checkup{rec: rec, ns: ns, host: host, mac: macIn(prev, rec), routes: conf.Routes}
+	c.result(prev)
+	if err := errors.Join(c.inPod(), c.onHost()); err != nil {
 		return err
 	}
-	if len(found) > 0 {
+	if len(c.found) > 0 {
 		return fail(CodeChanged, "interface %s of container %s is not as it was attached: %s; start the pod anew", rec.IfName,
-			rec.ContainerID, strings.Join(found, "; "))
+			rec.ContainerID, strings.Join(c.found, "; "))
 	}
 	return nil
 }
 
+// checkup is a CHECK at work.
+type checkup struct {
+	rec    podrecord.Record
+	ns     *podNetns
+	host   *hostHandle
+	mac    string        // that the pod's interface should have
+	routes []types.Route // of the configuration
+	found  []string      // what is different from what ADD left
+}
+
+func (c *checkup) add(format string, args ...any) {
+	c.found = append(c.found, fmt.Sprintf(format, args...))
+}
+
+// macIn is the pod's hardware address in a result: a plugin behind this one may have set another than the record's.
+func macIn(prev *current.Result, rec podrecord.Record) string {
+	for _, i := range prev.Interfaces {
+		if i.Name == rec.IfName && i.Sandbox != "" && i.Mac != "" {
+			return i.Mac
+		}
+	}
+	return rec.MAC
+}
+
 // result compares with what the runtime remembers of ADD.
-func (f *findings) result(prev *current.Result, rec podrecord.Record) {
+func (c *checkup) result(prev *current.Result) {
+	rec := c.rec
 	for _, addr := range rec.Addresses {
-		if !slices.ContainsFunc(prev.IPs, func(c *current.IPConfig) bool { return c.Address.IP.Equal(addr.AsSlice()) }) {
-			f.add("prevResult lacks address %s", addr)
+		if !slices.ContainsFunc(prev.IPs, func(p *current.IPConfig) bool { return p.Address.IP.Equal(addr.AsSlice()) }) {
+			c.add("prevResult lacks address %s", addr)
 		}
 	}
 	if !slices.ContainsFunc(prev.Interfaces, func(i *current.Interface) bool { return i.Name == rec.HostIfName }) {
-		f.add("prevResult lacks host interface %s", rec.HostIfName)
+		c.add("prevResult lacks host interface %s", rec.HostIfName)
 	}
 }
 
-func (f *findings) inPod(ns *podNetns, rec podrecord.Record) error {
-	link, err := ns.LinkByName(rec.IfName)
+func (c *checkup) inPod() error {
+	rec := c.rec
+	link, err := c.ns.LinkByName(rec.IfName)
 	if isNotFound(err) {
-		f.add("the pod has no interface %s", rec.IfName)
+		c.add("the pod has no interface %s", rec.IfName)
 		return nil
 	}
 	if err != nil {
@@ -89,24 +112,25 @@ func (f *findings) inPod(ns *podNetns, rec podrecord.Record) error {
 	}
 	attrs := link.Attrs()
 	if link.Type() != "veth" {
-		f.add("%s in the pod is a %s, not a veth", rec.IfName, link.Type())
+		c.add("%s in the pod is a %s, not a veth", rec.IfName, link.Type())
 	}
 	if attrs.Flags&net.FlagUp == 0 {
-		f.add("%s in the pod is down", rec.IfName)
+		c.add("%s in the pod is down", rec.IfName)
 	}
-	if attrs.HardwareAddr.String() != rec.MAC {
-		f.add("%s in the pod has hardware address %s, not %s", rec.IfName, attrs.HardwareAddr, rec.MAC)
+	if !strings.EqualFold(attrs.HardwareAddr.String(), c.mac) {
+		c.add("%s in the pod has hardware address %s, not %s", rec.IfName, attrs.HardwareAddr, c.mac)
 	}
-	have, err := retry(func() ([]netlink.Addr, error) { return ns.AddrList(link, netlink.FAMILY_ALL) })
+	c.mtu(rec.IfName+" in the pod", attrs.MTU)
+	have, err := retry(func() ([]netlink.Addr, error) { return c.ns.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("listing the pod's addresses: %w", err)
 	}
 	for _, addr := range rec.Addresses {
 		if !slices.ContainsFunc(have, func(h netlink.Addr) bool { return h.IP.Equal(addr.AsSlice()) }) {
-			f.add("%s in the pod lacks address %s", rec.IfName, addr)
+			c.add("%s in the pod lacks address %s", rec.IfName, addr)
 		}
 	}
-	routes, err := retry(func() ([]netlink.Route, error) { return ns.RouteList(link, netlink.FAMILY_ALL) })
+	routes, err := retry(func() ([]netlink.Route, error) { return c.ns.RouteList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("listing the pod's routes: %w", err)
 	}
@@ -114,23 +138,60 @@ func (f *findings) inPod(ns *podNetns, rec podrecord.Record) error {
 		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
 			return r.Gw != nil && (r.Gw.To4() != nil) == addr.Is4()
 		}) {
-			f.add("%s in the pod has no route via its gateway for %s", rec.IfName, addr)
+			c.add("%s in the pod has no route via its gateway for %s", rec.IfName, addr)
+		}
+	}
+	for _, want := range c.routes {
+		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
+			return r.Dst != nil && r.Dst.String() == want.Dst.String() || want.Table != nil // the list is of the main table
+		}) {
+			c.add("%s in the pod has no route to %s", rec.IfName, want.Dst.String())
+		}
+	}
+	if rec.Mode == ModeRouted {
+		return c.neighbors(c.ns.Handle, link, "%s in the pod has no permanent neighbour entry of its gateway for %s")
+	}
+	return nil
+}
+
+func (c *checkup) mtu(what string, mtu int) {
+	if c.rec.MTU != 0 && mtu != c.rec.MTU {
+		c.add("%s has MTU %d, not %d", what, mtu, c.rec.MTU)
+	}
+}
+
+// neighbors looks for a permanent entry for each address's family: in the pod the gateway's, on the host the pod's.
+func (c *checkup) neighbors(h *netlink.Handle, link netlink.Link, format string) error {
+	have, err := retry(func() ([]netlink.Neigh, error) { return h.NeighList(link.Attrs().Index, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("listing the neighbours on %s: %w", link.Attrs().Name, err)
+	}
+	for _, addr := range c.rec.Addresses {
+		if !slices.ContainsFunc(have, func(n netlink.Neigh) bool {
+			return n.State&netlink.NUD_PERMANENT != 0 && (n.IP.To4() != nil) == addr.Is4()
+		}) {
+			c.add(format, link.Attrs().Name, addr)
 		}
 	}
 	return nil
 }
 
-func (f *findings) onHost(h *hostHandle, rec podrecord.Record) error {
+func (c *checkup) onHost() error {
+	h, rec := c.host, c.rec
 	link, err := h.LinkByName(rec.HostIfName)
 	if isNotFound(err) {
-		f.add("host interface %s is gone", rec.HostIfName)
+		c.add("host interface %s is gone", rec.HostIfName)
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("looking at %s: %w", rec.HostIfName, err)
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
-		f.add("host interface %s is down", rec.HostIfName)
+		c.add("host interface %s is down", rec.HostIfName)
+	}
+	c.mtu("host interface "+rec.HostIfName, link.Attrs().MTU)
+	if err := c.sourceCheck(); err != nil {
+		return err
 	}
 	if rec.Mode == ModeBridge {
 		br, err := h.LinkByName(rec.Bridge)
@@ -138,7 +199,7 @@ func (f *findings) onHost(h *hostHandle, rec podrecord.Record) error {
 			return fmt.Errorf("looking at bridge %s: %w", rec.Bridge, err)
 		}
 		if err != nil || link.Attrs().MasterIndex != br.Attrs().Index {
-			f.add("host interface %s is no port of bridge %s", rec.HostIfName, rec.Bridge)
+			c.add("host interface %s is no port of bridge %s", rec.HostIfName, rec.Bridge)
 		}
 		return nil
 	}
@@ -154,8 +215,29 @@ func (f *findings) onHost(h *hostHandle, rec podrecord.Record) error {
 		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
 			return r.Dst != nil && r.Dst.String() == single(addr).String()
 		}) {
-			f.add("the host has no route to %s through %s", addr, rec.HostIfName)
+			c.add("the host has no route to %s through %s", addr, rec.HostIfName)
 		}
+	}
+	return c.neighbors(h.Handle, link, "host interface %s has no permanent neighbour entry of %s")
+}
+
+// sourceCheck looks for what keeps the pod from sending with addresses of others.
+func (c *checkup) sourceCheck() error {
+	rec := c.rec
+	mac, _ := net.ParseMAC(rec.MAC)
+	lost, err := hostnet.CheckPod(hostnet.Pod{
+		Interface: rec.HostIfName, Addrs: rec.Addresses, Bridge: rec.Bridge, MAC: mac,
+	})
+	if err != nil {
+		return err
+	}
+	c.found = append(c.found, lost...)
+	if rec.Mode == ModeBridge {
+		return nil
+	}
+	filter := "/proc/sys/net/ipv4/conf/" + rec.HostIfName + "/rp_filter"
+	if value, err := os.ReadFile(filter); err == nil && strings.TrimSpace(string(value)) != "1" {
+		c.add("rp_filter of host interface %s is %s, not 1", rec.HostIfName, strings.TrimSpace(string(value)))
 	}
 	return nil
 }

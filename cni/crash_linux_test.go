@@ -246,11 +246,21 @@ func TestCheck(t *testing.T) {
 				{p.ns, "ip route del default", "", "no route via its gateway for 10.244.1.2"},
 				{n.ns, "ip link set " + host + " down", "", "host interface " + host + " is down"},
 				{p.ns, "ip link del eth0", "", "no interface eth0"},
+				{p.ns, "ip link set eth0 name eth7", "", "no interface eth0"},
+				{p.ns, "ip link set eth0 mtu 1300", "", "eth0 in the pod has MTU 1300, not 1420"},
+				{n.ns, "ip link set " + host + " mtu 1300", "", host + " has MTU 1300, not 1420"},
+				{n.ns, "nft flush set inet warren pods6; nft flush set bridge warren pods6; true", "",
+					"set pods6 of table"},
+				{n.ns, "nft flush table inet warren; nft flush table bridge warren; true", "",
+					"chain source of the nftables table"},
 			}
 			if mode == cni.ModeRouted {
-				harms = append(harms, struct{ ns, harm, undo, want string }{
-					n.ns, "ip route del 10.244.1.2", "", "no route to 10.244.1.2 through " + host,
-				})
+				harms = append(harms, []struct{ ns, harm, undo, want string }{
+					{n.ns, "ip route del 10.244.1.2", "", "no route to 10.244.1.2 through " + host},
+					{n.ns, "ip -6 neigh flush dev " + host + " nud permanent", "", host + " has no permanent neighbour entry of fd00"},
+					{p.ns, "ip neigh flush dev eth0 nud permanent", "", "neighbour entry of its gateway for 10.244.1.2"},
+					{n.ns, "sysctl -qw net.ipv4.conf." + host + ".rp_filter=0", "", "rp_filter of host interface " + host + " is 0"},
+				}...)
 			} else {
 				harms = append(harms, struct{ ns, harm, undo, want string }{
 					n.ns, "ip link set " + host + " nomaster", "", "no port of bridge",

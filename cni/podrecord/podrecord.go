@@ -43,6 +43,7 @@ type Record struct {
 	HostIfName   string         `json:"hostIfname"`
 	Bridge       string         `json:"bridge,omitempty"`
 	MAC          string         `json:"mac,omitempty"`     // of the pod's interface
+	MTU          int            `json:"mtu,omitempty"`     // of both ends, bytes; 0: not recorded
 	Addresses    []netip.Addr   `json:"addresses"`         // empty until they were given
 	Subnets      []netip.Prefix `json:"subnets,omitempty"` // mode bridge: what the pod takes to be on its link
 	PodName      string         `json:"podName,omitempty"`

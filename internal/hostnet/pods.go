@@ -69,6 +69,53 @@ func Spoofed() (uint64, error) {
 	return sum, nil
 }
 
+// CheckPod names what the source check lacks of a pod; nothing where the kernel has no nftables.
+func CheckPod(p Pod) ([]string, error) {
+	fw := newFirewall()
+	inet, bridge, err := fw.tables()
+	if errors.Is(err, ErrNoNftables) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("source check: listing nftables tables: %w", err)
+	}
+	var lost []string
+	check := func(t *nftables.Table, there bool, c chain, wanted map[string][][]byte) error {
+		state, err := fw.read(t, there)
+		if err != nil {
+			return err
+		}
+		if !state.has(c) {
+			lost = append(lost, fmt.Sprintf("chain %s of the nftables table %s %s is not as Warren makes it", c.name,
+				familyName(t), tableName))
+		}
+		for _, s := range podSets(t) {
+			have, err := fw.elements(s)
+			if err != nil {
+				return err
+			}
+			if n := len(difference(wanted[s.Name], have)); n > 0 {
+				lost = append(lost, fmt.Sprintf("the nftables set %s of table %s %s lacks %d of its elements", s.Name,
+					familyName(t), tableName, n))
+			}
+		}
+		return nil
+	}
+	wantInet, wantBridge := p.keys()
+	err = check(inetTable(), inet, sourceChain(), wantInet)
+	if p.Bridge != "" {
+		err = errors.Join(err, check(bridgeTable(), bridge, bridgeChain(), wantBridge))
+	}
+	return lost, err
+}
+
+func familyName(t *nftables.Table) string {
+	if t.Family == nftables.TableFamilyBridge {
+		return "bridge"
+	}
+	return "inet"
+}
+
 func existing(inet, bridge bool) []*nftables.Table {
 	var ts []*nftables.Table
 	if inet {
