@@ -269,7 +269,7 @@ func TestBrokenState(t *testing.T) {
 
 	// A state directory that can't be written.
 	ro := filepath.Join(n.dir, "state", "cni", "pods")
-	sh(t, "", fmt.Sprintf("mount -t tmpfs -o ro none %s", ro))
+	sh(t, "", fmt.Sprintf("mount -t tmpfs -o ro,mode=700 none %s", ro))
 	t.Cleanup(func() { _ = exec.Command("umount", ro).Run() })
 	if _, err := n.do(p.call("ADD")); err == nil || err.Code != types.ErrIOFailure ||
 		!strings.Contains(err.Msg, "read-only") {
@@ -277,4 +277,34 @@ func TestBrokenState(t *testing.T) {
 	}
 	sh(t, "", "umount "+ro)
 	unchanged(t, "after all", before, n.dump())
+}
+
+// A state directory that others can write to is refused by ADD and STATUS, and does not keep a pod from being deleted.
+func TestStateOfOthers(t *testing.T) {
+	n := newNode(t)
+	p := n.pod(n.conf("1.1.0", cni.ModeRouted))
+	p.add()
+	late := n.pod(n.conf("1.1.0", cni.ModeRouted))
+	pods := podrecord.Dir(n.state())
+	for _, tc := range []struct{ harm, undo, want string }{
+		{"chown 65534 " + n.state(), "chown 0 " + n.state(), n.state() + " belongs to user 65534"},
+		{"chmod o+w " + pods, "chmod o-w " + pods, pods + " has mode 0702"},
+		{"mv " + n.state() + " " + n.dir + "/s && touch " + n.state(),
+			"rm " + n.state() + " && mv " + n.dir + "/s " + n.state(), "is no directory"},
+	} {
+		sh(t, "", tc.harm)
+		if _, err := n.do(late.call("ADD")); err == nil || err.Code != cni.CodeState || !strings.Contains(err.Msg, tc.want) {
+			t.Errorf("ADD after %s: %+v", tc.harm, err)
+		}
+		if _, err := n.do(late.call("STATUS")); err == nil || err.Code != types.ErrPluginNotAvailable ||
+			!strings.Contains(err.Msg, tc.want) {
+			t.Errorf("STATUS after %s: %+v", tc.harm, err)
+		}
+		sh(t, "", tc.undo)
+	}
+	sh(t, "", "chown -R 65534 "+n.state())
+	p.del()
+	sh(t, "", "chown -R 0 "+n.state())
+	late.add()
+	late.del()
 }

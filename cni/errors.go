@@ -15,6 +15,7 @@ const (
 	CodeAttached      uint = 100 // the interface of this container is attached already
 	CodeInterfaceName uint = 101 // an interface of that name exists
 	CodeChanged       uint = 102 // CHECK found something that is not as ADD left it
+	CodeState         uint = 103 // the state directory is none, or others can write to it
 )
 
 // codedError is an error with the code that the runtime is to see.

@@ -87,6 +87,9 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := trustState(n.StateDir); err != nil {
+		return err
+	}
 	prev, err := conf.prevResult()
 	if err != nil {
 		return err

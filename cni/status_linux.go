@@ -20,6 +20,9 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	if err != nil {
 		return fail(types.ErrPluginNotAvailable, "%w", err)
 	}
+	if err := trustState(n.StateDir); err != nil {
+		return fail(types.ErrPluginNotAvailable, "%w", err)
+	}
 	if err := n.room(); err != nil {
 		return err
 	}
