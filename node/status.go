@@ -1,11 +1,9 @@
 package node
 
 import (
-	"fmt"
 	"os"
 	"time"
 
-	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/forwarder"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/worker"
@@ -116,22 +114,6 @@ func (a answers) Routes() []api.Route {
 		out = append(out, api.Route{Prefix: r.Prefix, Kind: r.Kind, Peer: r.Peer})
 	}
 	return out
-}
-
-// Pods implements api.Source.
-func (a answers) Pods() ([]api.Pod, error) {
-	records, err := podrecord.List(a.n.cfg.StateDir)
-	if err != nil {
-		return nil, fmt.Errorf("pods' records: %w", err)
-	}
-	out := make([]api.Pod, 0, len(records))
-	for _, r := range records {
-		out = append(out, api.Pod{
-			Namespace: r.PodNamespace, Name: r.PodName, ContainerID: r.ContainerID, Interface: r.IfName,
-			HostInterface: r.HostIfName, Mode: r.Mode, Addresses: r.Addresses,
-		})
-	}
-	return out, nil
 }
 
 // Drops implements api.Source.

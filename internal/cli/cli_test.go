@@ -69,7 +69,9 @@ func (f fake) Pods() ([]api.Pod, error) {
 	return []api.Pod{{
 		Namespace: "default", Name: "web", ContainerID: "0123456789abcdef0123", Interface: "eth0", HostInterface: "wrn1",
 		Mode: "routed", Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00::2")},
-	}, {ContainerID: "short", Interface: "eth0"}, {ContainerID: "odd", Name: "web\x1b[2J\nx"}}, f.pods
+		Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), TxBytes: 700, RxBytes: 80,
+	}, {HostInterface: "wrn2", Problem: "its record is torn\x1b"}, {ContainerID: "short", Interface: "eth0"},
+		{ContainerID: "odd", Name: "web\x1b[2J\nx"}}, f.pods
 }
 
 func (fake) Drops() []api.Drop {
@@ -115,7 +117,9 @@ func TestTables(t *testing.T) {
 		}},
 		{[]string{"routes"},
 			[]string{"PREFIX         KIND         PEER\n10.244.2.0/24  peer         b\n10.244.0.0/16  unreachable  -\n"}},
-		{[]string{"pods"}, []string{"default/web  0123456789ab  eth0       wrn1            routed  10.244.1.2,fd00::2\n",
+		{[]string{"pods"}, []string{"default/web  0123456789ab  eth0       wrn1            routed  10.244.1.2,fd00::2  " +
+			"2026-01-02T03:04:05Z  700       80\n", "-            -             -          wrn2 ",
+			"\nproblem  wrn2: its record is torn?\n",
 			"-            short ", "web?[2J?x    odd "}},
 		{[]string{"drops"}, []string{"REASON     COUNT  MEANING\ntruncated  3      cut off\n"}},
 		{[]string{"drops", "-a"}, []string{"wrong-vni  0      another network\n"}},

@@ -118,16 +118,37 @@ func routesTable(w io.Writer, routes []api.Route) error {
 }
 
 func podsTable(w io.Writer, pods []api.Pod) error {
-	rows := [][]string{{"POD", "CONTAINER", "INTERFACE", "HOST INTERFACE", "MODE", "ADDRESSES"}}
+	rows := [][]string{{"POD", "CONTAINER", "INTERFACE", "HOST INTERFACE", "MODE", "ADDRESSES", "SINCE", "TX BYTES",
+		"RX BYTES"}}
+	var problems []string
 	for _, p := range pods {
 		name := dash(p.Name)
 		if p.Namespace != "" {
 			name = p.Namespace + "/" + name
 		}
-		rows = append(rows, []string{printable(name), short(p.ContainerID), p.Interface, p.HostInterface, p.Mode,
-			joined(p.Addresses)})
+		since := "-"
+		if !p.Since.IsZero() {
+			since = p.Since.Format(time.RFC3339)
+		}
+		rows = append(rows, []string{printable(name), dash(short(p.ContainerID)), dash(p.Interface), p.HostInterface,
+			dash(p.Mode), joined(p.Addresses), since, fmt.Sprint(p.TxBytes), fmt.Sprint(p.RxBytes)})
+		if p.Problem != "" {
+			problems = append(problems, p.HostInterface+": "+printable(p.Problem))
+		}
 	}
-	return table(w, rows...)
+	if err := table(w, rows...); err != nil {
+		return err
+	}
+	for i, problem := range problems {
+		text := "problem  " + problem + "\n"
+		if i == 0 {
+			text = "\n" + text
+		}
+		if _, err := io.WriteString(w, text); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func dropsTable(w io.Writer, drops []api.Drop) error {

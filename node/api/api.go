@@ -140,6 +140,18 @@ type Pod struct {
 	HostInterface string       `json:"hostInterface"` // its other end
 	Mode          string       `json:"mode"`          // "routed" or "bridge"
 	Addresses     []netip.Addr `json:"addresses"`
+	Since         time.Time    `json:"since"` // when it was attached
+
+	// What the pod sent and received, as the kernel counts at the host's end: bytes with the Ethernet header, a
+	// superpacket as one packet.
+	TxPackets uint64 `json:"txPackets"`
+	TxBytes   uint64 `json:"txBytes"`
+	RxPackets uint64 `json:"rxPackets"`
+	RxBytes   uint64 `json:"rxBytes"`
+
+	// Problem says what is wrong with the pod's record or its host interface, and what to do; empty: nothing. Of a
+	// record that cannot be read HostInterface is all that is known.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Drop is the count of one reason.
