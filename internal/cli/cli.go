@@ -87,7 +87,7 @@ func newRoot(inv Invocation) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(newUp(), newDown(), newCheck(), newVersion(),
+	root.AddCommand(newUp(), newDown(), newCheck(), newCNI(), newVersion(),
 		newStatus(), newPeers(), newRoutes(), newPods(), newDrops())
 	return root
 }
