@@ -110,6 +110,7 @@ func chartKinds() []chartKind {
 		{"same-node", "TCP throughput between pods of one node", "Gbit/s", !logarithmic, only(metricRate, "same-node")},
 		{"connect", "New TCP connections", "connections/s", !logarithmic, only(metricConns, "")},
 		{"rtt", "Round trip, idle and under load", "µs (logarithmic)", logarithmic, roundTrip},
+		{"cni", "ADD and DEL of a pod by the CNI plugin", "ms", !logarithmic, only(metricCNI, "cni")},
 		{"cpu", "CPU time per 10⁹ bytes", "s/GB", !logarithmic, only(metricCPU, "")},
 		{"memory", "Resident memory of the larger node", "MiB", !logarithmic, only(metricRSS, "")},
 	}

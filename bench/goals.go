@@ -70,6 +70,7 @@ func demands() []demand {
 		{"CPU per GB", []string{"nebula"}, both, few, metricCPU, 0.5, 0.3, true},
 		{"round trip under load", kernel, both, []string{"rtt-load"}, metricP50, 3, 1.5, true},
 		{"round trip under load", kernel, both, []string{"rtt-load"}, metricP99, 3, 1.5, true},
+		{"CNI ADD and DEL", []string{"ptp"}, both, []string{"cni"}, metricCNI, 0.8, 0.6, true},
 	}
 }
 

@@ -11,6 +11,9 @@ type inKernel struct{}
 // Prepare has nothing to do.
 func (inKernel) Prepare(context.Context) error { return nil }
 
+// Subjects: the kernel forwards between the pods of a node as well.
+func (inKernel) Subjects() []Subject { return []Subject{AboutNodes, AboutNode} }
+
 // vethSystem routes between the pods without any tunnel: what the machine can do at best.
 type vethSystem struct{ inKernel }
 

@@ -25,6 +25,9 @@ func nebulaAddr(node int) string { return fmt.Sprintf("10.244.255.%d", node+1) }
 // Name is the system's name in the report.
 func (*nebula) Name() string { return "nebula" }
 
+// Subjects is what it has a part in.
+func (*nebula) Subjects() []Subject { return []Subject{AboutNodes} }
+
 // Program says what is measured.
 func (s *nebula) Program() string { return s.program }
 

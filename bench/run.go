@@ -54,7 +54,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	if err := r.choose(); err != nil {
 		return nil, err
 	}
-	for _, s := range c.Systems {
+	for _, s := range r.Systems {
 		r.progress.say("preparing %s", s.Name())
 		if err := s.Prepare(ctx); err != nil {
 			return nil, fmt.Errorf("preparing %s: %w", s.Name(), err)
@@ -65,7 +65,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	}
 	r.progress.begin = time.Now()
 	for _, s := range r.scenarios {
-		r.progress.pending[s.name] = len(c.Wires) * len(c.Systems) * c.Rounds
+		r.progress.pending[s.name] = len(c.Wires) * len(r.Systems) * c.Rounds
 	}
 	for _, wire := range c.Wires {
 		if err := r.measureWire(ctx, wire); err != nil {
@@ -102,6 +102,13 @@ func (r *runner) choose() error {
 		}
 		r.scenarios = append(r.scenarios, s)
 	}
+	// What has a part in none of the scenarios is not even built.
+	r.Systems = slices.DeleteFunc(slices.Clone(r.Systems), func(system System) bool {
+		return !slices.ContainsFunc(r.scenarios, func(s scenario) bool { return s.on(system) })
+	})
+	if len(r.Systems) == 0 {
+		return fmt.Errorf("none of the systems has a part in %s", strings.Join(r.Scenarios, ", "))
+	}
 	var err error
 	r.CongestionControl, err = chooseCongestionControl(r.CongestionControl)
 	return err
@@ -134,7 +141,7 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 			continue
 		}
 		up = append(up, e)
-		r.skip(func(s scenario) bool { return !s.on(e.path) })
+		r.skip(func(s scenario) bool { return !s.on(e) })
 		r.progress.say("%s is up on the %s wire, its path proven", s.Name(), wire)
 	}
 	for round := range r.Rounds {
@@ -143,9 +150,9 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 				if ctx.Err() != nil {
 					return nil
 				}
-				if scenario.on(e.path) {
+				if scenario.on(e) {
 					r.measure(ctx, e, scenario, place{wire, round})
-				} else if round == 0 {
+				} else if round == 0 && scenario.about == AboutNode && slices.Contains(e.Subjects(), AboutNodes) {
 					r.note("%s: not applicable to %s, which has no part in it", scenario.name, e.Name())
 				}
 			}
@@ -153,7 +160,7 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 	}
 	// What encapsulated at first must still do so in the end.
 	for _, e := range up {
-		if err := prove(ctx, e.bed, e.path); err != nil && ctx.Err() == nil {
+		if err := e.prove(ctx); err != nil && ctx.Err() == nil {
 			r.fail("%s, %s, after the last round: %v", e.Name(), wire, err)
 		}
 	}
@@ -188,12 +195,20 @@ func (r *runner) bringUp(ctx context.Context, s System, o BedOptions) (*entrant,
 	}
 	e := &entrant{System: s, bed: bed}
 	if e.path, err = s.Up(ctx, bed); err == nil {
-		err = prove(ctx, bed, e.path)
+		err = e.prove(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, bed.Close())
 	}
 	return e, nil
+}
+
+// prove makes sure that what is to join nodes does, and encapsulates.
+func (e *entrant) prove(ctx context.Context) error {
+	if !slices.Contains(e.Subjects(), AboutNodes) {
+		return nil
+	}
+	return prove(ctx, e.bed, e.path)
 }
 
 func (r *runner) measure(ctx context.Context, e *entrant, s scenario, at place) {

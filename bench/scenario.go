@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -15,12 +16,16 @@ const (
 	metricConns    = "conns_per_s"
 	metricCPU      = "cpu_s_per_gb"
 	metricRSS      = "rss_mib"
+	metricCNI      = "cni_ms" // ADD and DEL
+	metricAdd      = "cni_add_ms"
+	metricDel      = "cni_del_ms"
 )
 
 func unitOf(metric string) string {
 	return map[string]string{
 		metricRate: "Gbit/s", metricReceived: "packets/s", metricP50: "µs", metricP99: "µs",
 		metricConns: "connections/s", metricCPU: "s/GB", metricRSS: "MiB",
+		metricCNI: "ms", metricAdd: "ms", metricDel: "ms",
 	}[metric]
 }
 
@@ -32,15 +37,14 @@ type figure struct {
 
 // A scenario measures a path.
 type scenario struct {
-	name string
-	time time.Duration // of traffic, when nothing else is said
-	run  func(ctx context.Context, m measurement) ([]figure, error)
-	// near says that it is about the pods of one node, which not every system has a part in.
-	near bool
+	name  string
+	time  time.Duration // of traffic, when nothing else is said
+	run   func(ctx context.Context, m measurement) ([]figure, error)
+	about Subject
 }
 
 // on says whether the scenario has a meaning for a system.
-func (s scenario) on(p *Path) bool { return !s.near || p.Neighbour != nil }
+func (s scenario) on(system System) bool { return slices.Contains(system.Subjects(), s.about) }
 
 // A measurement is what a scenario is given.
 type measurement struct {
@@ -67,7 +71,8 @@ func scenarios() []scenario {
 		{name: "rtt-load", time: long, run: rttLoad},
 		{name: "connect", time: short, run: connect},
 		{name: "flows-1000", time: long, run: manyFlows},
-		{name: "same-node", time: long, run: sameNode, near: true},
+		{name: "same-node", time: long, run: sameNode, about: AboutNode},
+		{name: "cni", time: long, run: attachPods, about: AboutPlugin},
 	}
 }
 

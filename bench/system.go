@@ -12,11 +12,23 @@ import (
 type System interface {
 	// Name is the system's name in the report.
 	Name() string
+	// Subjects are what the system has a part in.
+	Subjects() []Subject
 	// Prepare builds or finds what the system executes; it is called once, before anything is measured.
 	Prepare(ctx context.Context) error
 	// Up brings the system up on a bed of its own.
 	Up(ctx context.Context, b *Bed) (*Path, error)
 }
+
+// A Subject is what a scenario is about.
+type Subject int
+
+// Subjects.
+const (
+	AboutNodes  Subject = iota // pods of two nodes: Path.Ends
+	AboutNode                  // pods of one node: Path.Neighbour
+	AboutPlugin                // how pods are attached: Path.Plugin
+)
 
 // An End is a pod.
 type End struct {
@@ -30,12 +42,14 @@ type Hop struct {
 	Sent   bool // else received
 }
 
-// A Path is a system that is up: two pods and what is between them.
+// A Path is a system that is up: two pods and what is between them, as far as the system's subjects go.
 type Path struct {
 	Ends [2]End // on Bed.Nodes of the same index
 
-	// Neighbour is a second pod on the first node. It is nil for a system that has no part in what pods of one node say
-	// to each other.
+	// Plugin attaches further pods to the first node.
+	Plugin *Plugin
+
+	// Neighbour is a second pod on the first node.
 	Neighbour *End
 	// Near are the crossings of the first node's devices between Ends[0] and Neighbour.
 	Near []Hop
@@ -67,5 +81,6 @@ func Systems(o Options) []System {
 		&wireguardGo{binary: o.WireguardGo, dir: o.PeerDir},
 		&nebula{binary: o.Nebula, dir: o.PeerDir},
 		&tinc{binary: o.Tincd},
+		&ptp{dir: o.PeerDir},
 	)
 }

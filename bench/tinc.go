@@ -33,6 +33,9 @@ const (
 // Name is the system's name in the report.
 func (*tinc) Name() string { return "tinc" }
 
+// Subjects is what it has a part in.
+func (*tinc) Subjects() []Subject { return []Subject{AboutNodes} }
+
 // Program says what is measured.
 func (s *tinc) Program() string { return s.program }
 

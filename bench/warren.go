@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -29,6 +30,9 @@ func (w *warrenSystem) Name() string {
 	}
 	return "warren-" + w.encapsulation
 }
+
+// Subjects are all there are.
+func (*warrenSystem) Subjects() []Subject { return []Subject{AboutNodes, AboutNode, AboutPlugin} }
 
 // Program says what is measured.
 func (w *warrenSystem) Program() string { return w.version }
@@ -70,5 +74,20 @@ func (w *warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
 	}
 	p.Neighbour = &End{NS: near.NS, Addr: near.V4}
 	p.Near = []Hop{{Device: p.Device, Sent: true}, {Device: p.Device}}
-	return p, nil
+	p.Plugin, err = w.plugin(b.Nodes[0])
+	return p, err
+}
+
+// plugin is Warren's, beside the running daemon, in its default form but for IPv6: it masquerades and checks sources.
+func (w *warrenSystem) plugin(n *lab.Node) (*Plugin, error) {
+	conf, err := json.Marshal(map[string]any{
+		"cniVersion": "1.0.0", "name": "warren", "type": "warren-cni", "runDir": n.RunDir, "stateDir": n.StateDir,
+		"podCIDRs": n.PodCIDRs[:1],
+	})
+	if err != nil {
+		return nil, fmt.Errorf("configuration of warren-cni: %w", err)
+	}
+	// Relative names end where the process has another working directory.
+	binary, err := filepath.Abs(filepath.Join(w.binDir, "warren-cni"))
+	return &Plugin{Binary: binary, Conf: string(conf), State: n.StateDir}, err
 }

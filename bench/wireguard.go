@@ -31,6 +31,9 @@ const wireguardPort = 51820
 // Name is the system's name in the report.
 func (*wireguardGo) Name() string { return "wireguard-go" }
 
+// Subjects is what it has a part in.
+func (*wireguardGo) Subjects() []Subject { return []Subject{AboutNodes} }
+
 // Program says what is measured.
 func (w *wireguardGo) Program() string { return w.program }
 
