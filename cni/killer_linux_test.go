@@ -1,0 +1,238 @@
+package cni_test
+
+import (
+	endian "encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// killAt runs the plugin under ptrace and kills it when it is about to make its system call number at (from 1) of those
+// that change state, counted over all its threads; the call is not carried out. It returns which call that was, or ""
+// when the plugin made fewer of them and ended by itself.
+func (n *node) killAt(c call, at int) string {
+	n.t.Helper()
+	cmd := n.command(c)
+	stdin := filepath.Join(n.t.TempDir(), "stdin")
+	if err := os.WriteFile(stdin, []byte(c.conf), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+	f, err := os.Open(stdin) // a pipe would need somebody who fills it
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer f.Close()
+	cmd.Stdin, cmd.SysProcAttr = f, &syscall.SysProcAttr{Ptrace: true}
+	type outcome struct {
+		what string
+		err  error
+	}
+	done := make(chan outcome)
+	go func() {
+		// A process can be traced by the thread alone that started it. The thread ends with the goroutine.
+		runtime.LockOSThread()
+		k := killer{at: at, known: map[int]bool{}}
+		err := k.run(cmd)
+		done <- outcome{k.killedAt, err}
+	}()
+	o := <-done
+	if o.err != nil {
+		n.t.Fatalf("%s under ptrace, to be killed at call %d: %v", c.command, at, o.err)
+	}
+	return o.what
+}
+
+// A killer traces one process.
+type killer struct {
+	at       int
+	seen     int          // calls that change state
+	known    map[int]bool // threads whose first stop was seen
+	killedAt string
+	leader   int
+	plugin   bool // nsenter has become the plugin
+}
+
+// run traces cmd to its end.
+func (k *killer) run(cmd *exec.Cmd) error {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	k.leader = cmd.Process.Pid
+	defer func() { _ = cmd.Process.Release() }()
+	var status unix.WaitStatus
+	if _, err := wait(k.leader, &status); err != nil {
+		return fmt.Errorf("the first stop: %w", err)
+	}
+	k.known[k.leader] = true
+	const options = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEEXEC
+	if err := unix.PtraceSetOptions(k.leader, options); err != nil {
+		return errors.Join(err, cmd.Process.Kill())
+	}
+	for tid, signal := k.leader, 0; ; {
+		// The thread may have died with the others meanwhile.
+		if err := unix.PtraceSyscall(tid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+			return errors.Join(err, unix.Kill(k.leader, unix.SIGKILL))
+		}
+		var err error
+		for {
+			if tid, err = wait(-1, &status); err != nil {
+				return fmt.Errorf("waiting: %w", err)
+			}
+			if status.Stopped() {
+				break
+			}
+			if tid != k.leader { // another thread's end
+				continue
+			}
+			if k.killedAt == "" && (!status.Exited() || status.ExitStatus() != 0) {
+				return fmt.Errorf("it ended with %#x, and nobody killed it", status)
+			}
+			return nil
+		}
+		if signal, err = k.stopped(tid, status); err != nil {
+			return errors.Join(err, unix.Kill(k.leader, unix.SIGKILL))
+		}
+	}
+}
+
+// wait waits for children and tracees of this thread; those of the other threads are not its business.
+func wait(pid int, status *unix.WaitStatus) (int, error) {
+	for {
+		tid, err := unix.Wait4(pid, status, unix.WALL|unix.WNOTHREAD, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return tid, err
+		}
+	}
+}
+
+// stopped looks at a thread that stopped, and returns the signal with which it is to go on.
+func (k *killer) stopped(tid int, status unix.WaitStatus) (signal int, err error) {
+	first := !k.known[tid]
+	k.known[tid] = true
+	const syscallStop = unix.SIGTRAP | 0x80 // PTRACE_O_TRACESYSGOOD
+	switch stop := status.StopSignal(); {
+	case stop == syscallStop:
+		return 0, k.syscallStop(tid)
+	case stop == unix.SIGTRAP:
+		if status.TrapCause() == unix.PTRACE_EVENT_EXEC {
+			k.plugin = true
+		}
+		return 0, nil
+	case first && stop == unix.SIGSTOP: // how a new thread begins
+		return 0, nil
+	default:
+		return int(stop), nil
+	}
+}
+
+// syscallInfo is the kernel's struct ptrace_syscall_info at the entry of a system call.
+type syscallInfo struct {
+	op   uint8
+	_    [3]uint8
+	_    uint32    // arch
+	_    [2]uint64 // instruction and stack pointers
+	nr   uint64
+	args [6]uint64
+	_    [2]uint64
+}
+
+func (k *killer) syscallStop(tid int) error {
+	if !k.plugin || k.killedAt != "" {
+		return nil
+	}
+	var info syscallInfo
+	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_GET_SYSCALL_INFO, uintptr(tid), unsafe.Sizeof(info),
+		uintptr(unsafe.Pointer(&info)), 0, 0) // Linux 5.3
+	if errno == unix.ESRCH {
+		return nil
+	}
+	if errno != 0 {
+		return fmt.Errorf("PTRACE_GET_SYSCALL_INFO: %w", errno)
+	}
+	if info.op != unix.PTRACE_SYSCALL_INFO_ENTRY {
+		return nil
+	}
+	what := changes(tid, info)
+	if what == "" {
+		return nil
+	}
+	if k.seen++; k.seen < k.at {
+		return nil
+	}
+	k.killedAt = what
+	return unix.Kill(k.leader, unix.SIGKILL)
+}
+
+// changes names a system call that changes state outside of the process; "" for any other.
+func changes(tid int, info syscallInfo) string {
+	fd := func() string {
+		target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", tid, info.args[0]))
+		if err != nil {
+			return err.Error()
+		}
+		return target
+	}
+	switch info.nr {
+	case unix.SYS_OPENAT:
+		if info.args[2]&(unix.O_CREAT|unix.O_TRUNC) != 0 {
+			return "openat, which creates"
+		}
+	case unix.SYS_WRITE, unix.SYS_PWRITE64, unix.SYS_WRITEV:
+		if to := fd(); to != "anon_inode:[eventfd]" { // by which the Go runtime wakes itself
+			return "write to " + to
+		}
+	case unix.SYS_SENDTO:
+		return netlinkChange(tid, info.args[1])
+	case unix.SYS_SENDMSG:
+		iov := readWords(tid, info.args[1]+16, 1) // msg_iov
+		if iov == nil {
+			return "sendmsg"
+		}
+		base := readWords(tid, iov[0], 1)
+		if base == nil {
+			return "sendmsg"
+		}
+		return netlinkChange(tid, base[0])
+	case unix.SYS_FSYNC, unix.SYS_FDATASYNC, unix.SYS_FTRUNCATE, unix.SYS_FCHMOD, unix.SYS_FCHOWN:
+		return fmt.Sprintf("call %d on %s", info.nr, fd())
+	case unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_LINKAT, unix.SYS_UNLINKAT, unix.SYS_MKDIRAT, unix.SYS_SYMLINKAT,
+		unix.SYS_MKNODAT, unix.SYS_FCHMODAT, unix.SYS_MOUNT, unix.SYS_UMOUNT2, unix.SYS_SETNS:
+		return fmt.Sprintf("call %d", info.nr)
+	}
+	return ""
+}
+
+// netlinkChange names the message in a buffer by its type; "" when it only asks.
+func netlinkChange(tid int, buffer uint64) string {
+	head := readWords(tid, buffer, 1) // length (32 bits), type and flags (16 bits each)
+	if head == nil {
+		return "netlink message"
+	}
+	kind := uint16(head[0] >> 32)
+	// nftables is asked by single messages, and changed by batches, which begin with a message of another kind. Of
+	// rtnetlink's numbers every fourth asks.
+	if kind>>8 == unix.NFNL_SUBSYS_NFTABLES || kind >= unix.RTM_BASE && kind%4 == unix.RTM_GETLINK%4 {
+		return ""
+	}
+	return fmt.Sprintf("netlink message %#x", kind)
+}
+
+// readWords reads 64-bit words of the traced process; nil when they can't be read.
+func readWords(tid int, address uint64, count int) []uint64 {
+	data := make([]byte, 8*count)
+	if n, err := unix.PtracePeekData(tid, uintptr(address), data); err != nil || n != len(data) {
+		return nil
+	}
+	words := make([]uint64, count)
+	for i := range words {
+		words[i] = endian.NativeEndian.Uint64(data[8*i:])
+	}
+	return words
+}
