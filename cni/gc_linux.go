@@ -94,11 +94,8 @@ func (c *collection) unreadable(name string, reason error) error {
 }
 
 func (c *collection) drop(name string) error {
-	if err := c.host.removeVeth(name); err != nil {
+	if err := c.host.removeChecked(name, c.plugin.Source); err != nil {
 		return err
-	}
-	if err := c.plugin.Source.Remove(name); err != nil {
-		return fmt.Errorf("removing %s from the source check: %w", name, err)
 	}
 	return podrecord.Remove(c.conf.StateDir, name)
 }

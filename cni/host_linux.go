@@ -67,6 +67,19 @@ func (h *hostHandle) removeVeth(name string) error {
 	return nil
 }
 
+// removeChecked removes a veth pair and its place in the source check, both at once: for each the kernel waits until no
+// processor refers to it any more (an RCU grace period, some 10 ms), and it can wait for both together. Whichever is
+// gone first, the pod sends nothing unchecked: the check lets nothing through but what it lists.
+func (h *hostHandle) removeChecked(name string, source SourceCheck) error {
+	unlisted := make(chan error, 1)
+	go func() { unlisted <- source.Remove(name) }()
+	err := h.removeVeth(name)
+	if checkErr := <-unlisted; checkErr != nil {
+		err = errors.Join(err, fmt.Errorf("removing %s from the source check: %w", name, checkErr))
+	}
+	return err
+}
+
 // podRoute is the host's route to a pod.
 func podRoute(link netlink.Link, g ipam.Allocation) *netlink.Route {
 	return &netlink.Route{

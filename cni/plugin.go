@@ -227,12 +227,8 @@ func (p *Plugin) remove(conf Config, containerID, ifname string) error {
 // An address is freed only when the interface that has it is gone. linked: the host interface is the attachment's own.
 func (p *Plugin) detach(host *hostHandle, stateDir string, rec podrecord.Record, linked bool) error {
 	if linked {
-		if err := host.removeVeth(rec.HostIfName); err != nil {
+		if err := host.removeChecked(rec.HostIfName, p.Source); err != nil {
 			return err
-		}
-		// After the interface, so that there is no moment in which it can send unchecked.
-		if err := p.Source.Remove(rec.HostIfName); err != nil {
-			return fmt.Errorf("removing %s from the source check: %w", rec.HostIfName, err)
 		}
 		if err := host.forget(rec.Bridge, rec.Addresses); err != nil {
 			return err
