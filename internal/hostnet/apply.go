@@ -121,7 +121,7 @@ func remove(spec Spec, keepGuards bool, fw *firewall) error {
 		if rules, err = ownRules(h, families); err != nil {
 			return fmt.Errorf("removing rules: %w", err)
 		}
-		rules = podRules(rules)
+		rules = guardRules(rules)
 	}
 	// The rules go after the routes that they lead to, so that no packet of a pod finds a rule gone and a way out.
 	step("device "+spec.Device, removeDevice(h, spec.Device))

@@ -83,9 +83,13 @@ func (s Spec) strays() []netip.Addr {
 	return out
 }
 
-// podRules are those of rs that lead packets of pods to Warren's table.
-func podRules(rs []rule) []rule {
-	return slices.DeleteFunc(rs, func(r rule) bool { return !r.from.IsValid() || r.table == unix.RT_TABLE_MAIN })
+// guardRules are those of rs that lead packets of pods to Warren's table, and those that keep the gateway addresses'
+// own packets out of it: in mode bridge the bridge holds these addresses without the device too, and the node reaches
+// its pods from them.
+func guardRules(rs []rule) []rule {
+	return slices.DeleteFunc(rs, func(r rule) bool {
+		return !r.from.IsValid() || r.table == unix.RT_TABLE_MAIN && r.mark != 0
+	})
 }
 
 // syncRules adds the rules that are missing, then removes those of Warren's that are not wanted.
