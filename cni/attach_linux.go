@@ -97,19 +97,14 @@ func (a *attachment) record() error {
 	if err := a.stillServed(); err != nil {
 		return err
 	}
-	store, err := addressStore(a.StateDir, a.Name)
-	if err != nil {
+	addresses := a.fromStore
+	if a.IPAM != nil {
+		addresses = a.fromDelegate
+	}
+	if err := addresses(); err != nil {
 		return err
 	}
-	a.given, err = store.Allocate(ipam.Request{
-		ContainerID: a.rec.ContainerID, IfName: a.rec.IfName, Sets: a.sets, Wanted: a.Wanted,
-	})
-	if err != nil {
-		return fmt.Errorf("network %q: %w", a.Name, err)
-	}
-	for _, g := range a.given {
-		a.rec.Addresses = append(a.rec.Addresses, g.Addr)
-	}
+	a.rec.Addresses = addrsOf(a.given)
 	if a.podMAC == nil {
 		a.podMAC = macOf(macPod, a.given[0].Addr)
 	}
@@ -124,7 +119,25 @@ func (a *attachment) record() error {
 	if err != nil {
 		a.remark("%v; whether %s has neighbours that it would not reach can't be told", err, a.rec.HostIfName)
 	}
+	if err := unique(a.rec, all); err != nil {
+		return err
+	}
 	return neighbors(a.rec, all)
+}
+
+// fromStore takes addresses of Warren's own.
+func (a *attachment) fromStore() error {
+	store, err := addressStore(a.StateDir, a.Name)
+	if err != nil {
+		return err
+	}
+	a.given, err = store.Allocate(ipam.Request{
+		ContainerID: a.rec.ContainerID, IfName: a.rec.IfName, Sets: a.sets, Wanted: a.Wanted,
+	})
+	if err != nil {
+		return fmt.Errorf("network %q: %w", a.Name, err)
+	}
+	return nil
 }
 
 // parseMAC reads the hardware address that the runtime wants; it may want none.

@@ -40,6 +40,12 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	if section := delegateOf(rec.IPAM); section != nil {
+		rec.Netns = args.Netns
+		if _, err := conf.delegate(delegation{"CHECK", section, rec}); err != nil {
+			return err
+		}
+	}
 	ns, err := openNetns(args.Netns)
 	if err != nil {
 		return err

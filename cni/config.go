@@ -31,23 +31,25 @@ const (
 // Config is the plugin's entry in a network configuration list, as it was written.
 type Config struct {
 	CNIVersion string
-	Name       string         // of the network
-	Mode       string         // ModeRouted or ModeBridge
-	Bridge     string         // bridge mode: the bridge
-	Hairpin    bool           // bridge mode: a port sends packets back to where they came from
-	MTU        int            // bytes, of the pods' interfaces; 0: the daemon's
-	PodCIDRs   []netip.Prefix // empty: the daemon's
-	Ranges     [][]Range      // a pod gets an address of each set; empty: PodCIDRs, one address per family
-	Routes     []types.Route  // in the pod; nil: a default route per family
-	RunDir     string         // of the daemon, where it tells about the node
-	StateDir   string         // of the daemon, where addresses and pod records are
-	DNS        types.DNS      // passed on in the result
+	Name       string          // of the network
+	Mode       string          // ModeRouted or ModeBridge
+	Bridge     string          // bridge mode: the bridge
+	Hairpin    bool            // bridge mode: a port sends packets back to where they came from
+	MTU        int             // bytes, of the pods' interfaces; 0: the daemon's
+	PodCIDRs   []netip.Prefix  // empty: the daemon's
+	Ranges     [][]Range       // a pod gets an address of each set; empty: PodCIDRs, one address per family
+	Routes     []types.Route   // in the pod; nil: a default route per family
+	RunDir     string          // of the daemon, where it tells about the node
+	StateDir   string          // of the daemon, where addresses and pod records are
+	DNS        types.DNS       // passed on in the result
+	IPAM       json.RawMessage // section ipam, when it names a plugin; nil: addresses are Warren's own
 
 	Wanted           []netip.Addr         // runtimeConfig.ips
 	MAC              string               // runtimeConfig.mac
 	PrevResult       []byte               // as it was given; nil: none
 	ValidAttachments []types.GCAttachment // what GC keeps
 	HasAttachments   bool                 // the runtime gave a list, if only an empty one
+	stdin            []byte               // all of it, for the IPAM plugin
 }
 
 // Range is a part of a pod CIDR from which addresses are given.
@@ -111,10 +113,6 @@ func ParseConfig(stdin []byte) (Config, error) {
 			return c, err
 		}
 	}
-	if ipam.Type != "" {
-		return c, fail(types.ErrUnsupportedField, "ipam.type is %q: warren-cni gives addresses by itself; remove ipam and "+
-			"use podCIDRs or ranges", ipam.Type)
-	}
 	if c.Mode == ModeBridge && c.Bridge == "" {
 		c.Bridge = DefaultBridge
 	}
@@ -136,7 +134,7 @@ func ownFields() []string {
 // parseCommon reads what every command needs, and no more: DEL and GC must work with a configuration that ADD would
 // refuse, or nobody could get rid of a pod after an edit.
 func parseCommon(stdin []byte) (Config, map[string]json.RawMessage, error) {
-	c := Config{RunDir: DefaultRunDir, StateDir: DefaultStateDir}
+	c := Config{RunDir: DefaultRunDir, StateDir: DefaultStateDir, stdin: stdin}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(stdin, &fields); err != nil {
 		return c, nil, fail(types.ErrDecodingFailure, "the network configuration on standard input is no JSON object: %w",
@@ -158,6 +156,7 @@ func parseCommon(stdin []byte) (Config, map[string]json.RawMessage, error) {
 			return c, nil, err
 		}
 	}
+	c.IPAM = delegateOf(fields["ipam"])
 	if raw, ok := fields["prevResult"]; ok && string(raw) != "null" {
 		c.PrevResult = raw
 	}
@@ -212,6 +211,9 @@ func (c *Config) validate() error {
 		return bad("mtu is %d: it must be between 576 (1280 with IPv6) and 65535, or 0 for the node's", c.MTU)
 	case len(c.PodCIDRs) > 0 && len(c.Ranges) > 0:
 		return bad("both podCIDRs and ranges are set: keep one; ranges name their subnets themselves")
+	case c.IPAM != nil && (len(c.PodCIDRs) > 0 || len(c.Ranges) > 0):
+		return bad("ipam.type is %q, and podCIDRs or ranges are set, which are for addresses of Warren's own: remove ipam, "+
+			"or put the ranges into it, as its plugin wants them", delegateType(c.IPAM))
 	}
 	if c.Bridge != "" {
 		if err := utils.ValidateInterfaceName(c.Bridge); err != nil {

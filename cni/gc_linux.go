@@ -39,7 +39,7 @@ func (p *Plugin) gc(args *skel.CmdArgs) error {
 		return err
 	}
 	defer c.host.Close()
-	return errors.Join(c.records(), c.interfaces(), c.addresses(), c.host.releaseBridges(conf.StateDir),
+	return errors.Join(c.records(), c.interfaces(), c.addresses(), c.delegated(), c.host.releaseBridges(conf.StateDir),
 		c.host.releaseMasquerade(conf.RunDir, conf.StateDir))
 }
 
@@ -69,7 +69,7 @@ func (c *collection) records() error {
 			}
 		case err == nil && rec.Network != c.conf.Name: // another network's, which has a GC of its own
 		case err == nil:
-			errs = append(errs, c.plugin.remove(c.conf, rec.ContainerID, rec.IfName))
+			errs = append(errs, c.plugin.remove(c.conf, rec))
 		case errors.Is(err, fs.ErrNotExist): // the temporary file of a killed ADD
 			errs = append(errs, podrecord.Remove(c.conf.StateDir, name))
 		default:
@@ -91,6 +91,16 @@ func (c *collection) unreadable(name string, reason error) error {
 	}
 	c.plugin.remark("%v; removing it", reason)
 	return c.drop(name)
+}
+
+// delegated passes GC on to the IPAM plugin, as the specification wants it. Those that know no GC, like host-local, had
+// a DEL for each record that was removed.
+func (c *collection) delegated() error {
+	if c.conf.IPAM == nil {
+		return nil
+	}
+	_, err := c.conf.delegate(delegation{command: "GC", section: c.conf.IPAM})
+	return err
 }
 
 func (c *collection) drop(name string) error {

@@ -89,6 +89,7 @@ type node struct {
 	ns, dir  string
 	bin      string
 	file     nodefile.File
+	path     string // CNI_PATH
 	confMore string // more fields for the network configuration, each with a comma before it
 }
 
@@ -99,7 +100,7 @@ func newNode(t testing.TB) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, ns: namespace(t, "n"), dir: t.TempDir(), bin: bin}
+	n := &node{t: t, ns: namespace(t, "n"), dir: t.TempDir(), bin: bin, path: filepath.Dir(bin)}
 	n.file = nodefile.File{
 		Node: "a", Device: "lo", MTU: 1420, GSOMaxSize: 60000, StateDir: n.state(), Table: 8787, RulePriority: 5200,
 		Masquerade:   true,
@@ -138,7 +139,7 @@ type call struct {
 
 func (n *node) command(c call) *exec.Cmd {
 	cmd := exec.Command("nsenter", "--net=/run/netns/"+n.ns, n.bin)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "CNI_PATH=/opt/cni/bin", "CNI_COMMAND=" + c.command}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "CNI_PATH=" + n.path, "CNI_COMMAND=" + c.command}
 	for key, value := range map[string]string{
 		"CNI_CONTAINERID": c.id, "CNI_IFNAME": c.ifname, "CNI_NETNS": c.netns, "CNI_ARGS": c.args,
 	} {

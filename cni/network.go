@@ -28,7 +28,7 @@ func (c Config) resolve() (network, error) {
 	n := network{Config: c, mtu: c.MTU}
 	node, err := nodefile.Read(c.RunDir)
 	known := err == nil
-	standalone := len(c.PodCIDRs) > 0 || len(c.Ranges) > 0
+	standalone := len(c.PodCIDRs) > 0 || len(c.Ranges) > 0 || c.IPAM != nil
 	switch {
 	case known:
 		n.node, n.device, n.gsoMaxSize = &node, node.Device, node.GSOMaxSize
@@ -46,6 +46,9 @@ func (c Config) resolve() (network, error) {
 	}
 	if n.mtu == 0 {
 		n.mtu = DefaultMTU
+	}
+	if c.IPAM != nil {
+		return n, nil // the plugin's result says the rest
 	}
 	ranges := c.Ranges
 	if len(ranges) == 0 {

@@ -102,7 +102,7 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 
 	rec := podrecord.Record{
 		ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns, Network: n.Name, Mode: n.Mode,
-		HostIfName: podrecord.HostIfName(args.ContainerID, args.IfName), Bridge: n.Bridge,
+		HostIfName: podrecord.HostIfName(args.ContainerID, args.IfName), Bridge: n.Bridge, IPAM: n.IPAM,
 		PodName: pod.name, PodNamespace: pod.namespace, PodUID: pod.uid, Since: p.Now().UTC().Truncate(time.Second),
 	}
 	l, err := takeLock(n.StateDir, rec.HostIfName)
@@ -115,7 +115,7 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 		return err
 	}
 	defer host.Close()
-	if err := p.clear(host, n.StateDir, rec); err != nil {
+	if err := p.clear(host, n.Config, rec); err != nil {
 		return err
 	}
 	if err := nameFree(ns, args.IfName); err != nil {
@@ -126,7 +126,7 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 	a := &attachment{network: n, rec: rec, host: host, pod: ns, source: p.Source, remark: p.remark}
 	defer func() {
 		if err != nil && a.recorded {
-			undo := errors.Join(p.detach(host, n.StateDir, a.rec, a.linked), host.releaseMasquerade(n.RunDir, n.StateDir))
+			undo := errors.Join(p.detach(host, n.Config, a.rec, a.linked), host.releaseMasquerade(n.RunDir, n.StateDir))
 			if undo != nil {
 				err = fmt.Errorf("%w; undoing it failed too, DEL will try again: %w", err, undo)
 			}
@@ -140,8 +140,8 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 
 // clear makes sure that the interface is not attached. A record whose interface is gone is what a killed ADD or a
 // reboot left, and is removed: some runtimes use a container's id again.
-func (p *Plugin) clear(host *hostHandle, stateDir string, rec podrecord.Record) error {
-	old, err := podrecord.Read(stateDir, rec.HostIfName)
+func (p *Plugin) clear(host *hostHandle, conf Config, rec podrecord.Record) error {
+	old, err := podrecord.Read(conf.StateDir, rec.HostIfName)
 	recorded := !errors.Is(err, fs.ErrNotExist)
 	if err != nil {
 		old = podrecord.Record{
@@ -167,7 +167,7 @@ func (p *Plugin) clear(host *hostHandle, stateDir string, rec podrecord.Record) 
 	case !recorded:
 		return nil
 	}
-	return p.detach(host, stateDir, old, true)
+	return p.detach(host, conf, old, true)
 }
 
 func (p *Plugin) print(result types.Result, cniVersion string) error {
@@ -187,14 +187,12 @@ func (p *Plugin) del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	return p.remove(conf, args.ContainerID, args.IfName)
+	return p.remove(conf, podrecord.Record{ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns})
 }
 
 // remove takes away an attachment and whatever is left of it.
-func (p *Plugin) remove(conf Config, containerID, ifname string) error {
-	rec := podrecord.Record{
-		ContainerID: containerID, IfName: ifname, HostIfName: podrecord.HostIfName(containerID, ifname), Network: conf.Name,
-	}
+func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
+	rec.HostIfName, rec.Network = podrecord.HostIfName(rec.ContainerID, rec.IfName), conf.Name
 	host, err := openHost()
 	if err != nil {
 		return err
@@ -202,7 +200,7 @@ func (p *Plugin) remove(conf Config, containerID, ifname string) error {
 	defer host.Close()
 	if _, err := os.Stat(filepath.Join(conf.StateDir, "cni")); errors.Is(err, fs.ErrNotExist) {
 		// Nothing was ever attached with this state directory, or it is lost: nothing to lock, nothing recorded.
-		return p.detach(host, conf.StateDir, rec, true)
+		return p.detach(host, conf, rec, true)
 	}
 	l, err := takeLock(conf.StateDir, rec.HostIfName)
 	if err != nil {
@@ -210,14 +208,14 @@ func (p *Plugin) remove(conf Config, containerID, ifname string) error {
 	}
 	defer l.release()
 	switch old, err := podrecord.Read(conf.StateDir, rec.HostIfName); {
-	case err == nil && (old.ContainerID != containerID || old.IfName != ifname):
+	case err == nil && (old.ContainerID != rec.ContainerID || old.IfName != rec.IfName):
 		return nil // the record and the interface are somebody else's (two names on one hash)
 	case err == nil:
 		rec = old
 	case !errors.Is(err, fs.ErrNotExist):
 		p.remark("%v; removing what its name tells", err)
 	}
-	if err := p.detach(host, conf.StateDir, rec, true); err != nil {
+	if err := p.detach(host, conf, rec, true); err != nil {
 		return err
 	}
 	return host.releaseMasquerade(conf.RunDir, conf.StateDir)
@@ -225,7 +223,7 @@ func (p *Plugin) remove(conf Config, containerID, ifname string) error {
 
 // detach undoes an attachment, in an order that can be repeated after a kill: what a step needs to know goes after it.
 // An address is freed only when the interface that has it is gone. linked: the host interface is the attachment's own.
-func (p *Plugin) detach(host *hostHandle, stateDir string, rec podrecord.Record, linked bool) error {
+func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, linked bool) error {
 	if linked {
 		if err := host.removeChecked(rec.HostIfName, p.Source); err != nil {
 			return err
@@ -234,13 +232,16 @@ func (p *Plugin) detach(host *hostHandle, stateDir string, rec podrecord.Record,
 			return err
 		}
 	}
-	if err := releaseAddresses(stateDir, rec); err != nil {
+	if err := releaseAddresses(conf.StateDir, rec); err != nil {
 		return err
 	}
-	if err := podrecord.Remove(stateDir, rec.HostIfName); err != nil {
+	if err := conf.releaseDelegated(rec); err != nil {
 		return err
 	}
-	return host.releaseBridges(stateDir)
+	if err := podrecord.Remove(conf.StateDir, rec.HostIfName); err != nil {
+		return err
+	}
+	return host.releaseBridges(conf.StateDir)
 }
 
 func releaseAddresses(stateDir string, rec podrecord.Record) error {

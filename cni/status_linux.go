@@ -23,6 +23,11 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	if err := trustState(n.StateDir); err != nil {
 		return fail(types.ErrPluginNotAvailable, "%w", err)
 	}
+	if n.IPAM != nil {
+		if _, err := n.delegate(delegation{command: "STATUS", section: n.IPAM}); err != nil {
+			return err
+		}
+	}
 	if err := n.room(); err != nil {
 		return err
 	}

@@ -35,21 +35,23 @@ const (
 
 // Record is one interface of a pod.
 type Record struct {
-	ContainerID  string         `json:"containerID"`
-	IfName       string         `json:"ifname"` // in the pod
-	Netns        string         `json:"netns"`  // path, as the runtime gave it
-	Network      string         `json:"network"`
-	Mode         string         `json:"mode"` // "routed" or "bridge"
-	HostIfName   string         `json:"hostIfname"`
-	Bridge       string         `json:"bridge,omitempty"`
-	MAC          string         `json:"mac,omitempty"`     // of the pod's interface
-	MTU          int            `json:"mtu,omitempty"`     // of both ends, bytes; 0: not recorded
-	Addresses    []netip.Addr   `json:"addresses"`         // empty until they were given
-	Subnets      []netip.Prefix `json:"subnets,omitempty"` // mode bridge: what the pod takes to be on its link
-	PodName      string         `json:"podName,omitempty"`
-	PodNamespace string         `json:"podNamespace,omitempty"`
-	PodUID       string         `json:"podUID,omitempty"`
-	Since        time.Time      `json:"since"`
+	ContainerID string         `json:"containerID"`
+	IfName      string         `json:"ifname"` // in the pod
+	Netns       string         `json:"netns"`  // path, as the runtime gave it
+	Network     string         `json:"network"`
+	Mode        string         `json:"mode"` // "routed" or "bridge"
+	HostIfName  string         `json:"hostIfname"`
+	Bridge      string         `json:"bridge,omitempty"`
+	MAC         string         `json:"mac,omitempty"`     // of the pod's interface
+	MTU         int            `json:"mtu,omitempty"`     // of both ends, bytes; 0: not recorded
+	Addresses   []netip.Addr   `json:"addresses"`         // empty until they were given
+	Subnets     []netip.Prefix `json:"subnets,omitempty"` // mode bridge: what the pod takes to be on its link
+	// IPAM is the section of the configuration with the plugin that gives the addresses; none when they are Warren's own.
+	IPAM         json.RawMessage `json:"ipam,omitempty"`
+	PodName      string          `json:"podName,omitempty"`
+	PodNamespace string          `json:"podNamespace,omitempty"`
+	PodUID       string          `json:"podUID,omitempty"`
+	Since        time.Time       `json:"since"`
 }
 
 // HostIfName is the name of the host's end of an interface: the same for every ADD, DEL and CHECK of it.

@@ -1,0 +1,129 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/warren-net/warren/cni/podrecord"
+)
+
+// delegateOf is the section of a configuration that names an IPAM plugin; nil when addresses are Warren's own. It
+// refuses nothing: DEL and GC must work with a section that ADD would refuse.
+func delegateOf(section json.RawMessage) json.RawMessage {
+	if delegateType(section) == "" {
+		return nil
+	}
+	return section
+}
+
+func delegateType(section json.RawMessage) string {
+	var ipam types.IPAM
+	if json.Unmarshal(section, &ipam) != nil {
+		return ""
+	}
+	return ipam.Type
+}
+
+// delegation is one call of an IPAM plugin.
+type delegation struct {
+	command string
+	section json.RawMessage  // of the configuration, with the plugin's type
+	pod     podrecord.Record // whose address it is about; empty for STATUS and GC
+}
+
+// delegate runs an IPAM plugin as the specification has it (section 4, "Plugin Delegation"): with the configuration and
+// environment of the caller. The environment names no attachment in a GC, which detaches several, so it comes from the
+// record. The result is nil but for ADD.
+func (c *Config) delegate(d delegation) (*current.Result, error) {
+	kind := delegateType(d.section)
+	stdin, err := c.stdinWith(d.section)
+	if err != nil {
+		return nil, err
+	}
+	args := &invoke.Args{
+		Command: d.command, ContainerID: d.pod.ContainerID, NetNS: d.pod.Netns, IfName: d.pod.IfName,
+		PluginArgsStr: os.Getenv("CNI_ARGS"), Path: os.Getenv("CNI_PATH"),
+	}
+	path, err := invoke.FindInPath(kind, filepath.SplitList(args.Path))
+	if err != nil {
+		code := types.ErrInvalidNetworkConfig
+		if d.command == "STATUS" {
+			code = types.ErrPluginNotAvailable
+		}
+		return nil, fail(code, "ipam.type is %q: %w: install that plugin, or leave ipam out for addresses of Warren's own",
+			kind, err)
+	}
+	if d.command != "ADD" {
+		err := invoke.ExecPluginWithoutResult(context.Background(), path, stdin, args, nil)
+		return nil, delegateError(kind, d.command, err)
+	}
+	result, err := invoke.ExecPluginWithResult(context.Background(), path, stdin, args, nil)
+	if err != nil {
+		return nil, delegateError(kind, d.command, err)
+	}
+	converted, err := current.NewResultFromResult(result)
+	if err != nil {
+		return nil, fail(types.ErrDecodingFailure, "the result of IPAM plugin %q: %w", kind, err)
+	}
+	return converted, nil
+}
+
+// delegateError passes on what an IPAM plugin says, with its code.
+func delegateError(kind, command string, err error) error {
+	if err == nil {
+		return nil
+	}
+	code := types.ErrInternal
+	var said *types.Error
+	if errors.As(err, &said) && said.Code != types.ErrUnknown {
+		code = said.Code
+	}
+	return fail(code, "%s of IPAM plugin %q failed: %w", command, kind, err)
+}
+
+// stdinWith is the configuration with the given section: that of the record may be older than the runtime's.
+func (c *Config) stdinWith(section json.RawMessage) ([]byte, error) {
+	if bytes.Equal(section, c.IPAM) {
+		return c.stdin, nil
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(c.stdin, &fields); err != nil {
+		return nil, fmt.Errorf("the configuration for the IPAM plugin: %w", err)
+	}
+	fields["ipam"] = section
+	return json.Marshal(fields)
+}
+
+// releaseDelegated gives back what IPAM plugins gave to an interface: the one that ADD called, and, where no record
+// says so or the configuration has changed, the one that the configuration names. DEL of what was never added succeeds.
+func (c *Config) releaseDelegated(rec podrecord.Record) error {
+	sections := []json.RawMessage{delegateOf(rec.IPAM)}
+	if !sameJSON(rec.IPAM, c.IPAM) {
+		sections = append(sections, c.IPAM)
+	}
+	var errs []error
+	for _, section := range sections {
+		if section != nil {
+			_, err := c.delegate(delegation{"DEL", section, rec})
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sameJSON compares but for white space, which a record is written with.
+func sameJSON(a, b json.RawMessage) bool {
+	var x, y bytes.Buffer
+	if json.Compact(&x, a) != nil || json.Compact(&y, b) != nil {
+		return bytes.Equal(a, b)
+	}
+	return bytes.Equal(x.Bytes(), y.Bytes())
+}
