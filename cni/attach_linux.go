@@ -81,39 +81,20 @@ func (a *attachment) attach() error {
 	return a.setUpRouted()
 }
 
-// record writes the record, takes the addresses, and completes the record with them.
+// record takes the addresses and writes the record, in an order in which all that anybody has is in a record.
 func (a *attachment) record() error {
 	if err := a.parseMAC(); err != nil {
 		return err
 	}
-	switch err := podrecord.Create(a.StateDir, a.rec); {
-	case errors.Is(err, fs.ErrExist):
-		return fail(CodeAttached, "interface %s of container %s is attached already: delete it first (CNI DEL)", a.rec.IfName,
-			a.rec.ContainerID)
-	case err != nil:
-		return fail(types.ErrIOFailure, "%w", err)
+	take := a.fromStore
+	if a.IPAM != nil {
+		take = a.fromDelegate
 	}
-	a.recorded = true
+	if err := take(); err != nil {
+		return err
+	}
 	if err := a.stillServed(); err != nil {
 		return err
-	}
-	addresses := a.fromStore
-	if a.IPAM != nil {
-		addresses = a.fromDelegate
-	}
-	if err := addresses(); err != nil {
-		return err
-	}
-	a.rec.Addresses = addrsOf(a.given)
-	if a.podMAC == nil {
-		a.podMAC = macOf(macPod, a.given[0].Addr)
-	}
-	a.rec.MAC, a.rec.MTU = a.podMAC.String(), a.mtu
-	if a.Mode == ModeBridge {
-		a.rec.Subnets = subnetsOf(a.given)
-	}
-	if err := podrecord.Replace(a.StateDir, a.rec); err != nil {
-		return fail(types.ErrIOFailure, "%w", err)
 	}
 	all, err := podrecord.List(a.StateDir)
 	if err != nil {
@@ -125,7 +106,8 @@ func (a *attachment) record() error {
 	return neighbors(a.rec, all)
 }
 
-// fromStore takes addresses of Warren's own.
+// fromStore takes addresses of Warren's own. The record is written when they are chosen and not yet taken. The interface
+// has none before, because it has no record (clear).
 func (a *attachment) fromStore() error {
 	store, err := addressStore(a.StateDir, a.Name)
 	if err != nil {
@@ -133,10 +115,39 @@ func (a *attachment) fromStore() error {
 	}
 	a.given, err = store.Allocate(ipam.Request{
 		ContainerID: a.rec.ContainerID, IfName: a.rec.IfName, Sets: a.sets, Wanted: a.Wanted,
+		Announce: func(given []ipam.Allocation) error {
+			a.complete(given)
+			return a.writeRecord(podrecord.Create)
+		},
+		HoldsNone: true,
 	})
 	if err != nil {
 		return fmt.Errorf("network %q: %w", a.Name, err)
 	}
+	return nil
+}
+
+// complete puts into the record what follows from the addresses.
+func (a *attachment) complete(given []ipam.Allocation) {
+	a.rec.Addresses = addrsOf(given)
+	if a.podMAC == nil {
+		a.podMAC = macOf(macPod, given[0].Addr)
+	}
+	a.rec.MAC, a.rec.MTU = a.podMAC.String(), a.mtu
+	if a.Mode == ModeBridge {
+		a.rec.Subnets = subnetsOf(given)
+	}
+}
+
+func (a *attachment) writeRecord(put func(string, podrecord.Record) error) error {
+	switch err := put(a.StateDir, a.rec); {
+	case errors.Is(err, fs.ErrExist):
+		return fail(CodeAttached, "interface %s of container %s is attached already: delete it first (CNI DEL)", a.rec.IfName,
+			a.rec.ContainerID)
+	case err != nil:
+		return fail(types.ErrIOFailure, "%w", err)
+	}
+	a.recorded = true
 	return nil
 }
 

@@ -113,9 +113,12 @@ func (n *network) onLink(g ipam.Allocation) error {
 	return nil
 }
 
-// fromDelegate lets the IPAM plugin give the addresses. The record names the plugin already, so whatever happens from
-// here on, DEL finds it.
+// fromDelegate lets the IPAM plugin give the addresses. The record is written before, without them: it names the plugin,
+// so whatever happens from here on, DEL finds it.
 func (a *attachment) fromDelegate() error {
+	if err := a.writeRecord(podrecord.Create); err != nil {
+		return err
+	}
 	result, err := a.delegate(delegation{"ADD", a.IPAM, a.rec})
 	if err != nil {
 		return err
@@ -133,7 +136,8 @@ func (a *attachment) fromDelegate() error {
 				"it give another", delegateType(a.IPAM), a.Name, g.Addr)
 		}
 	}
-	return nil
+	a.complete(a.given)
+	return a.writeRecord(podrecord.Replace)
 }
 
 // unique refuses an address that another pod of the node has. Warren's own allocator gives none twice, but it knows
@@ -141,7 +145,7 @@ func (a *attachment) fromDelegate() error {
 // them, so of two attachments at once at least one sees the other.
 func unique(own podrecord.Record, all []podrecord.Record) error {
 	for _, other := range all {
-		if other.HostIfName == own.HostIfName {
+		if other.HostIfName == own.HostIfName || own.IPAM == nil && other.IPAM == nil {
 			continue
 		}
 		for _, addr := range own.Addresses {

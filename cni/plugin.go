@@ -246,6 +246,9 @@ func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, lin
 
 func releaseAddresses(stateDir string, rec podrecord.Record) error {
 	return withAddresses(stateDir, rec.Network, func(store *ipam.Store) error {
+		if len(rec.Addresses) > 0 {
+			return store.Release(rec.ContainerID, rec.IfName, rec.Addresses)
+		}
 		return store.ReleaseByID(rec.ContainerID, rec.IfName)
 	})
 }

@@ -6,6 +6,8 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ip"
@@ -37,6 +39,12 @@ type Request struct {
 	IfName      string
 	Sets        []allocator.RangeSet // canonical (RangeSet.Canonicalize), one family each
 	Wanted      []netip.Addr         // addresses that must be the ones given, at most one per range set
+
+	// Announce, if there is one, learns what will be given before anything is reserved, and may refuse. Nobody else is
+	// given these addresses meanwhile. Who writes them down there can free them later without looking at every address.
+	Announce func([]Allocation) error
+	// HoldsNone says that the caller knows the interface to hold nothing; else every address in use is looked at.
+	HoldsNone bool
 }
 
 // Allocation is an address given.
@@ -57,23 +65,48 @@ func (s *Store) Allocate(req Request) (given []Allocation, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if has := s.GetByID(req.ContainerID, req.IfName); len(has) > 0 {
-		return nil, fmt.Errorf("interface %s of container %s has %v already: delete it first (CNI DEL)",
-			req.IfName, req.ContainerID, has)
+	if !req.HoldsNone {
+		if has := s.GetByID(req.ContainerID, req.IfName); len(has) > 0 {
+			return nil, fmt.Errorf("interface %s of container %s has %v already: delete it first (CNI DEL)",
+				req.IfName, req.ContainerID, has)
+		}
 	}
 	for i := range req.Sets {
-		a, err := s.allocateOne(req, i, wanted[i])
+		a, err := s.choose(req, i, wanted[i], given)
 		if err != nil {
-			return nil, errors.Join(err, s.ReleaseByID(req.ContainerID, req.IfName))
+			return nil, err
 		}
 		given = append(given, a)
+	}
+	if req.Announce != nil {
+		if err := req.Announce(given); err != nil {
+			return nil, err
+		}
+	}
+	for i, a := range given {
+		ok, err := s.Reserve(req.ContainerID, req.IfName, a.Addr.AsSlice(), strconv.Itoa(i))
+		if err == nil && !ok {
+			err = fmt.Errorf("%s was free a moment ago: %w, by somebody who does not ask for the lock", a.Addr, ErrTaken)
+		}
+		if err != nil {
+			return nil, errors.Join(err, s.Release(req.ContainerID, req.IfName, addrsOf(given[:i])))
+		}
 	}
 	return given, nil
 }
 
-func (s *Store) allocateOne(req Request, i int, wanted netip.Addr) (Allocation, error) {
+func addrsOf(given []Allocation) []netip.Addr {
+	addrs := make([]netip.Addr, len(given))
+	for i, a := range given {
+		addrs[i] = a.Addr
+	}
+	return addrs
+}
+
+// choose finds a free address of a range set, apart from those that were chosen already.
+func (s *Store) choose(req Request, i int, wanted netip.Addr, chosen []Allocation) (Allocation, error) {
 	set := &req.Sets[i]
-	view := &held{Store: s}
+	view := &held{Store: s, chosen: addrsOf(chosen)}
 	conf, err := allocator.NewIPAllocator(set, view, i).Get(req.ContainerID, req.IfName, wanted.AsSlice())
 	switch {
 	case err == nil:
@@ -87,20 +120,26 @@ func (s *Store) allocateOne(req Request, i int, wanted netip.Addr) (Allocation, 
 }
 
 // held is the store as the allocator sees it during one Allocate: its lock is held for all range sets together, the
-// interface is known to hold nothing, and a failure is kept apart from "nothing free", for which the allocator has no
-// sentinel.
+// interface is known to hold nothing, what is reserved is only chosen, and a failure is kept apart from "nothing free",
+// for which the allocator has no sentinel.
 type held struct {
 	*Store
+	chosen  []netip.Addr
 	failure error
 }
 
 func (*held) Lock() error                  { return nil }
 func (*held) Unlock() error                { return nil }
 func (*held) GetByID(_, _ string) []net.IP { return nil }
-func (h *held) Reserve(id, ifname string, ip net.IP, rangeID string) (bool, error) {
-	ok, err := h.Store.Reserve(id, ifname, ip, rangeID)
+func (h *held) Reserve(_, _ string, ip net.IP, _ string) (bool, error) {
+	addr, err := addrOf(ip)
+	if err != nil || slices.Contains(h.chosen, addr) {
+		h.failure = errors.Join(h.failure, err)
+		return false, err
+	}
+	taken, err := h.taken(addr)
 	h.failure = errors.Join(h.failure, err)
-	return ok, err
+	return !taken && err == nil, err
 }
 
 // assign finds the range set of each address that was asked for.

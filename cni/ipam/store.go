@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -131,28 +132,39 @@ func (s *Store) Close() error {
 
 func (s *Store) path(addr netip.Addr) string { return filepath.Join(s.dir, addr.String()) }
 
-// Reserve takes an address for an interface of a container: true when it was free, or was this interface's already. The
-// reservation survives a loss of power once Reserve returned. The store must be locked.
+func addrOf(ip net.IP) (netip.Addr, error) {
+	addr, ok := netip.AddrFromSlice(ip)
+	if !ok {
+		return addr, fmt.Errorf("%v is not an IP address", ip)
+	}
+	return addr.Unmap(), nil
+}
+
+// taken reports whether this network or another one has an address in use.
+func (s *Store) taken(addr netip.Addr) (bool, error) {
+	for _, dir := range slices.Concat([]string{s.dir}, s.others) {
+		if _, err := os.Lstat(filepath.Join(dir, addr.String())); err == nil {
+			return true, nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return false, fmt.Errorf("looking for %s among the addresses in use: %w", addr, err)
+		}
+	}
+	return false, nil
+}
+
+// Reserve takes an address for an interface of a container: true when it was free, or was this interface's already. A
+// loss of power, which ends the pod as well, leaves the reservation whole or takes it away. The store must be locked.
 func (s *Store) Reserve(id, ifname string, ip net.IP, rangeID string) (bool, error) {
 	if s.lock == nil {
 		return false, errNotLocked
 	}
-	addr, ok := netip.AddrFromSlice(ip)
-	if !ok {
-		return false, fmt.Errorf("%v is not an IP address", ip)
+	addr, err := addrOf(ip)
+	if err != nil {
+		return false, err
 	}
-	addr = addr.Unmap()
-	for _, dir := range s.others {
-		if _, err := os.Lstat(filepath.Join(dir, addr.String())); err == nil {
-			return false, nil
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return false, fmt.Errorf("looking for %s in another network: %w", addr, err)
-		}
-	}
-	// Looked up first, because the allocator walks over every address in use and a look is cheaper than a write.
-	if _, err := os.Lstat(s.path(addr)); err == nil {
-		held, err := s.read(addr)
-		return err == nil && held == owner{id, ifname}, nil
+	if taken, err := s.taken(addr); taken || err != nil {
+		held, readErr := s.read(addr)
+		return err == nil && readErr == nil && held == owner{id, ifname}, err
 	}
 	data, err := json.Marshal(owner{id, ifname})
 	if err != nil {
@@ -168,14 +180,17 @@ func (s *Store) Reserve(id, ifname string, ip net.IP, rangeID string) (bool, err
 	return true, nil
 }
 
-// remember notes the address given last. It is renamed into place but not flushed, and an error is not reported: all
-// that a lost or broken one costs is that the round robin begins anew.
+// remember notes the address given last. It is written over the one before and not flushed, and an error is not
+// reported: all that a lost or broken one costs is that the round robin begins anew. All are of one length, so that
+// nothing of a longer one stays.
 func (s *Store) remember(addr netip.Addr, rangeID string) {
-	path := filepath.Join(s.dir, lastPrefix+rangeID)
-	temp := atomicfile.Temp(path)
-	if os.WriteFile(temp, []byte(addr.String()), 0o600) == nil {
-		_ = os.Rename(temp, path)
+	f, err := os.OpenFile(filepath.Join(s.dir, lastPrefix+rangeID), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return
 	}
+	const longest = len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+	_, _ = fmt.Fprintf(f, "%-*s\n", longest, addr)
+	_ = f.Close()
 }
 
 // LastReservedIP returns the address given last, or an error for which os.IsNotExist holds when none is known.
@@ -184,14 +199,27 @@ func (s *Store) LastReservedIP(rangeID string) (net.IP, error) {
 	if err != nil {
 		return nil, err
 	}
-	addr, err := netip.ParseAddr(strings.TrimSpace(string(data)))
+	first, _, _ := strings.Cut(string(data), "\n")
+	addr, err := netip.ParseAddr(strings.TrimSpace(first))
 	if err != nil {
 		return nil, fs.ErrNotExist // a torn or foreign file: the round robin begins anew
 	}
 	return addr.AsSlice(), nil
 }
 
-// ReleaseByID frees the addresses of one interface of a container. None held is no error. The store must be locked.
+// Release frees those of some addresses that an interface of a container has. The store must be locked.
+func (s *Store) Release(id, ifname string, addrs []netip.Addr) error {
+	var own []netip.Addr
+	for _, addr := range addrs {
+		if o, err := s.read(addr); err == nil && o == (owner{id, ifname}) {
+			own = append(own, addr)
+		}
+	}
+	return s.Free(own...)
+}
+
+// ReleaseByID frees the addresses of one interface of a container, for which it looks at every address in use. None held
+// is no error. The store must be locked.
 func (s *Store) ReleaseByID(id, ifname string) error {
 	entries, err := s.Entries()
 	if err != nil {

@@ -44,7 +44,7 @@ type Record struct {
 	Bridge      string         `json:"bridge,omitempty"`
 	MAC         string         `json:"mac,omitempty"`     // of the pod's interface
 	MTU         int            `json:"mtu,omitempty"`     // of both ends, bytes; 0: not recorded
-	Addresses   []netip.Addr   `json:"addresses"`         // empty until they were given
+	Addresses   []netip.Addr   `json:"addresses"`         // what it has, or is about to get
 	Subnets     []netip.Prefix `json:"subnets,omitempty"` // mode bridge: what the pod takes to be on its link
 	// IPAM is the section of the configuration with the plugin that gives the addresses; none when they are Warren's own.
 	IPAM         json.RawMessage `json:"ipam,omitempty"`

@@ -41,8 +41,9 @@ func Replace(path string, data []byte, perm fs.FileMode) error {
 }
 
 // Create writes data to path, which must not exist: an error for which errors.Is(err, fs.ErrExist) holds says that it
-// did, and leaves it as it was. It uses link(2), which unlike rename never replaces. When it returns nil, the content
-// survives a loss of power.
+// did, and leaves it as it was. It uses link(2), which unlike rename never replaces. After a loss of power the file is
+// there whole, or not at all: the directory is not flushed. What a file says of a thing that a loss of power ends (a
+// pod, an address that it has) need not outlive it.
 func Create(path string, data []byte, perm fs.FileMode) error {
 	temp, err := writeTemp(path, data, perm)
 	if err != nil {
@@ -52,10 +53,7 @@ func Create(path string, data []byte, perm fs.FileMode) error {
 	if err := os.Remove(temp); err != nil && linkErr == nil {
 		return fmt.Errorf("removing the temporary file: %w", err)
 	}
-	if linkErr != nil {
-		return linkErr
-	}
-	return SyncDir(filepath.Dir(path))
+	return linkErr
 }
 
 // Remove removes path and its temporary file, and flushes the directory. A path that is not there is no error.
@@ -88,10 +86,14 @@ func SyncDir(dir string) error {
 // be a second link to a file that Create had put in place just before.
 func writeTemp(path string, data []byte, perm fs.FileMode) (string, error) {
 	temp := Temp(path)
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+	create := func() (*os.File, error) { return os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm) }
+	f, err := create()
+	if errors.Is(err, fs.ErrExist) {
+		if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		f, err = create()
 	}
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if err != nil {
 		return "", err
 	}
