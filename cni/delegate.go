@@ -52,14 +52,9 @@ func (c *Config) delegate(d delegation) (*current.Result, error) {
 		Command: d.command, ContainerID: d.pod.ContainerID, NetNS: d.pod.Netns, IfName: d.pod.IfName,
 		PluginArgsStr: os.Getenv("CNI_ARGS"), Path: os.Getenv("CNI_PATH"),
 	}
-	path, err := invoke.FindInPath(kind, filepath.SplitList(args.Path))
+	path, err := findDelegate(d.section)
 	if err != nil {
-		code := types.ErrInvalidNetworkConfig
-		if d.command == "STATUS" {
-			code = types.ErrPluginNotAvailable
-		}
-		return nil, fail(code, "ipam.type is %q: %w: install that plugin, or leave ipam out for addresses of Warren's own",
-			kind, err)
+		return nil, err
 	}
 	if d.command != "ADD" {
 		err := invoke.ExecPluginWithoutResult(context.Background(), path, stdin, args, nil)
@@ -74,6 +69,17 @@ func (c *Config) delegate(d delegation) (*current.Result, error) {
 		return nil, fail(types.ErrDecodingFailure, "the result of IPAM plugin %q: %w", kind, err)
 	}
 	return converted, nil
+}
+
+// findDelegate looks for an IPAM plugin where the runtime says that plugins are.
+func findDelegate(section json.RawMessage) (string, error) {
+	kind := delegateType(section)
+	path, err := invoke.FindInPath(kind, filepath.SplitList(os.Getenv("CNI_PATH")))
+	if err != nil {
+		return "", fail(types.ErrInvalidNetworkConfig, "ipam.type is %q: %w: install that plugin, or leave ipam out for "+
+			"addresses of Warren's own", kind, err)
+	}
+	return path, nil
 }
 
 // delegateError passes on what an IPAM plugin says, with its code.

@@ -48,7 +48,8 @@ func (c Config) resolve() (network, error) {
 		n.mtu = DefaultMTU
 	}
 	if c.IPAM != nil {
-		return n, nil // the plugin's result says the rest
+		_, err := findDelegate(c.IPAM)
+		return n, err // the plugin's result says the rest
 	}
 	ranges := c.Ranges
 	if len(ranges) == 0 {
