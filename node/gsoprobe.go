@@ -23,21 +23,24 @@ const (
 	probeWait    = 100 * time.Millisecond // for what is missing
 	probeLook    = 5 * time.Millisecond
 	probeShort   = 32 // tests that wait for something missing, in a round
+	probeHalve   = 24 // of these, kept for halves of groups
 	probeResets  = 3  // of the counter, in a test
 )
 
 // A prober finds out to which peers a probe arrives. A firewall may decide by any field, the peer's address included,
-// so every peer is probed by itself; but one count tells of a whole batch when all of it arrived, or nothing. Else the
-// batch is halved, and its halves again. A round waits probeShort times at most; whom it does not come to is off until
-// a later one. Peers off are tried again in every round, together.
+// so every peer is probed by itself; but one count tells of a whole batch when all of it arrived, or nothing. Else
+// the batch is halved, and its halves again, after all batches have been tested whole: that costs no wait where all
+// is well. A round waits probeShort times at most; whom it does not come to is off until a later one. Peers off are
+// tried again in every round, together.
 type prober struct {
 	way  probeWay
 	rest func(context.Context, time.Duration)
 
 	known   map[netip.AddrPort]bool // whether probes arrive; absent: not told
 	rounds  int
-	short   int           // tests that may still fall short in this round
-	sending time.Duration // spent in this round, without waits
+	short   int                 // tests that may still fall short in this round
+	mixed   [][]*forwarder.Peer // groups of which some probes arrived and some did not, to be halved
+	sending time.Duration       // spent in this round, without waits
 }
 
 // round probes peers: with all every one, else those of which nothing is known, some of those that are well, in turns,
@@ -52,7 +55,7 @@ func (p *prober) round(ctx context.Context, peers []*forwarder.Peer, all bool) e
 }
 
 func (p *prober) settleAll(ctx context.Context, peers []*forwarder.Peer, all bool) error {
-	p.short, p.sending = probeShort, 0
+	p.short, p.sending, p.mixed = probeShort, 0, nil
 	known := make(map[netip.AddrPort]bool, len(peers))
 	var fresh, well, off []*forwarder.Peer
 	for _, peer := range peers {
@@ -76,27 +79,46 @@ func (p *prober) settleAll(ctx context.Context, peers []*forwarder.Peer, all boo
 		if k++; k > probeBatches && !all {
 			break
 		}
-		arrived, err := p.settle(ctx, batch)
+		arrived, err := p.settle(ctx, batch, probeHalve)
 		if err != nil {
 			return err
 		}
 		all = all || !arrived // something changed, and no event told of it
 	}
-	for batch := range slices.Chunk(fresh, probeBatch) {
-		if _, err := p.settle(ctx, batch); err != nil {
+	for batch := range slices.Chunk(turned(fresh, p.rounds*probeBatch), probeBatch) {
+		if _, err := p.settle(ctx, batch, probeHalve); err != nil {
 			return err
 		}
+	}
+	if err := p.halve(ctx); err != nil {
+		return err
 	}
 	for batch := range slices.Chunk(turned(off, p.rounds*probeBatch), probeBatch) {
 		if p.short == 0 {
 			break
 		}
-		arrived, err := p.settle(ctx, batch)
+		arrived, err := p.settle(ctx, batch, 0)
 		if err != nil {
 			return err
 		}
 		if !arrived && !all {
 			break
+		}
+	}
+	return p.halve(ctx)
+}
+
+// halve settles the halves of the groups that turned out to be mixed, and the halves of those first: what is found out
+// of a single peer stays, of a mixed group nothing does.
+func (p *prober) halve(ctx context.Context) error {
+	for len(p.mixed) > 0 {
+		last := len(p.mixed) - 1
+		group := p.mixed[last]
+		p.mixed = p.mixed[:last]
+		for half := range slices.Chunk(group, (len(group)+1)/2) {
+			if _, err := p.settle(ctx, half, 0); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -111,9 +133,11 @@ func turned(s []*forwarder.Peer, by int) []*forwarder.Peer {
 	return slices.Concat(s[by:], s[:by])
 }
 
-// settle finds out to which peers of a group probes arrive, and reports whether to all. It waits when they do not.
-func (p *prober) settle(ctx context.Context, group []*forwarder.Peer) (bool, error) {
-	if p.short == 0 {
+// settle finds out whether probes arrive at the peers of a group, and reports whether at all of them. It waits when
+// they do not. A mixed group goes to p.mixed. Where no more than keep of the round's tests are left it does nothing,
+// and the group is off.
+func (p *prober) settle(ctx context.Context, group []*forwarder.Peer, keep int) (bool, error) {
+	if p.short <= keep {
 		for _, peer := range group {
 			peer.Whole.Store(false)
 			delete(p.known, peer.Endpoint)
@@ -128,12 +152,11 @@ func (p *prober) settle(ctx context.Context, group []*forwarder.Peer) (bool, err
 		return false, err
 	}
 	if arrived > 0 && arrived < len(group) {
-		half := len(group) / 2
-		if _, err := p.settle(ctx, group[:half]); err != nil {
-			return false, err
+		for _, peer := range group {
+			delete(p.known, peer.Endpoint)
 		}
-		_, err := p.settle(ctx, group[half:])
-		return false, err
+		p.mixed = append(p.mixed, group)
+		return false, nil
 	}
 	for _, peer := range group {
 		p.known[peer.Endpoint] = arrived > 0

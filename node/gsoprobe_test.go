@@ -167,6 +167,26 @@ func TestProberError(t *testing.T) {
 	}
 }
 
+// TestProberOneBatch wants the peers of a batch to be found out without a pause for those of the other batches.
+func TestProberOneBatch(t *testing.T) {
+	p := newProving(t, 5000)
+	p.way.drops = func(to netip.AddrPort) bool {
+		b := to.Addr().As4()
+		k := int(b[2])<<8 | int(b[3])
+		return k < probeBatch && k%2 == 0
+	}
+	for round := range 20 {
+		for _, k := range p.prove(round == 0) {
+			if k >= 2*probeBatch && k < 5000-probeBatch { // a batch with one of them may begin before, or end behind
+				t.Fatalf("round %d: peer %d is off, which no firewall is before", round, k)
+			}
+		}
+	}
+	if off := p.prove(false); len(off) > probeBatch {
+		t.Errorf("%d peers are off after 20 rounds, want some half of %d", len(off), probeBatch)
+	}
+}
+
 // TestProberManyPeers wants the cost of a round to be bounded with very many peers, and all to be found out in time.
 func TestProberManyPeers(t *testing.T) {
 	const peers = 10_000

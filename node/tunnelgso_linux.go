@@ -35,7 +35,7 @@ type tunnelGSO struct {
 
 	// Of the deciding goroutine.
 	looked   time.Time
-	took     time.Duration       // to look, without waits
+	took     time.Duration       // to look in this round, without waits
 	snapshot *forwarder.Snapshot // what was looked at; nil: nothing
 	egress   []hostnet.Egress    // by peer of snapshot
 	prober   prober
@@ -96,6 +96,7 @@ func (n *Node) followTunnelGSO(ctx context.Context) {
 	g.prober = prober{way: tapProbes{g.device, n.sockets[0].LocalPort()}, rest: wait}
 	events := true
 	for ctx.Err() == nil {
+		g.took = 0
 		n.proveTunnelGSO(ctx, events)
 		wait(ctx, max(gsoSettle, min(gsoRestShare*g.took, egressEvery)))
 		select {
@@ -212,7 +213,7 @@ func (g *tunnelGSO) prove(ctx context.Context, s *forwarder.Snapshot, anew bool)
 func (g *tunnelGSO) look(peers []*forwarder.Peer) (egress []hostnet.Egress, whole bool, err error) {
 	refused := map[netip.Addr]string{}
 	for _, own := range g.own {
-		if err := hostnet.SetUpTunnelGSO(g.device.Name(), own); err != nil {
+		if err := hostnet.SetUpTunnelGSO(g.device.Name(), tapgso.HardwareAddr(), own); err != nil {
 			refused[own] = err.Error()
 		}
 	}

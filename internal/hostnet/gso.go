@@ -15,11 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SetUpTunnelGSO makes the kernel forward what the TAP device of tunnel/tapgso hands in from own, one of the node's own
-// addresses, and brings the device up. It changes nothing beyond this device: forwarding is turned on for it alone. It
-// is to be called again now and then, as others change such settings; where nothing has to be done it makes no event,
-// so that whoever calls it upon events comes to rest.
-func SetUpTunnelGSO(device string, own netip.Addr) error {
+// SetUpTunnelGSO makes the kernel forward what the TAP device of tunnel/tapgso hands in from own, one of the node's
+// own addresses, gives it back its hardware address (frames to another one go nowhere) and brings it up. It changes
+// nothing beyond this device: forwarding is turned on for it alone. It is to be called again now and then, as others
+// change such settings; where nothing has to be done it makes no event, so that whoever calls it upon events comes to
+// rest.
+func SetUpTunnelGSO(device string, mac net.HardwareAddr, own netip.Addr) error {
 	if err := forwardFrom(device, familyOf(own)); err != nil {
 		return err
 	}
@@ -35,6 +36,11 @@ func SetUpTunnelGSO(device string, own netip.Addr) error {
 	if own.Is4() {
 		if err := dummyAddress(h, link); err != nil {
 			return err
+		}
+	}
+	if !slices.Equal(link.Attrs().HardwareAddr, mac) {
+		if err := h.LinkSetHardwareAddr(link, mac); err != nil {
+			return fmt.Errorf("giving %s the hardware address %s: %w", device, mac, err)
 		}
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
@@ -207,8 +213,13 @@ func egress(h *netlink.Handle, tool *ethtool.Ethtool, index int) Egress {
 			off = append(off, f)
 		}
 	}
-	if size := link.Attrs().GSOMaxSize; size > 0 && size < leastGSOSize {
-		e.Why = fmt.Sprintf("%s cuts superpackets of less than %d bytes only (its gso_max_size)", e.Device, size)
+	// IPv4 has a limit of its own from Linux 6.3 on. An underlay of IPv6 alone would not mind it, but who sets one?
+	for name, size := range map[string]uint32{
+		"gso_max_size": link.Attrs().GSOMaxSize, "gso_ipv4_max_size": link.Attrs().GSOIPv4MaxSize,
+	} {
+		if size > 0 && size < leastGSOSize {
+			e.Why = fmt.Sprintf("%s cuts superpackets of less than %d bytes only (its %s)", e.Device, size, name)
+		}
 	}
 	if len(off) > 0 {
 		e.Why = fmt.Sprintf("%s does not cut tunnelled superpackets (%s off)", e.Device, strings.Join(off, ", "))

@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"errors"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,17 +13,19 @@ import (
 
 const testTAP = "warren0-gso"
 
+func testMAC() net.HardwareAddr { return net.HardwareAddr{0x0e, 0x57, 0, 0, 0, 7} }
+
 // setUp sets the TAP up for both families.
 func (w *world) setUp() {
 	w.Helper()
-	w.must(SetUpTunnelGSO(testTAP, addr("192.0.2.1")))
-	w.must(SetUpTunnelGSO(testTAP, addr("2001:db8::1")))
+	w.must(SetUpTunnelGSO(testTAP, testMAC(), addr("192.0.2.1")))
+	w.must(SetUpTunnelGSO(testTAP, testMAC(), addr("2001:db8::1")))
 }
 
 // TestSetUpTunnelGSO wants forwarding turned on for the TAP alone, and everything undone by others put back.
 func TestSetUpTunnelGSO(t *testing.T) {
 	w := newWorld(t)
-	if err := SetUpTunnelGSO(testTAP, addr("192.0.2.1")); err == nil {
+	if err := SetUpTunnelGSO(testTAP, testMAC(), addr("192.0.2.1")); err == nil {
 		t.Error("set up without the device")
 	}
 	w.run("ip tuntap add dev " + testTAP + " mode tap")
@@ -37,11 +40,12 @@ func TestSetUpTunnelGSO(t *testing.T) {
 				t.Errorf("%s is %q, want %q (%v)", key, got, want, err)
 			}
 		}
-		if out := w.run("ip link show " + testTAP); !strings.Contains(out, ",UP") {
-			t.Errorf("not up: %s", out)
+		if out := w.run("ip link show " + testTAP); !strings.Contains(out, ",UP") ||
+			!strings.Contains(out, testMAC().String()) {
+			t.Errorf("not up, or with another address than %s: %s", testMAC(), out)
 		}
 		w.run("sysctl -qw net.ipv4.conf." + testTAP + ".accept_local=0 net.ipv4.conf." + testTAP + ".forwarding=0")
-		w.run("ip link set " + testTAP + " down")
+		w.run("ip link set " + testTAP + " down address 0e:00:00:00:00:99")
 	}
 }
 
@@ -59,10 +63,10 @@ func TestSetUpTunnelGSOByFamily(t *testing.T) {
 		}
 	}
 	look("0", "0")
-	w.must(SetUpTunnelGSO(testTAP, addr("2001:db8::1")))
+	w.must(SetUpTunnelGSO(testTAP, testMAC(), addr("2001:db8::1")))
 	look("0", "1")
 	w.run("sysctl -qw net.ipv6.conf." + testTAP + ".force_forwarding=0")
-	w.must(SetUpTunnelGSO(testTAP, addr("192.0.2.1")))
+	w.must(SetUpTunnelGSO(testTAP, testMAC(), addr("192.0.2.1")))
 	look("1", "0")
 }
 

@@ -8,9 +8,10 @@ import (
 )
 
 // drainSocket receives at most one batch from the lane's socket, joins its packets into superpackets, decides on each
-// of these, and writes what is for this node to the device. It returns the number of bytes received, and whether there
-// may be more.
-func (w *Worker) drainSocket() (bytes int, more bool, err error) {
+// of these, and writes what is for this node to the device. It returns how much it did, in bytes and receives together,
+// and whether there may be more.
+func (w *Worker) drainSocket() (work int, more bool, err error) {
+	defer w.arena.Reset() // what was cut for the device has been written, and nothing waits to be sent
 	w.in.Slots = w.slots[:w.lane.slots]
 	if err := w.lane.Socket.Receive(w.in); err != nil {
 		return 0, false, err
@@ -24,7 +25,7 @@ func (w *Worker) drainSocket() (bytes int, more bool, err error) {
 	w.join.SetUDP(q.Takes(packet.GSOUDP))
 	w.join.Reset()
 	now := w.Now().UnixNano()
-	datagrams := 0
+	bytes, datagrams := 0, 0
 	for k := range w.in.Slots[:w.in.N] {
 		bytes += w.in.Slots[k].N
 		datagrams += w.fromWire(&w.in.Slots[k], now)
@@ -35,10 +36,10 @@ func (w *Worker) drainSocket() (bytes int, more bool, err error) {
 	w.Counters.RunsIn.Add(uint64(w.join.Len()))
 	for k := range w.join.Len() {
 		if err := w.deliverRun(k); err != nil {
-			return bytes, more, err
+			return bytes + w.in.N, more, err
 		}
 	}
-	return bytes, more, nil
+	return bytes + w.in.N, more, nil
 }
 
 // resize chooses how many slots the lane's next receive has, from how many bytes this one brought.

@@ -155,7 +155,7 @@ func (d *Device) dress(alias string) error {
 	if err := h.LinkSetAlias(link, alias); err != nil {
 		return fmt.Errorf("set alias %q: %w", alias, err)
 	}
-	if err := h.LinkSetHardwareAddr(link, net.HardwareAddr(deviceMAC[:])); err != nil {
+	if err := h.LinkSetHardwareAddr(link, HardwareAddr()); err != nil {
 		return fmt.Errorf("set Ethernet address: %w", err)
 	}
 	if err := h.LinkSetARPOff(link); err != nil {
@@ -168,6 +168,9 @@ func (d *Device) dress(alias string) error {
 	_ = h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE)
 	return nil
 }
+
+// HardwareAddr is the Ethernet address of every such device, to which its frames are addressed.
+func HardwareAddr() net.HardwareAddr { return net.HardwareAddr(deviceMAC[:]) }
 
 // Name is the device's name.
 func (d *Device) Name() string { return d.name }
