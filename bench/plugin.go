@@ -42,8 +42,8 @@ type cniPod struct {
 	addr netip.Addr // IPv4
 }
 
-// attachPods adds pods one after the other, and then deletes them, each by executing the plugin. Only that is timed: the
-// namespaces are there before and go after.
+// attachPods adds pods one after the other, and then deletes them, each by executing the plugin. Only that is timed:
+// the namespaces are there before and go after.
 func attachPods(ctx context.Context, m measurement) (figures []figure, err error) {
 	count := min(int(m.time/podTime), mostPods)
 	if count < 1 {

@@ -106,8 +106,8 @@ func (a *attachment) record() error {
 	return neighbors(a.rec, all)
 }
 
-// fromStore takes addresses of Warren's own. The record is written when they are chosen and not yet taken. The interface
-// has none before, because it has no record (clear).
+// fromStore takes addresses of Warren's own. The record is written when they are chosen and not yet taken. The
+// interface has none before, because it has no record (clear).
 func (a *attachment) fromStore() error {
 	store, err := addressStore(a.StateDir, a.Name)
 	if err != nil {

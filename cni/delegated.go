@@ -113,8 +113,8 @@ func (n *network) onLink(g ipam.Allocation) error {
 	return nil
 }
 
-// fromDelegate lets the IPAM plugin give the addresses. The record is written before, without them: it names the plugin,
-// so whatever happens from here on, DEL finds it.
+// fromDelegate lets the IPAM plugin give the addresses. The record is written before, without them: it names the
+// plugin, so whatever happens from here on, DEL finds it.
 func (a *attachment) fromDelegate() error {
 	if err := a.writeRecord(podrecord.Create); err != nil {
 		return err

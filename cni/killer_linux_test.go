@@ -71,7 +71,8 @@ func (k *killer) run(cmd *exec.Cmd) error {
 		return fmt.Errorf("the first stop: %w", err)
 	}
 	k.known[k.leader] = true
-	const options = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEEXEC
+	const options = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE |
+		unix.PTRACE_O_TRACEEXEC
 	if err := unix.PtraceSetOptions(k.leader, options); err != nil {
 		return errors.Join(err, cmd.Process.Kill())
 	}

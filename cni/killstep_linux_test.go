@@ -53,8 +53,8 @@ type steps struct {
 	mode          string
 }
 
-// kill kills the command at its call number at and cleans up, in turns by DEL and by a garbage collection (the other way
-// round in the other mode). It reports whether the command still makes so many calls.
+// kill kills the command at its call number at and cleans up, in turns by DEL and by a garbage collection (the other
+// way round in the other mode). It reports whether the command still makes so many calls.
 func (s *steps) kill(command string, at int) bool {
 	s.t.Helper()
 	s.victim.id = fmt.Sprintf("killed-%s-%d", command, at)

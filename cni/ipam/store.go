@@ -218,8 +218,8 @@ func (s *Store) Release(id, ifname string, addrs []netip.Addr) error {
 	return s.Free(own...)
 }
 
-// ReleaseByID frees the addresses of one interface of a container, for which it looks at every address in use. None held
-// is no error. The store must be locked.
+// ReleaseByID frees the addresses of one interface of a container, for which it looks at every address in use. None
+// held is no error. The store must be locked.
 func (s *Store) ReleaseByID(id, ifname string) error {
 	entries, err := s.Entries()
 	if err != nil {
