@@ -76,7 +76,9 @@ func Install(o Options) (Report, error) {
 		return r, err
 	}
 	if old != nil && len(differences(old, list)) == 0 {
-		r.done("%s: unchanged", o.list())
+		if err := unchanged(&r, o.list()); err != nil {
+			return r, err
+		}
 	} else if err := put(&r, target{o.list(), list, 0o644}); err != nil {
 		return r, err
 	}
@@ -176,8 +178,7 @@ func put(r *Report, t target) error {
 			return explain(t.path, err)
 		}
 		if info.Mode().Perm()&t.mode == t.mode {
-			r.done("%s: unchanged", t.path)
-			return nil
+			return unchanged(r, t.path)
 		}
 	}
 	existed := !errors.Is(err, fs.ErrNotExist)
@@ -189,6 +190,16 @@ func put(r *Report, t target) error {
 	} else {
 		r.done("%s: installed", t.path)
 	}
+	return nil
+}
+
+// unchanged removes what a killed installer left beside a file that is as it should be.
+func unchanged(r *Report, path string) error {
+	temp := atomicfile.Temp(path)
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return explain(temp, err)
+	}
+	r.done("%s: unchanged", path)
 	return nil
 }
 

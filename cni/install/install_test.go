@@ -110,10 +110,16 @@ func TestInstallAndRemove(t *testing.T) {
 	if info, err := os.Stat(o.binary()); err != nil || info.Mode().Perm()&0o700 != 0o700 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
+	for _, path := range []string{o.binary(), o.list()} { // killed before the rename
+		write(t, filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp"), "half")
+	}
 	if r, err = Install(o); err != nil {
 		t.Error(err)
 	}
 	lines(t, r.Done, "unchanged", "unchanged")
+	if got := files(t, o.Dirs); got != "warren-cni 10-warren.conflist" {
+		t.Errorf("files: %s", got)
+	}
 	// What only looks different is the same.
 	data, err := os.ReadFile(o.list())
 	if err != nil {

@@ -243,7 +243,7 @@ func TestKilledInstall(t *testing.T) {
 		}
 	}()
 	var killed int
-	for i := range 60 {
+	for i := range 40 {
 		cmd := exec.Command(variants[i%2][0], variants[i%2][1:]...)
 		h.ok(cmd.Start())
 		time.Sleep(rand.N(took * 5 / 4))
