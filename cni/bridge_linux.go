@@ -27,8 +27,10 @@ const bridgeAlias = "warren pod bridge"
 // bridgeState is what the plugin did to a bridge, so that the last pod that leaves can undo that and no more. It is
 // written before it is done.
 type bridgeState struct {
-	Created   bool           `json:"created"`
-	Addresses []netip.Prefix `json:"addresses"` // added to it
+	Created    bool           `json:"created"`
+	Addresses  []netip.Prefix `json:"addresses"`            // added to it
+	Uplink     string         `json:"uplink,omitempty"`     // made a port of it
+	UplinkDown bool           `json:"uplinkDown,omitempty"` // before that
 }
 
 func bridgePath(stateDir, name string) string {
@@ -123,9 +125,12 @@ func (a *attachment) setUpBridge(st bridgeState) error {
 		}
 	}
 	for _, g := range a.given {
-		if err := a.holdGateway(&st, netip.PrefixFrom(g.Gateway, g.Subnet.Bits())); err != nil {
+		if err := a.holdGateway(&st, a.gatewayPrefix(g.Gateway, g.Subnet)); err != nil {
 			return err
 		}
+	}
+	if err := a.joinUplink(&st); err != nil {
+		return err
 	}
 	if attrs.Flags&net.FlagUp == 0 {
 		return a.host.LinkSetUp(a.bridge)
@@ -285,6 +290,9 @@ func (h *hostHandle) releaseBridge(stateDir, name string) error {
 // undoBridge reports false when the bridge has to stay, because somebody put another port on it.
 func (h *hostHandle) undoBridge(link netlink.Link, st bridgeState) (bool, error) {
 	name := link.Attrs().Name
+	if err := h.releaseUplink(link, st); err != nil {
+		return false, err
+	}
 	if st.Created {
 		links, err := retry(h.LinkList)
 		if err != nil {

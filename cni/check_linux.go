@@ -59,7 +59,7 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 
 	c := checkup{rec: rec, ns: ns, host: host, mac: macIn(prev, rec), routes: conf.Routes}
 	c.result(prev)
-	if err := errors.Join(c.inPod(), c.onHost()); err != nil {
+	if err := errors.Join(c.inPod(), c.onHost(), c.uplink(conf.Uplink)); err != nil {
 		return err
 	}
 	if len(c.found) > 0 {

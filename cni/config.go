@@ -34,6 +34,7 @@ type Config struct {
 	Name       string          // of the network
 	Mode       string          // ModeRouted or ModeBridge
 	Bridge     string          // bridge mode: the bridge
+	Uplink     string          // bridge mode: the interface that joins it with the bridges of other nodes
 	Hairpin    bool            // bridge mode: a port sends packets back to where they came from
 	MTU        int             // bytes, of the pods' interfaces; 0: the daemon's
 	PodCIDRs   []netip.Prefix  // empty: the daemon's
@@ -96,7 +97,7 @@ func ParseConfig(stdin []byte) (Config, error) {
 		"cniVersion": nil, "name": nil, "type": nil, "stateDir": nil, "runDir": nil,
 		"cniVersions": nil, "args": nil, "capabilities": nil, "disableCheck": nil, "disableGC": nil, "prevResult": nil,
 		"cni.dev/valid-attachments": nil, "cni.dev/attachments": nil,
-		"mode": &c.Mode, "bridge": &c.Bridge, "hairpin": &c.Hairpin, "mtu": &c.MTU,
+		"mode": &c.Mode, "bridge": &c.Bridge, "uplink": &c.Uplink, "hairpin": &c.Hairpin, "mtu": &c.MTU,
 		"podCIDRs": &c.PodCIDRs, "ranges": &c.Ranges, "routes": &c.Routes,
 		"dns": &c.DNS, "ipam": &ipam, "runtimeConfig": &runtime,
 	}
@@ -128,7 +129,9 @@ func ParseConfig(stdin []byte) (Config, error) {
 }
 
 func ownFields() []string {
-	return []string{"mode", "bridge", "hairpin", "mtu", "podCIDRs", "ranges", "routes", "dns", "runDir", "stateDir"}
+	return []string{
+		"mode", "bridge", "uplink", "hairpin", "mtu", "podCIDRs", "ranges", "ipam", "routes", "dns", "runDir", "stateDir",
+	}
 }
 
 // parseCommon reads what every command needs, and no more: DEL and GC must work with a configuration that ADD would
@@ -207,6 +210,11 @@ func (c *Config) validate() error {
 		return bad("mode is %q: it must be %q or %q", c.Mode, ModeRouted, ModeBridge)
 	case c.Mode == ModeRouted && c.Bridge != "":
 		return bad("bridge is %q, but mode is %q: set mode to %q, or remove bridge", c.Bridge, c.Mode, ModeBridge)
+	case c.Mode == ModeRouted && c.Uplink != "":
+		return bad("uplink is %q, but mode is %q: set mode to %q, or remove uplink", c.Uplink, c.Mode, ModeBridge)
+	case c.Uplink != "" && c.Uplink == c.Bridge:
+		return bad("uplink and bridge are both %q: the uplink becomes a port of the bridge, so it must be another interface",
+			c.Uplink)
 	case c.MTU != 0 && (c.MTU < 576 || c.MTU > 65535):
 		return bad("mtu is %d: it must be between 576 (1280 with IPv6) and 65535, or 0 for the node's", c.MTU)
 	case len(c.PodCIDRs) > 0 && len(c.Ranges) > 0:
@@ -218,6 +226,11 @@ func (c *Config) validate() error {
 	if c.Bridge != "" {
 		if err := utils.ValidateInterfaceName(c.Bridge); err != nil {
 			return bad("bridge is %q: %w", c.Bridge, err)
+		}
+	}
+	if c.Uplink != "" {
+		if err := utils.ValidateInterfaceName(c.Uplink); err != nil {
+			return bad("uplink is %q: %w", c.Uplink, err)
 		}
 	}
 	for i, cidr := range c.PodCIDRs {

@@ -103,7 +103,7 @@ func (n *network) onLink(g ipam.Allocation) error {
 	if first, last := g.Subnet.Masked().Addr(), lastOf(g.Subnet); g.Addr == first || g.Addr == last && last.Is4() {
 		return fmt.Errorf("it gave %s, which is the subnet's own or broadcast address: let it give another", g.Subnet)
 	}
-	if n.node == nil {
+	if n.node == nil || n.Uplink != "" {
 		return nil
 	}
 	if _, ok := n.node.Gateway(g.Subnet.Masked()); !ok {

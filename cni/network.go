@@ -109,8 +109,16 @@ func (n *network) rangeSet(ranges []Range, node nodefile.File, known bool) (allo
 		if !r.Subnet.IsValid() {
 			return nil, fail(types.ErrInvalidNetworkConfig, "a range of network %q has no subnet", n.Name)
 		}
+		part := r.Subnet // that the node gives addresses of
 		if known {
 			gateway, ok := node.Gateway(r.Subnet)
+			if !ok && n.Uplink != "" {
+				var err error
+				if r, part, err = n.acrossNodes(r); err != nil {
+					return nil, bad(r, "%w", err)
+				}
+				gateway, ok = node.Gateway(part)
+			}
 			if !ok {
 				return nil, bad(r, "it is outside the node's pod CIDRs %v, so no other node would find the pods", node.PodCIDRs)
 			}
@@ -121,6 +129,10 @@ func (n *network) rangeSet(ranges []Range, node nodefile.File, known bool) (allo
 		}
 		if !r.Gateway.IsValid() {
 			r.Gateway = r.Subnet.Masked().Addr().Next()
+		}
+		if n.Mode == ModeBridge && !r.Subnet.Contains(r.Gateway) {
+			return nil, bad(r, "it does not hold the gateway %s, which a pod on a bridge looks for on its link: take the whole "+
+				"pod CIDR as subnet, and rangeStart and rangeEnd for the part", r.Gateway)
 		}
 		if r.RangeStart.IsValid() && r.RangeEnd.IsValid() && r.RangeEnd.Less(r.RangeStart) ||
 			r.RangeStart == r.Gateway && r.RangeEnd == r.Gateway {
@@ -133,7 +145,7 @@ func (n *network) rangeSet(ranges []Range, node nodefile.File, known bool) (allo
 		if err := a.Canonicalize(); err != nil {
 			return nil, bad(r, "%w", err)
 		}
-		first, last := r.Subnet.Masked().Addr(), lastOf(r.Subnet)
+		first, last := part.Masked().Addr(), lastOf(part)
 		if r.RangeStart == first {
 			return nil, bad(r, "rangeStart %s is the network's own address: begin at %s", first, first.Next())
 		}
