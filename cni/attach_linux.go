@@ -96,14 +96,18 @@ func (a *attachment) record() error {
 	if err := a.stillServed(); err != nil {
 		return err
 	}
-	all, err := podrecord.List(a.StateDir)
+	list := podrecord.Elsewhere
+	if a.IPAM != nil {
+		list = func(stateDir string, _ podrecord.Record) ([]podrecord.Record, error) { return podrecord.List(stateDir) }
+	}
+	others, err := list(a.StateDir, a.rec)
 	if err != nil {
 		a.remark("%v; whether %s has neighbours that it would not reach can't be told", err, a.rec.HostIfName)
 	}
-	if err := unique(a.rec, all); err != nil {
+	if err := unique(a.rec, others); err != nil {
 		return err
 	}
-	return neighbors(a.rec, all)
+	return neighbors(a.rec, others)
 }
 
 // fromStore takes addresses of Warren's own. The record is written when they are chosen and not yet taken. The

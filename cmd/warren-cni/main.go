@@ -4,12 +4,18 @@ package main
 
 import (
 	"os"
+	"runtime"
+	"runtime/debug"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/warren-net/warren/cni"
 )
 
 func main() {
+	// The plugin does one thing after the other and ends before there is garbage worth collecting. With one processor
+	// its threads don't wake each other for every answer of the kernel's.
+	runtime.GOMAXPROCS(1)
+	debug.SetGCPercent(-1)
 	plugin := cni.New()
 	err := skel.PluginMainFuncsWithError(plugin.Funcs(), cni.Versions(), "Warren CNI plugin: run by a container runtime")
 	if err == nil {

@@ -9,6 +9,7 @@
 package podrecord
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -23,6 +24,7 @@ import (
 	"time"
 
 	"github.com/warren-net/warren/internal/atomicfile"
+	"golang.org/x/sys/unix"
 )
 
 // HostPrefix begins the name of every host interface that the plugin makes.
@@ -31,6 +33,7 @@ const HostPrefix = "wrn"
 const (
 	hostDigits = 11 // with HostPrefix 14 bytes; the kernel takes 15 (IFNAMSIZ - 1)
 	suffix     = ".json"
+	indent     = "  "
 )
 
 // Record is one interface of a pod.
@@ -79,7 +82,7 @@ func Create(stateDir string, r Record) error { return write(stateDir, r, atomicf
 func Replace(stateDir string, r Record) error { return write(stateDir, r, atomicfile.Replace) }
 
 func write(stateDir string, r Record, put func(string, []byte, fs.FileMode) error) error {
-	data, err := json.MarshalIndent(r, "", "  ")
+	data, err := json.MarshalIndent(r, "", indent)
 	if err != nil {
 		return fmt.Errorf("encoding a pod record: %w", err)
 	}
@@ -137,6 +140,54 @@ func List(stateDir string) ([]Record, error) {
 		}
 	}
 	return records, errors.Join(bad...)
+}
+
+// Elsewhere reads the records of pods that are attached in another way than own: in another mode, to another bridge, or
+// with addresses of an IPAM plugin.
+// Errors are as List's. On a node whose pods are all attached in one way it only looks at the files' lines: this is done
+// for every pod that is added.
+func Elsewhere(stateDir string, own Record) ([]Record, error) {
+	names, err := Names(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	var records []Record
+	var bad []error
+	for _, name := range names {
+		if name == own.HostIfName || attachedLike(path(stateDir, name), own) {
+			continue
+		}
+		switch r, err := Read(stateDir, name); {
+		case err == nil && (r.Mode != own.Mode || r.Bridge != own.Bridge || r.IPAM != nil):
+			records = append(records, r)
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			bad = append(bad, err)
+		}
+	}
+	return records, errors.Join(bad...)
+}
+
+// attachedLike reports whether a record has the lines that say the same mode and bridge as own's. No value of another
+// field can hold such a line, as JSON has no line break within a string. False says nothing.
+func attachedLike(path string, own Record) bool {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var buffer [2048]byte // more than a record has
+	n, err := unix.Read(fd, buffer[:])
+	if err != nil || n <= 0 {
+		return false
+	}
+	has := func(line string) bool { return bytes.Contains(buffer[:n], []byte("\n"+indent+line)) }
+	if has("\"ipam\":") {
+		return false
+	}
+	if own.Bridge == "" {
+		return has(fmt.Sprintf("\"mode\": %q,\n", own.Mode)) && !has("\"bridge\":") && buffer[n-1] == '\n'
+	}
+	return has(fmt.Sprintf("\"mode\": %q,\n", own.Mode)) && has(fmt.Sprintf("\"bridge\": %q,\n", own.Bridge))
 }
 
 // Names lists the host interfaces that have a record, or the beginning of one, readable or not.

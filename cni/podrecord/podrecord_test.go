@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,5 +108,44 @@ func TestHostIfName(t *testing.T) {
 		if podrecord.IsHostIfName(name) {
 			t.Errorf("%q was taken for one of ours", name)
 		}
+	}
+}
+
+func TestElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	add := func(id, mode, bridge, podName string) podrecord.Record {
+		t.Helper()
+		r := podrecord.Record{ContainerID: id, IfName: "eth0", HostIfName: podrecord.HostIfName(id, "eth0"), Network: "n",
+			Mode: mode, Bridge: bridge, PodName: podName}
+		if err := podrecord.Create(dir, r); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	// A name that looks like another field's line; a record longer than what is read of one at first.
+	routed := add("a", "routed", "", "x\",\n  \"mode\": \"bridge\",\n")
+	add("b", "routed", "", strings.Repeat("long", 1000))
+	bridged := add("c", "bridge", "br0", "x\",\n  \"mode\": \"routed\",\n")
+	other := add("d", "bridge", "br1", "")
+	for _, tc := range []struct {
+		own  podrecord.Record
+		want []string
+	}{{routed, []string{"c", "d"}}, {bridged, []string{"a", "b", "d"}}, {other, []string{"a", "b", "c"}}} {
+		records, err := podrecord.Elsewhere(dir, tc.own)
+		var got []string
+		for _, r := range records {
+			got = append(got, r.ContainerID)
+		}
+		slices.Sort(got)
+		if err != nil || !slices.Equal(got, tc.want) {
+			t.Errorf("not attached like %s: %v, %v, want %v", tc.own.ContainerID, got, err, tc.want)
+		}
+	}
+	broken := filepath.Join(podrecord.Dir(dir), podrecord.HostIfName("e", "eth0")+".json")
+	if err := os.WriteFile(broken, []byte("{\n  \"mode\": \"rou"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := podrecord.Elsewhere(dir, routed); err == nil || !strings.Contains(err.Error(), broken) {
+		t.Errorf("with a broken record: %v", err)
 	}
 }
