@@ -104,7 +104,7 @@ func (c *collection) delegated() error {
 }
 
 func (c *collection) drop(name string) error {
-	if err := c.host.removeChecked(name, c.plugin.Source); err != nil {
+	if err := c.host.removeChecked(name, c.plugin.Source, func() error { return nil }); err != nil {
 		return err
 	}
 	return podrecord.Remove(c.conf.StateDir, name)

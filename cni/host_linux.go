@@ -49,31 +49,69 @@ func (h *hostHandle) exists(name string) (bool, error) {
 	return false, fmt.Errorf("looking for %s: %w", name, err)
 }
 
-// removeVeth removes a veth pair by its host end. None there is no error; with it goes all that refers to it.
-func (h *hostHandle) removeVeth(name string) error {
+// removeVeth removes a veth pair by its host end. None there is no error; with it goes all that refers to it. Once the
+// pair can neither send nor receive, after runs; the kernel goes on for some 10 ms then, until nothing refers to the
+// interfaces any more, and removeVeth returns when it is done. After a failure after does not run.
+func (h *hostHandle) removeVeth(name string, after func() error) error {
 	link, err := h.LinkByName(name)
 	switch {
 	case isNotFound(err):
-		return nil
+		return after()
 	case err != nil:
 		return fmt.Errorf("looking for %s: %w", name, err)
 	case link.Type() != "veth":
 		return fmt.Errorf("host interface %s is a %s, not the veth that Warren makes: remove it by hand", name, link.Type())
 	}
-	// The pod's namespace may end at this moment and take the pair along.
-	if err := h.LinkDel(link); err != nil && !isNotFound(err) {
-		return fmt.Errorf("removing %s: %w", name, err)
+	shut := watchLinkEnd(link.Attrs().Index)
+	removed := make(chan error, 1)
+	go func() { removed <- h.LinkDel(link) }()
+	select {
+	case <-shut:
+		err = after()
+		return errors.Join(err, ignoreGone(name, <-removed))
+	case err := <-removed: // there may be no events
+		if err := ignoreGone(name, err); err != nil {
+			return err
+		}
+		return after()
 	}
-	return nil
+}
+
+// ignoreGone takes the error of an interface that was gone already: the pod's namespace may end at this moment and take
+// the pair along.
+func ignoreGone(name string, err error) error {
+	if err == nil || isNotFound(err) {
+		return nil
+	}
+	return fmt.Errorf("removing %s: %w", name, err)
+}
+
+// watchLinkEnd returns a channel that is closed when the kernel says that an interface is taken out. It says so under
+// its lock for all interfaces that go together, after all of them were shut and found by nobody any more.
+func watchLinkEnd(index int) <-chan struct{} {
+	shut, done, updates := make(chan struct{}), make(chan struct{}), make(chan netlink.LinkUpdate)
+	if err := netlink.LinkSubscribe(updates, done); err != nil {
+		return nil
+	}
+	go func() {
+		defer close(done)
+		for u := range updates {
+			if u.Header.Type == unix.RTM_DELLINK && int(u.Index) == index {
+				close(shut)
+				return
+			}
+		}
+	}()
+	return shut
 }
 
 // removeChecked removes a veth pair and its place in the source check, both at once: for each the kernel waits until no
-// processor refers to it any more (an RCU grace period, some 10 ms), and it can wait for both together. Whichever is
-// gone first, the pod sends nothing unchecked: the check lets nothing through but what it lists.
-func (h *hostHandle) removeChecked(name string, source SourceCheck) error {
+// processor refers to it any more (an RCU grace period), and it can wait for both together. Whichever is gone first,
+// the pod sends nothing unchecked: the check lets nothing through but what it lists. after is as removeVeth's.
+func (h *hostHandle) removeChecked(name string, source SourceCheck, after func() error) error {
 	unlisted := make(chan error, 1)
 	go func() { unlisted <- source.Remove(name) }()
-	err := h.removeVeth(name)
+	err := h.removeVeth(name, after)
 	if checkErr := <-unlisted; checkErr != nil {
 		err = errors.Join(err, fmt.Errorf("removing %s from the source check: %w", name, checkErr))
 	}

@@ -222,17 +222,18 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 }
 
 // detach undoes an attachment, in an order that can be repeated after a kill: what a step needs to know goes after it.
-// An address is freed only when the interface that has it is gone. linked: the host interface is the attachment's own.
+// An address is freed only when the interface that has it is shut for good. linked: the host interface is the
+// attachment's own.
 func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, linked bool) error {
+	var err error
 	if linked {
-		if err := host.removeChecked(rec.HostIfName, p.Source); err != nil {
-			return err
-		}
-		if err := host.forget(rec.Bridge, rec.Addresses); err != nil {
-			return err
-		}
+		err = host.removeChecked(rec.HostIfName, p.Source, func() error {
+			return errors.Join(host.forget(rec.Bridge, rec.Addresses), releaseAddresses(conf.StateDir, rec))
+		})
+	} else {
+		err = releaseAddresses(conf.StateDir, rec)
 	}
-	if err := releaseAddresses(conf.StateDir, rec); err != nil {
+	if err != nil {
 		return err
 	}
 	if err := conf.releaseDelegated(rec); err != nil {

@@ -1,0 +1,51 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// careless is Warren with a plugin that detaches no pod.
+type careless struct{ *warrenSystem }
+
+func (careless) Name() string { return "careless" }
+
+func (c careless) Up(ctx context.Context, b *Bed) (*Path, error) {
+	p, err := c.warrenSystem.Up(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	script := filepath.Join(b.Lab.Dir, "plugin")
+	text := fmt.Sprintf("#!/bin/sh\n[ $CNI_COMMAND = DEL ] || exec %s\n", p.Plugin.Binary)
+	p.Plugin.Binary = script
+	return p, os.WriteFile(script, []byte(text), 0o755)
+}
+
+// TestPlugins measures ADD and DEL, and holds that a plugin which leaves something behind has no figure.
+func TestPlugins(t *testing.T) {
+	c := smokeConfig(t)
+	warren := c.Systems[0].(*warrenSystem)
+	c.Systems, c.Scenarios, c.Time = []System{warren, careless{warren}, vethSystem{}}, []string{"cni"}, 200*time.Millisecond
+	report, err := Run(t.Context(), c)
+	if err == nil || len(report.Failures) != 1 || !strings.HasPrefix(report.Failures[0], "careless, ") ||
+		!strings.Contains(report.Failures[0], "after DEL") && !strings.Contains(report.Failures[0], "attached") {
+		t.Errorf("error %v, failures %q, want one, of careless", err, report.Failures)
+	}
+	for _, metric := range []string{metricCNI, metricAdd, metricDel} {
+		if !slices.ContainsFunc(report.Rows, func(r Row) bool {
+			return r.System == "warren-vxlan" && r.Scenario == "cni" && r.Metric == metric && r.Unit == "ms" && r.Median > 0
+		}) {
+			t.Errorf("no row for %s: %+v", metric, report.Rows)
+		}
+	}
+	if len(report.Rows) != 3 {
+		t.Errorf("%d rows, want 3 of Warren alone: %+v", len(report.Rows), report.Rows)
+	}
+	wantNothingLeft(t)
+}
