@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// careless is Warren with a plugin that detaches no pod.
+// careless is Warren with a plugin that leaves a route behind whenever it detached a pod.
 type careless struct{ *warrenSystem }
 
 func (careless) Name() string { return "careless" }
@@ -22,7 +22,8 @@ func (c careless) Up(ctx context.Context, b *Bed) (*Path, error) {
 		return nil, err
 	}
 	script := filepath.Join(b.Lab.Dir, "plugin")
-	text := fmt.Sprintf("#!/bin/sh\n[ $CNI_COMMAND = DEL ] || exec %s\n", p.Plugin.Binary)
+	text := fmt.Sprintf("#!/bin/sh\n%s || exit\n[ $CNI_COMMAND = ADD ] || ip route add 192.0.2.1/32 dev lo metric $$\n",
+		p.Plugin.Binary)
 	p.Plugin.Binary = script
 	return p, os.WriteFile(script, []byte(text), 0o755)
 }
@@ -34,7 +35,7 @@ func TestPlugins(t *testing.T) {
 	c.Systems, c.Scenarios, c.Time = []System{warren, careless{warren}, vethSystem{}}, []string{"cni"}, 200*time.Millisecond
 	report, err := Run(t.Context(), c)
 	if err == nil || len(report.Failures) != 1 || !strings.HasPrefix(report.Failures[0], "careless, ") ||
-		!strings.Contains(report.Failures[0], "after DEL") && !strings.Contains(report.Failures[0], "attached") {
+		!strings.Contains(report.Failures[0], "after DEL there is still: 192.0.2.1") {
 		t.Errorf("error %v, failures %q, want one, of careless", err, report.Failures)
 	}
 	for _, metric := range []string{metricCNI, metricAdd, metricDel} {
