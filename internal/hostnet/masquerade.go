@@ -134,7 +134,7 @@ func (fw *firewall) syncNodes(spec Spec, c *Changes) error {
 		}
 		var want [][]byte
 		for _, a := range slices.Concat(spec.NodeAddrs, spec.PeerNodeAddrs) {
-			if spec.Masquerade && nodeSet(familyOf(a)) == s.Name {
+			if nodeSet(familyOf(a)) == s.Name {
 				want = append(want, a.AsSlice())
 			}
 		}

@@ -148,10 +148,11 @@ func (s Spec) chains(families []family) []chain {
 	return cs
 }
 
-// untracked keeps connection tracking from seeing a packet twice. A packet of a pod that goes on to the TUN is first
-// tracked when it comes back, or never, when a tunnel takes it; a packet between local pods is tracked as it leaves the
-// pod and not when it comes back from the TUN. What Warren itself sends to peers uncut is forwarded, and must not be
-// translated, nor judged by a connection's state.
+// untracked keeps connection tracking from seeing a packet twice. A packet of a pod that goes on to the TUN and is for
+// nobody in the cluster is first tracked when it comes back; a packet between local pods is tracked as it leaves the
+// pod and not when it comes back from the TUN. What a tunnel takes does not come back, and is tracked as it leaves the
+// pod: it may be the answer to a peer that asked a host port (see replies). What Warren itself sends to peers uncut is
+// forwarded, and must not be translated, nor judged by a connection's state.
 func (s Spec) untracked(families []family) chain {
 	var rules []chainRule
 	if s.TunnelGSO != "" {
@@ -167,6 +168,12 @@ func (s Spec) untracked(families []family) chain {
 			}
 		}
 		for _, from := range []match{fromPods(), fromBridges()} {
+			for _, c := range cidrsOf(f, s.ClusterCIDRs) {
+				rules = append(rules, chainRule{"from a pod to the cluster, only time",
+					join(from, isFamily(f), destinationIn(c), accept())})
+			}
+			rules = append(rules, chainRule{"from a pod to a node, only time",
+				join(from, isFamily(f), destinationOneOf(f, nodeSet(f)), accept())})
 			rules = append(rules, chainRule{"from a pod to the TUN, first time",
 				join(from, isFamily(f), outside, destinationNotLocal(), notrack())})
 		}

@@ -291,6 +291,10 @@ func (w *world) countLeaks(outside netns.NsHandle) func() int {
 func TestTranslatedConnections(t *testing.T) {
 	w := newWorld(t)
 	pod1, pod2, outside := w.twoPods()
+	// The outside is a peer's node as well, and what goes to a peer does not come back from the TUN.
+	w.run(`nft 'add table inet tunnel; add chain inet tunnel out { type filter hook postrouting priority 300; }
+		add rule inet tunnel out oifname warren0 ip daddr 192.0.2.2 drop
+		add rule inet tunnel out oifname warren0 ip6 daddr 2001:db8::2 drop'`)
 	w.run(`nft 'add table inet proxy; add chain inet proxy pre { type nat hook prerouting priority -100; }
 		add chain inet proxy out { type nat hook output priority -100; }
 		add chain inet proxy post { type nat hook postrouting priority 90; }'
