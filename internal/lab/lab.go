@@ -37,6 +37,7 @@ type Lab struct {
 	spaces    []*NS
 	procs     []*Proc
 	nodes     []*Node
+	onClose   []func() error
 	lastIndex int // of the node added last, also when adding it failed
 	sw        *NS // the switch: a bridge with a port per node
 	closed    bool
@@ -137,8 +138,11 @@ func (l *Lab) Close() error {
 	for i, ns := range l.spaces {
 		names[i] = ns.Name
 	}
-	errs = append(errs, removeAll(names), os.RemoveAll(l.Dir))
-	return errors.Join(errs...)
+	errs = append(errs, removeAll(names))
+	for _, f := range l.onClose {
+		errs = append(errs, f())
+	}
+	return errors.Join(append(errs, os.RemoveAll(l.Dir))...)
 }
 
 // Keep marks the lab as one that stays when its process ends: Sweep spares it unless told otherwise.

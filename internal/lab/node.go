@@ -64,10 +64,7 @@ func (l *Lab) AddNode(name string) (*Node, error) {
 	if n.NS, err = l.AddNS(name); err != nil {
 		return nil, err
 	}
-	if err := l.plug(n.NS, n.Port(), []netip.Prefix{onSubnet(n.V4), onSubnet(n.V6)}); err != nil {
-		return nil, err
-	}
-	if err := n.NS.Do(addDefaultRoutes); err != nil {
+	if err := n.connect(); err != nil {
 		return nil, fmt.Errorf("node %s: %w", name, err)
 	}
 	l.mu.Lock()
