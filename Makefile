@@ -52,6 +52,18 @@ demo-down: need-root need-go ## Take down what `make demo KEEP=1` left up
 test: need-root deps deps-race build ## All tests with the race detector, as root; a skipped test fails
 	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -race -timeout $(TESTTIME) ./...
 
+# CNI's own programs at the versions of go.mod: the plugins behind Warren's, what containerd calls by itself, and cnitool.
+CNI := github.com/containernetworking
+CNI_PLUGINS := $(foreach p,main/loopback meta/bandwidth meta/firewall meta/portmap meta/tuning,$(CNI)/plugins/plugins/$p)
+
+.PHONY: test-runtime
+test-runtime: TOOLS += containerd:containerd ctr:containerd runc:runc unshare:util-linux
+test-runtime: need-root deps build ## Pods under two real containerds, through crashes and reboots; and cnitool
+	@rm -rf bin/cni && mkdir -p bin/cni
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/cni/ $(CNI_PLUGINS)
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/cnitool $(CNI)/cni/cnitool
+	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags runtime -count 1 -timeout $(TESTTIME) -v ./internal/lab/cri
+
 .PHONY: test-unit
 test-unit: need-go ## The tests that need no root; the others are skipped (as root they run too)
 	$(GO) test -buildvcs=false -timeout $(TESTTIME) ./...
