@@ -32,7 +32,8 @@ func (c careless) Up(ctx context.Context, b *Bed) (*Path, error) {
 func TestPlugins(t *testing.T) {
 	c := smokeConfig(t)
 	warren := c.Systems[0].(*warrenSystem)
-	c.Systems, c.Scenarios, c.Time = []System{warren, careless{warren}, vethSystem{}}, []string{"cni"}, 200*time.Millisecond
+	c.Systems = []System{warren, careless{warren}, vethSystem{}}
+	c.Scenarios, c.Time = []string{"cni"}, 200*time.Millisecond
 	report, err := Run(t.Context(), c)
 	if err == nil || len(report.Failures) != 1 || !strings.HasPrefix(report.Failures[0], "careless, ") ||
 		!strings.Contains(report.Failures[0], "after DEL there is still: 192.0.2.1") {
