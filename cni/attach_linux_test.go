@@ -236,7 +236,7 @@ func TestPreparedBridge(t *testing.T) {
 	n := newNode(t)
 	n.confMore = `, "bridge": "br-mine"`
 	conf := n.conf("1.0.0", cni.ModeBridge)
-	sh(t, n.ns, "ip link add br-mine mtu 1400 type bridge && ip link set br-mine up && "+
+	sh(t, n.ns, "ip link add br-mine mtu 1400 type bridge && ip link set br-mine addrgenmode none up && "+
 		"ip addr add 192.0.2.1/24 dev br-mine")
 	p := n.pod(conf)
 	if _, err := n.do(p.call("ADD")); err == nil || !strings.Contains(err.Msg, "set mtu to 1400") {

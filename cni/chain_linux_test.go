@@ -194,6 +194,33 @@ func TestBehindWarren(t *testing.T) {
 	}
 }
 
+// A hardware address that tuning alone sets cuts the pod off, as the documentation says, and CHECK tells.
+func TestTuningAloneSetsTheAddress(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			c := newChain(t, mode, "nftables")
+			list, err := libcni.NetworkConfFromBytes(fmt.Appendf(nil, `{"cniVersion": "1.1.0", "name": "pods", "plugins": [
+				{"type": "warren-cni", "mode": %q, "runDir": %q, "stateDir": %q},
+				{"type": "tuning", "dataDir": %q, "mac": %q}]}`,
+				mode, c.n.run(), c.n.state(), filepath.Join(c.n.dir, "tuning"), chainMAC))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.list = list
+			p := c.n.pod("")
+			c.add(p)
+			if _, err := try(p.ns, "ping -c 1 -W 1 "+gateway4); err == nil {
+				t.Error("the pod reaches its gateway")
+			}
+			err = c.lib.CheckNetworkList(t.Context(), c.list, c.runtimeConf(p))
+			if err == nil || !strings.Contains(err.Error(), "has hardware address "+chainMAC) {
+				t.Errorf("CHECK: %v", err)
+			}
+			c.del(p)
+		})
+	}
+}
+
 // works looks at what each plugin did.
 func (c *chain) works(t *testing.T, p *pod) {
 	t.Helper()

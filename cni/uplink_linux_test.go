@@ -51,7 +51,7 @@ func (n *node) counters() string {
 
 func (n *node) uplink() string {
 	n.t.Helper()
-	return sh(n.t, n.ns, "ip link show up0 | grep -o 'master [^ ]*\\|state [A-Z]*\\|<.*>'")
+	return sh(n.t, n.ns, "ip link show up0 2>/dev/null | grep -o 'master [^ ]*\\|state [A-Z]*\\|<.*>'")
 }
 
 // Pods of two nodes whose bridges are joined reach each other without Warren; the uplink is free after the last pod.
