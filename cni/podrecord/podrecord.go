@@ -142,10 +142,9 @@ func List(stateDir string) ([]Record, error) {
 	return records, errors.Join(bad...)
 }
 
-// Elsewhere reads the records of pods that are attached in another way than own: in another mode, to another bridge, or
-// with addresses of an IPAM plugin.
-// Errors are as List's. On a node whose pods are all attached in one way it only looks at the files' lines: this is done
-// for every pod that is added.
+// Elsewhere reads the records of pods that are attached in another way than own: in another mode, to another bridge,
+// or with addresses of an IPAM plugin. Errors are as List's. On a node whose pods are all attached in one way it only
+// looks at the files' lines: this is done for every pod that is added.
 func Elsewhere(stateDir string, own Record) ([]Record, error) {
 	names, err := Names(stateDir)
 	if err != nil {
