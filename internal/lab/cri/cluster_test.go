@@ -79,7 +79,7 @@ func newCluster(t *testing.T, fields map[string]any, names ...string) *cluster {
 	t.Helper()
 	plugins := built(t, "cni")
 	c := newLab(t, names...)
-	images, err := cri.BuildImages(c.ctx, t.TempDir())
+	images, err := cri.BuildImages(c.ctx, c.lab.Dir)
 	c.ok(err)
 	warrenCNI, err := c.lab.Binary("warren-cni")
 	c.ok(err)
