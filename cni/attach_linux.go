@@ -96,11 +96,7 @@ func (a *attachment) record() error {
 	if err := a.stillServed(); err != nil {
 		return err
 	}
-	list := podrecord.Elsewhere
-	if a.IPAM != nil {
-		list = func(stateDir string, _ podrecord.Record) ([]podrecord.Record, error) { return podrecord.List(stateDir) }
-	}
-	others, err := list(a.StateDir, a.rec)
+	others, err := podrecord.Unlike(a.StateDir, a.rec)
 	if err != nil {
 		a.remark("%v; whether %s has neighbours that it would not reach can't be told", err, a.rec.HostIfName)
 	}

@@ -57,7 +57,7 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 	}
 	defer host.Close()
 
-	c := checkup{rec: rec, ns: ns, host: host, mac: macIn(prev, rec), routes: conf.Routes}
+	c := checkup{rec: rec, ns: ns, host: host, routes: conf.Routes}
 	c.result(prev)
 	if err := errors.Join(c.inPod(), c.onHost(), c.uplink(conf.Uplink)); err != nil {
 		return err
@@ -74,23 +74,12 @@ type checkup struct {
 	rec    podrecord.Record
 	ns     *podNetns
 	host   *hostHandle
-	mac    string        // that the pod's interface should have
 	routes []types.Route // of the configuration
 	found  []string      // what is different from what ADD left
 }
 
 func (c *checkup) add(format string, args ...any) {
 	c.found = append(c.found, fmt.Sprintf(format, args...))
-}
-
-// macIn is the pod's hardware address in a result: a plugin behind this one may have set another than the record's.
-func macIn(prev *current.Result, rec podrecord.Record) string {
-	for _, i := range prev.Interfaces {
-		if i.Name == rec.IfName && i.Sandbox != "" && i.Mac != "" {
-			return i.Mac
-		}
-	}
-	return rec.MAC
 }
 
 // result compares with what the runtime remembers of ADD.
@@ -123,8 +112,9 @@ func (c *checkup) inPod() error {
 	if attrs.Flags&net.FlagUp == 0 {
 		c.add("%s in the pod is down", rec.IfName)
 	}
-	if !strings.EqualFold(attrs.HardwareAddr.String(), c.mac) {
-		c.add("%s in the pod has hardware address %s, not %s", rec.IfName, attrs.HardwareAddr, c.mac)
+	// Also when a plugin behind this one set it: the node's neighbour entries and source check have the record's.
+	if attrs.HardwareAddr.String() != rec.MAC {
+		c.add("%s in the pod has hardware address %s, not %s", rec.IfName, attrs.HardwareAddr, rec.MAC)
 	}
 	c.mtu(rec.IfName+" in the pod", attrs.MTU)
 	have, err := retry(func() ([]netlink.Addr, error) { return c.ns.AddrList(link, netlink.FAMILY_ALL) })
@@ -154,9 +144,8 @@ func (c *checkup) inPod() error {
 			c.add("%s in the pod has no route to %s", rec.IfName, want.Dst.String())
 		}
 	}
-	if rec.Mode == ModeRouted {
-		return c.neighbors(c.ns.Handle, link, "%s in the pod has no permanent neighbour entry of its gateway for %s")
-	}
+	// The gateway's permanent neighbour entry is not looked for: it goes when a plugin behind this one (tuning) sets the
+	// interface down and up, and only saves a question.
 	return nil
 }
 
@@ -166,17 +155,19 @@ func (c *checkup) mtu(what string, mtu int) {
 	}
 }
 
-// neighbors looks for a permanent entry for each address's family: in the pod the gateway's, on the host the pod's.
-func (c *checkup) neighbors(h *netlink.Handle, link netlink.Link, format string) error {
-	have, err := retry(func() ([]netlink.Neigh, error) { return h.NeighList(link.Attrs().Index, netlink.FAMILY_ALL) })
+// neighbors looks for the host's permanent entry of each address.
+func (c *checkup) neighbors(link netlink.Link) error {
+	have, err := retry(func() ([]netlink.Neigh, error) {
+		return c.host.NeighList(link.Attrs().Index, netlink.FAMILY_ALL)
+	})
 	if err != nil {
 		return fmt.Errorf("listing the neighbours on %s: %w", link.Attrs().Name, err)
 	}
 	for _, addr := range c.rec.Addresses {
 		if !slices.ContainsFunc(have, func(n netlink.Neigh) bool {
-			return n.State&netlink.NUD_PERMANENT != 0 && (n.IP.To4() != nil) == addr.Is4()
+			return n.State&netlink.NUD_PERMANENT != 0 && n.IP.Equal(addr.AsSlice())
 		}) {
-			c.add(format, link.Attrs().Name, addr)
+			c.add("host interface %s has no permanent neighbour entry of %s", link.Attrs().Name, addr)
 		}
 	}
 	return nil
@@ -224,7 +215,7 @@ func (c *checkup) onHost() error {
 			c.add("the host has no route to %s through %s", addr, rec.HostIfName)
 		}
 	}
-	return c.neighbors(h.Handle, link, "host interface %s has no permanent neighbour entry of %s")
+	return c.neighbors(link)
 }
 
 // sourceCheck looks for what keeps the pod from sending with addresses of others.

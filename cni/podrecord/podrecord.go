@@ -142,10 +142,10 @@ func List(stateDir string) ([]Record, error) {
 	return records, errors.Join(bad...)
 }
 
-// Elsewhere reads the records of pods that are attached in another way than own: in another mode, to another bridge,
-// or with addresses of an IPAM plugin. Errors are as List's. On a node whose pods are all attached in one way it only
-// looks at the files' lines: this is done for every pod that is added.
-func Elsewhere(stateDir string, own Record) ([]Record, error) {
+// Unlike reads the records of pods that are attached in another way than own: in another mode, or to another bridge,
+// or where an IPAM plugin gave the addresses of either. Errors are as List's. On a node whose pods are all attached in
+// one way it only looks at the files' lines: this is done for every pod that is added.
+func Unlike(stateDir string, own Record) ([]Record, error) {
 	names, err := Names(stateDir)
 	if err != nil {
 		return nil, err
@@ -153,11 +153,11 @@ func Elsewhere(stateDir string, own Record) ([]Record, error) {
 	var records []Record
 	var bad []error
 	for _, name := range names {
-		if name == own.HostIfName || attachedLike(path(stateDir, name), own) {
+		if name == own.HostIfName || own.IPAM == nil && attachedLike(path(stateDir, name), own) {
 			continue
 		}
 		switch r, err := Read(stateDir, name); {
-		case err == nil && (r.Mode != own.Mode || r.Bridge != own.Bridge || r.IPAM != nil):
+		case err == nil && (r.Mode != own.Mode || r.Bridge != own.Bridge || r.IPAM != nil || own.IPAM != nil):
 			records = append(records, r)
 		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			bad = append(bad, err)
@@ -166,27 +166,26 @@ func Elsewhere(stateDir string, own Record) ([]Record, error) {
 	return records, errors.Join(bad...)
 }
 
-// attachedLike reports whether a record has the lines that say the same mode and bridge as own's. No value of another
-// field can hold such a line, as JSON has no line break within a string. False says nothing.
+// attachedLike reports whether a record has the lines that say the same mode and bridge as own's, and none about an
+// IPAM plugin. No value of another field can hold such a line, as JSON has no line break within a string. False says
+// nothing.
 func attachedLike(path string, own Record) bool {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fd)
-	var buffer [2048]byte // more than a record has
+	var buffer [2048]byte // more than nearly every record has
 	n, err := unix.Read(fd, buffer[:])
-	if err != nil || n <= 0 {
+	if err != nil || n <= 0 || n == len(buffer) {
 		return false
 	}
 	has := func(line string) bool { return bytes.Contains(buffer[:n], []byte("\n"+indent+line)) }
-	if has("\"ipam\":") {
-		return false
-	}
+	bridge := has(fmt.Sprintf("\"bridge\": %q,\n", own.Bridge))
 	if own.Bridge == "" {
-		return has(fmt.Sprintf("\"mode\": %q,\n", own.Mode)) && !has("\"bridge\":") && buffer[n-1] == '\n'
+		bridge = !has("\"bridge\":")
 	}
-	return has(fmt.Sprintf("\"mode\": %q,\n", own.Mode)) && has(fmt.Sprintf("\"bridge\": %q,\n", own.Bridge))
+	return bridge && has(fmt.Sprintf("\"mode\": %q,\n", own.Mode)) && !has("\"ipam\":") && buffer[n-1] == '\n'
 }
 
 // Names lists the host interfaces that have a record, or the beginning of one, readable or not.

@@ -111,7 +111,7 @@ func TestHostIfName(t *testing.T) {
 	}
 }
 
-func TestElsewhere(t *testing.T) {
+func TestUnlike(t *testing.T) {
 	dir := t.TempDir()
 	add := func(id, mode, bridge, podName string) podrecord.Record {
 		t.Helper()
@@ -131,7 +131,7 @@ func TestElsewhere(t *testing.T) {
 		own  podrecord.Record
 		want []string
 	}{{routed, []string{"c", "d"}}, {bridged, []string{"a", "b", "d"}}, {other, []string{"a", "b", "c"}}} {
-		records, err := podrecord.Elsewhere(dir, tc.own)
+		records, err := podrecord.Unlike(dir, tc.own)
 		var got []string
 		for _, r := range records {
 			got = append(got, r.ContainerID)
@@ -145,7 +145,7 @@ func TestElsewhere(t *testing.T) {
 	if err := os.WriteFile(broken, []byte("{\n  \"mode\": \"rou"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := podrecord.Elsewhere(dir, routed); err == nil || !strings.Contains(err.Error(), broken) {
+	if _, err := podrecord.Unlike(dir, routed); err == nil || !strings.Contains(err.Error(), broken) {
 		t.Errorf("with a broken record: %v", err)
 	}
 }
