@@ -75,10 +75,14 @@ func (a *attachment) attach() error {
 	if err := a.setUpPod(); err != nil {
 		return fmt.Errorf("setting up %s in the pod: %w", a.rec.IfName, err)
 	}
+	complete := a.setUpRouted
 	if a.Mode == ModeBridge {
-		return a.setUpPort()
+		complete = a.setUpPort
 	}
-	return a.setUpRouted()
+	if err := complete(); err != nil {
+		return err
+	}
+	return a.awaitCarrier()
 }
 
 // record takes the addresses and writes the record, in an order in which all that anybody has is in a record.

@@ -224,7 +224,7 @@ func TestPodCannotUseAnotherAddress(t *testing.T) {
 			sh(t, n.ns, "ip neigh flush all; ip -6 neigh flush all")
 			sh(t, a.ns, "ip neigh flush all; ip -6 neigh flush all")
 			if host := podrecord.HostIfName(a.id, "eth0"); mode == cni.ModeRouted {
-				mac := sh(t, a.ns, "ip -o link show eth0 | sed 's/.*ether \\([^ ]*\\).*/\\1/'")
+				mac := sh(t, a.ns, "ip -o link show eth0 2>/dev/null | sed 's/.*ether \\([^ ]*\\).*/\\1/'")
 				sh(t, n.ns, "ip neigh replace fd00:10:244:1::99 lladdr "+strings.TrimSpace(mac)+" dev "+host)
 			}
 			sh(t, a.ns, "ping -c 3 -W 2 -I 10.244.1.99 "+gateway4+" && ping -c 3 -W 2 -I fd00:10:244:1::99 "+gateway6)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
@@ -65,6 +66,30 @@ func (a *attachment) podSysctls() error {
 		trySysctl("ipv4/conf/"+a.rec.IfName+"/arp_notify", "1")
 	}
 	return nil
+}
+
+// carrierTimeout is longer than the second for which the kernel may put off looking at carriers
+// (net/core/link_watch.c).
+const carrierTimeout = 3 * time.Second
+
+// awaitCarrier waits until the pod's end can send. It was up before the host's end was, so the kernel starts its
+// queue on a work queue of its own, some time after both are up, and drops without a word what the pod sends before.
+// Since Linux 6.8 asking for an interface makes the kernel catch up with it, and there is nothing to wait for.
+func (a *attachment) awaitCarrier() error {
+	for deadline := time.Now().Add(carrierTimeout); ; time.Sleep(time.Millisecond) {
+		link, err := a.pod.LinkByName(a.rec.IfName)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			a.remark("%s in the pod has had no carrier for %v since both its ends are up (it is %s): what it sends first may be "+
+				"lost", a.rec.IfName, carrierTimeout, link.Attrs().OperState)
+			return nil
+		}
+	}
 }
 
 // reachGateways makes the gateways reachable, which in routed mode are in no subnet of the pod's. The permanent entry

@@ -202,12 +202,34 @@ func (c *cluster) eventually(f func() error) {
 	}
 }
 
-// ping wants every echo request answered.
+// ping wants every echo request answered, the second time at the latest: the requests leave all at once, and this once
+// lost them on a machine that was busy with other tests. What they met then is logged.
 func (c *cluster) ping(from *lab.NS, to netip.Addr, how lab.Ping) {
 	c.t.Helper()
-	if _, err := from.Ping(c.ctx, to, how); err != nil {
-		c.t.Error(err)
+	_, err := from.Ping(c.ctx, to, how)
+	if err == nil {
+		return
 	}
+	c.t.Logf("%v\n%s", err, c.devices(from))
+	if _, err := from.Ping(c.ctx, to, how); err != nil {
+		c.t.Errorf("the second time as well: %v", err)
+	}
+}
+
+// devices shows what a packet may have met: the counters, states and neighbours in the namespace and on the nodes.
+func (c *cluster) devices(from *lab.NS) string {
+	var b strings.Builder
+	show := func(ns *lab.NS) {
+		for _, line := range []string{"ip -s -s link", "ip neigh", "ip -6 neigh", "nft list ruleset"} {
+			out, err := ns.Run(c.ctx, strings.Fields(line)...)
+			fmt.Fprintf(&b, "== %s in %s (%v)\n%s\n", line, ns.Name, err, out)
+		}
+	}
+	show(from)
+	for _, n := range c.lab.Nodes() {
+		show(n.NS)
+	}
+	return b.String()
 }
 
 // fullPing sends pings of exactly mtu bytes with DF set.

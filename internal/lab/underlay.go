@@ -112,7 +112,27 @@ func (l *Lab) plug(ns *NS, port string, addresses []netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("plugging %s into the switch: %w", port, err)
 	}
-	return ns.Do(func() error { return setUpPort(addresses) })
+	if err := ns.Do(func() error { return setUpPort(addresses) }); err != nil {
+		return err
+	}
+	return l.sw.Do(func() error { return waitForCarrier(port) })
+}
+
+// waitForCarrier waits until the kernel has seen that the device, whose peer came up after it, has a carrier. It looks
+// once a second when many devices come and go, and a port of the switch loses everything until then.
+func waitForCarrier(device string) error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s has no carrier, though its peer is up: it is %s", device, link.Attrs().OperState)
+		}
+	}
 }
 
 // setUpPort runs inside the namespace that was plugged in.
