@@ -27,7 +27,9 @@ func Open(c Config) (*Socket, error) {
 // The group never shares its port with another process by accident, although SO_REUSEPORT would allow that to one of
 // the same user: the first socket is bound without the option, which fails when anybody has the port, and gets it
 // only then, so that its own siblings may join.
-func OpenGroup(n int, c Config) ([]*Socket, error) {
+func OpenGroup(n int, c Config) ([]*Socket, error) { return openGroup(n, c, tryLoopback) }
+
+func openGroup(n int, c Config, try trier) ([]*Socket, error) {
 	if n < 1 {
 		return nil, fmt.Errorf("opening %d UDP sockets: at least one is needed", n)
 	}
@@ -43,9 +45,16 @@ func OpenGroup(n int, c Config) ([]*Socket, error) {
 	if err := checkAddrs(c.Addrs); err != nil {
 		return nil, err
 	}
+	gso, gro := probe(c, try)
 	g := group{Config: c, lanes: n}
 	for len(g.sockets) < n {
 		s := newSocket(c)
+		if gso != "" {
+			s.gso.disable(gso)
+		}
+		if gro != "" {
+			s.gro.disable(gro)
+		}
 		g.sockets = append(g.sockets, s)
 		if err := g.open(s); err != nil {
 			g.close()
