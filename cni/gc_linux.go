@@ -134,7 +134,7 @@ func (c *collection) interfaces() error {
 }
 
 // addresses frees those that no valid attachment has. One whose file can't be read is written anew when a valid pod's
-// record has it, and freed otherwise.
+// record has it, and freed when nobody can have it.
 func (c *collection) addresses() error {
 	return withAddresses(c.conf.StateDir, c.conf.Name, c.freeIn)
 }
@@ -144,12 +144,14 @@ func (c *collection) freeIn(store *ipam.Store) error {
 	if err != nil {
 		return err
 	}
-	var free []netip.Addr
+	var free, unreadable []netip.Addr
 	var repair []ipam.Entry
 	for _, e := range entries {
 		at := slices.IndexFunc(c.kept, func(r podrecord.Record) bool { return slices.Contains(r.Addresses, e.Addr) })
 		switch {
 		case e.Err == nil && c.valid[podrecord.HostIfName(e.ContainerID, e.IfName)]:
+		case at < 0 && e.Err != nil:
+			unreadable = append(unreadable, e.Addr)
 		case at < 0:
 			free = append(free, e.Addr)
 		case e.Err != nil:
@@ -161,6 +163,10 @@ func (c *collection) freeIn(store *ipam.Store) error {
 		c.plugin.remark("the file of address %s could not be read; writing it anew for %s of %s", e.Addr, e.IfName,
 			e.ContainerID)
 		errs = append(errs, store.Rewrite(e))
+	}
+	if len(unreadable) > 0 {
+		none := podrecord.Record{Network: c.conf.Name}
+		errs = append(errs, c.plugin.freeUnreadable(c.host, store, c.conf.StateDir, none, unreadable))
 	}
 	return errors.Join(errs...)
 }

@@ -228,10 +228,10 @@ func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, lin
 	var err error
 	if linked {
 		err = host.removeChecked(rec.HostIfName, p.Source, func() error {
-			return errors.Join(host.forget(rec.Bridge, rec.Addresses), releaseAddresses(conf.StateDir, rec))
+			return errors.Join(host.forget(rec.Bridge, rec.Addresses), p.releaseAddresses(host, conf.StateDir, rec))
 		})
 	} else {
-		err = releaseAddresses(conf.StateDir, rec)
+		err = p.releaseAddresses(host, conf.StateDir, rec)
 	}
 	if err != nil {
 		return err
@@ -245,12 +245,21 @@ func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, lin
 	return host.releaseBridges(conf.StateDir)
 }
 
-func releaseAddresses(stateDir string, rec podrecord.Record) error {
+// releaseAddresses frees what an attachment has, by its record, or else by looking at every address. A file that does
+// not say whose its address is would keep it for ever, as nobody else's DEL frees it.
+func (p *Plugin) releaseAddresses(host *hostHandle, stateDir string, rec podrecord.Record) error {
 	return withAddresses(stateDir, rec.Network, func(store *ipam.Store) error {
-		if len(rec.Addresses) > 0 {
-			return store.Release(rec.ContainerID, rec.IfName, rec.Addresses)
+		unreadable, err := store.Release(rec.ContainerID, rec.IfName, rec.Addresses)
+		if len(rec.Addresses) == 0 {
+			err = store.ReleaseByID(rec.ContainerID, rec.IfName)
+			if err == nil {
+				unreadable, err = store.Unreadable()
+			}
 		}
-		return store.ReleaseByID(rec.ContainerID, rec.IfName)
+		if len(unreadable) == 0 || err != nil {
+			return err
+		}
+		return p.freeUnreadable(host, store, stateDir, rec, unreadable)
 	})
 }
 

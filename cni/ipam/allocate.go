@@ -28,7 +28,7 @@ type FullError struct {
 func (e *FullError) Error() string {
 	msg := fmt.Sprintf("all %s addresses of %s are in use", e.Total, e.Set)
 	if e.Unreadable > 0 {
-		msg += fmt.Sprintf(" (%d of them by an unreadable address file, which a garbage collection frees)", e.Unreadable)
+		msg += fmt.Sprintf(" (%d of them by an unreadable address file, which the DEL of its pod frees, or a GC)", e.Unreadable)
 	}
 	return msg
 }
@@ -89,7 +89,7 @@ func (s *Store) Allocate(req Request) (given []Allocation, err error) {
 			err = fmt.Errorf("%s was free a moment ago: %w, by somebody who does not ask for the lock", a.Addr, ErrTaken)
 		}
 		if err != nil {
-			return nil, errors.Join(err, s.Release(req.ContainerID, req.IfName, addrsOf(given[:i])))
+			return nil, errors.Join(err, s.Free(addrsOf(given[:i])...))
 		}
 	}
 	return given, nil

@@ -10,7 +10,8 @@
 //
 // An address file appears complete or not at all (package internal/atomicfile: temporary file, fsync, link), and the
 // link is the reservation: it fails when the address is taken. A file that says nothing readable counts as taken:
-// nobody can say that no pod lives there. Entries reports it, and the garbage collection decides.
+// nobody here can say that no pod lives there. Entries, Release and Unreadable report it, and the caller decides, who
+// has the pods' records.
 //
 // An address is taken when any network has it: two networks may share a pod CIDR, which both read from the node file.
 //

@@ -207,15 +207,19 @@ func (s *Store) LastReservedIP(rangeID string) (net.IP, error) {
 	return addr.AsSlice(), nil
 }
 
-// Release frees those of some addresses that an interface of a container has. The store must be locked.
-func (s *Store) Release(id, ifname string, addrs []netip.Addr) error {
+// Release frees those of some addresses that an interface of a container has. It returns those whose file does not say
+// who has them: the caller may know. The store must be locked.
+func (s *Store) Release(id, ifname string, addrs []netip.Addr) (unreadable []netip.Addr, err error) {
 	var own []netip.Addr
 	for _, addr := range addrs {
-		if o, err := s.read(addr); err == nil && o == (owner{id, ifname}) {
+		switch o, err := s.read(addr); {
+		case err == nil && o == (owner{id, ifname}):
 			own = append(own, addr)
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			unreadable = append(unreadable, addr)
 		}
 	}
-	return s.Free(own...)
+	return unreadable, s.Free(own...)
 }
 
 // ReleaseByID frees the addresses of one interface of a container, for which it looks at every address in use. None
@@ -285,6 +289,18 @@ func (s *Store) GetByID(id, ifname string) []net.IP {
 		}
 	}
 	return ips
+}
+
+// Unreadable lists the addresses in use whose file does not say who has them.
+func (s *Store) Unreadable() ([]netip.Addr, error) {
+	entries, err := s.Entries()
+	var addrs []netip.Addr
+	for _, e := range entries {
+		if e.Err != nil {
+			addrs = append(addrs, e.Addr)
+		}
+	}
+	return addrs, err
 }
 
 // Entries lists the network's addresses in use, by address file name.
