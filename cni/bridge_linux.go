@@ -2,66 +2,18 @@ package cni
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/warren-net/warren/cni/podrecord"
-	"github.com/warren-net/warren/internal/atomicfile"
 	"github.com/warren-net/warren/internal/hostnet"
 )
-
-const bridgeAlias = "warren pod bridge"
-
-// bridgeState is what the plugin did to a bridge, so that the last pod that leaves can undo that and no more. It is
-// written before it is done.
-type bridgeState struct {
-	Created    bool           `json:"created"`
-	Addresses  []netip.Prefix `json:"addresses"`            // added to it
-	Uplink     string         `json:"uplink,omitempty"`     // made a port of it
-	UplinkDown bool           `json:"uplinkDown,omitempty"` // before that
-}
-
-func bridgePath(stateDir, name string) string {
-	return filepath.Join(stateDir, "cni", "bridges", name+".json")
-}
-
-func bridgeLock(stateDir, name string) (*lock, error) { return takeLock(stateDir, "bridge "+name) }
-
-func readBridge(stateDir, name string) (bridgeState, error) {
-	var st bridgeState
-	data, err := os.ReadFile(bridgePath(stateDir, name))
-	if err != nil {
-		return st, err
-	}
-	if err := json.Unmarshal(data, &st); err != nil {
-		return st, fmt.Errorf("%s is not what Warren writes: %w", bridgePath(stateDir, name), err)
-	}
-	return st, nil
-}
-
-func writeBridge(stateDir, name string, st bridgeState) error {
-	data, err := json.Marshal(st)
-	if err != nil {
-		return err
-	}
-	path := bridgePath(stateDir, name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	return atomicfile.Replace(path, append(data, '\n'), 0o600)
-}
 
 // ensureBridge makes the bridge what a pod needs. The pod's record exists already and names the bridge, so that no DEL
 // of another pod takes it away again.
@@ -71,17 +23,22 @@ func (a *attachment) ensureBridge() error {
 		return err
 	}
 	defer l.release()
-	st, err := readBridge(a.StateDir, a.Bridge)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		a.remark("%v; taking the bridge as it is", err)
-	}
+	st, stateErr := readBridge(a.StateDir, a.Bridge)
 	link, err := a.host.LinkByName(a.Bridge)
-	if isNotFound(err) {
+	switch {
+	case isNotFound(err):
 		st = bridgeState{Created: true}
-		if err := writeBridge(a.StateDir, a.Bridge, st); err != nil {
-			return fail(types.ErrIOFailure, "recording bridge %s: %w", a.Bridge, err)
+		if err := a.writeBridge(st); err != nil {
+			return err
 		}
 		link, err = a.makeBridge()
+	case err == nil && st.adopt(link.Attrs().Alias), err == nil && unreadable(stateErr):
+		if unreadable(stateErr) {
+			a.remark("%v; writing it anew: %s", stateErr, st.origin())
+		}
+		if err := a.writeBridge(st); err != nil {
+			return err
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("bridge %s: %w", a.Bridge, err)
@@ -112,7 +69,7 @@ func (a *attachment) makeBridge() (netlink.Link, error) {
 func (a *attachment) setUpBridge(st bridgeState) error {
 	attrs := a.bridge.Attrs()
 	if st.Created {
-		if err := a.ownBridge(); err != nil {
+		if err := a.ownBridge(st.alias()); err != nil {
 			return err
 		}
 	} else if attrs.MTU < a.mtu {
@@ -153,10 +110,10 @@ func (a *attachment) pinMAC() error {
 }
 
 // ownBridge sets what belongs to a bridge that the plugin made; it repeats what a killed ADD did not come to.
-func (a *attachment) ownBridge() error {
+func (a *attachment) ownBridge(alias string) error {
 	attrs := a.bridge.Attrs()
-	if attrs.Alias != bridgeAlias {
-		if err := a.host.LinkSetAlias(a.bridge, bridgeAlias); err != nil {
+	if attrs.Alias != alias {
+		if err := a.host.LinkSetAlias(a.bridge, alias); err != nil {
 			return err
 		}
 	}
@@ -187,8 +144,8 @@ func (a *attachment) holdGateway(st *bridgeState, gateway netip.Prefix) error {
 	}
 	if !slices.Contains(st.Addresses, gateway) {
 		st.Addresses = append(st.Addresses, gateway)
-		if err := writeBridge(a.StateDir, a.Bridge, *st); err != nil {
-			return fail(types.ErrIOFailure, "recording it: %w", err)
+		if err := a.writeBridge(*st); err != nil {
+			return err
 		}
 	}
 	if err := a.host.AddrAdd(a.bridge, want); err != nil {
@@ -239,99 +196,4 @@ func (h *hostHandle) forget(bridge string, addrs []netip.Addr) error {
 		}
 	}
 	return nil
-}
-
-// releaseBridges undoes what was done to each bridge that no pod is on. It comes after the record of the pod that left:
-// of two pods that leave at once, the later one sees no other. A kill in between is made good by the next DEL or GC.
-func (h *hostHandle) releaseBridges(stateDir string) error {
-	entries, err := os.ReadDir(filepath.Dir(bridgePath(stateDir, "")))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("listing the bridges: %w", err)
-	}
-	var errs []error
-	for _, e := range entries {
-		// The temporary file of a killed ADD goes by the same name.
-		file := strings.TrimSuffix(strings.TrimPrefix(e.Name(), "."), ".tmp")
-		if name, ok := strings.CutSuffix(file, ".json"); ok {
-			errs = append(errs, h.releaseBridge(stateDir, name))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (h *hostHandle) releaseBridge(stateDir, name string) error {
-	l, err := bridgeLock(stateDir, name)
-	if err != nil {
-		return err
-	}
-	defer l.release()
-	st, err := readBridge(stateDir, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return atomicfile.Remove(bridgePath(stateDir, name))
-	}
-	if err != nil || bridgeInUse(stateDir, name) {
-		return nil // a state that can't be read says nothing that may be undone
-	}
-	link, err := h.LinkByName(name)
-	if err != nil && !isNotFound(err) {
-		return fmt.Errorf("bridge %s: %w", name, err)
-	}
-	if err == nil {
-		if done, err := h.undoBridge(link, st); !done || err != nil {
-			return err
-		}
-	}
-	return atomicfile.Remove(bridgePath(stateDir, name))
-}
-
-// undoBridge reports false when the bridge has to stay, because somebody put another port on it.
-func (h *hostHandle) undoBridge(link netlink.Link, st bridgeState) (bool, error) {
-	name := link.Attrs().Name
-	if err := h.releaseUplink(link, st); err != nil {
-		return false, err
-	}
-	if st.Created {
-		links, err := retry(h.LinkList)
-		if err != nil {
-			return false, fmt.Errorf("listing the ports of %s: %w", name, err)
-		}
-		if slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().MasterIndex == link.Attrs().Index }) {
-			return false, nil
-		}
-		if err := h.LinkDel(link); err != nil && !isNotFound(err) {
-			return false, fmt.Errorf("removing bridge %s: %w", name, err)
-		}
-		return true, nil
-	}
-	have, err := retry(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
-	if err != nil {
-		return false, fmt.Errorf("listing the addresses of %s: %w", name, err)
-	}
-	for _, addr := range have {
-		if slices.ContainsFunc(st.Addresses, func(p netip.Prefix) bool { return p.String() == addr.IPNet.String() }) {
-			if err := h.AddrDel(link, &addr); err != nil {
-				return false, fmt.Errorf("removing %s from %s: %w", addr.IPNet, name, err)
-			}
-		}
-	}
-	return true, nil
-}
-
-// bridgeInUse reports whether a pod is on the bridge, or may be: a record that can't be read counts.
-func bridgeInUse(stateDir, name string) bool {
-	names, err := podrecord.Names(stateDir)
-	if err != nil {
-		return true
-	}
-	for _, other := range names {
-		rec, err := podrecord.Read(stateDir, other)
-		if err == nil && rec.Bridge != name || errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		return true
-	}
-	return false
 }

@@ -39,8 +39,9 @@ func (p *Plugin) gc(args *skel.CmdArgs) error {
 		return err
 	}
 	defer c.host.Close()
-	return errors.Join(c.records(), c.interfaces(), c.addresses(), c.delegated(), c.host.releaseBridges(conf.StateDir),
-		c.host.releaseMasquerade(conf.RunDir, conf.StateDir))
+	shared := p.shared(c.host, conf)
+	return errors.Join(c.records(), c.interfaces(), c.addresses(), c.delegated(),
+		shared.releaseBridges(podrecord.Record{}), shared.releaseMasquerade())
 }
 
 // collection is a GC at work.

@@ -21,17 +21,17 @@ func masqueradeOf(node *nodefile.File) *hostnet.Masquerade {
 // releaseMasquerade removes the translation when no pod is left. It comes after the record of the pod that left, and a
 // pod's ADD makes the translation after its record. So a pod that is not seen at first makes it anew, or is seen at the
 // second look, when it may have relied on what was removed meanwhile.
-func (h *hostHandle) releaseMasquerade(runDir, stateDir string) error {
-	if used, err := h.hasPods(stateDir); used || err != nil {
+func (s shared) releaseMasquerade() error {
+	if used, err := s.hasPods(); used || err != nil {
 		return err
 	}
 	if err := hostnet.RemoveMasquerade(); err != nil {
 		return err
 	}
-	if used, err := h.hasPods(stateDir); !used || err != nil {
+	if used, err := s.hasPods(); !used || err != nil {
 		return err
 	}
-	node, err := nodefile.Read(runDir)
+	node, err := nodefile.Read(s.conf.RunDir)
 	if err != nil {
 		return err
 	}
@@ -42,12 +42,12 @@ func (h *hostHandle) releaseMasquerade(runDir, stateDir string) error {
 }
 
 // hasPods looks for records, and, as those may be lost, for interfaces.
-func (h *hostHandle) hasPods(stateDir string) (bool, error) {
-	names, err := podrecord.Names(stateDir)
+func (s shared) hasPods() (bool, error) {
+	names, err := podrecord.Names(s.conf.StateDir)
 	if len(names) > 0 || err != nil {
 		return true, err
 	}
-	links, err := retry(h.LinkList)
+	links, err := retry(s.LinkList)
 	if err != nil {
 		return true, fmt.Errorf("listing interfaces: %w", err)
 	}

@@ -126,7 +126,7 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 	a := &attachment{network: n, rec: rec, host: host, pod: ns, source: p.Source, remark: p.remark}
 	defer func() {
 		if err != nil && a.recorded {
-			undo := errors.Join(p.detach(host, n.Config, a.rec, a.linked), host.releaseMasquerade(n.RunDir, n.StateDir))
+			undo := errors.Join(p.detach(host, n.Config, a.rec, a.linked), p.shared(host, n.Config).releaseMasquerade())
 			if undo != nil {
 				err = fmt.Errorf("%w; undoing it failed too, DEL will try again: %w", err, undo)
 			}
@@ -198,15 +198,13 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 		return err
 	}
 	defer host.Close()
-	if _, err := os.Stat(filepath.Join(conf.StateDir, "cni")); errors.Is(err, fs.ErrNotExist) {
-		// Nothing was ever attached with this state directory, or it is lost: nothing to lock, nothing recorded.
-		return p.detach(host, conf, rec, true)
-	}
-	l, err := takeLock(conf.StateDir, rec.HostIfName)
-	if err != nil {
-		return err
-	}
-	defer l.release()
+	if _, err := os.Stat(filepath.Join(conf.StateDir, "cni")); !errors.Is(err, fs.ErrNotExist) {
+		l, err := takeLock(conf.StateDir, rec.HostIfName)
+		if err != nil {
+			return err
+		}
+		defer l.release()
+	} // else nothing was ever attached with this state directory, or it is lost: nothing to lock, nothing recorded
 	switch old, err := podrecord.Read(conf.StateDir, rec.HostIfName); {
 	case err == nil && (old.ContainerID != rec.ContainerID || old.IfName != rec.IfName):
 		return nil // the record and the interface are somebody else's (two names on one hash)
@@ -218,7 +216,7 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 	if err := p.detach(host, conf, rec, true); err != nil {
 		return err
 	}
-	return host.releaseMasquerade(conf.RunDir, conf.StateDir)
+	return p.shared(host, conf).releaseMasquerade()
 }
 
 // detach undoes an attachment, in an order that can be repeated after a kill: what a step needs to know goes after it.
@@ -242,7 +240,7 @@ func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, lin
 	if err := podrecord.Remove(conf.StateDir, rec.HostIfName); err != nil {
 		return err
 	}
-	return host.releaseBridges(conf.StateDir)
+	return p.shared(host, conf).releaseBridges(rec)
 }
 
 // releaseAddresses frees what an attachment has, by its record, or else by looking at every address. A file that does

@@ -40,8 +40,13 @@ func (a *attachment) joinUplink(st *bridgeState) error {
 	attrs := link.Attrs()
 	if st.Uplink == "" {
 		st.Uplink, st.UplinkDown = a.Uplink, attrs.Flags&net.FlagUp == 0
-		if err := writeBridge(a.StateDir, a.Bridge, *st); err != nil {
-			return fail(types.ErrIOFailure, "recording it: %w", err)
+		if err := a.writeBridge(*st); err != nil {
+			return err
+		}
+		if st.Created {
+			if err := a.host.LinkSetAlias(a.bridge, st.alias()); err != nil {
+				return fmt.Errorf("alias of the bridge: %w", err)
+			}
 		}
 	}
 	if attrs.MasterIndex != a.bridge.Index {

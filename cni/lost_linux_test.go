@@ -1,0 +1,148 @@
+package cni_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/warren-net/warren/cni"
+)
+
+// Whether a bridge is Warren's is read from the bridge when the file that says so can't be read, or is lost.
+func TestBrokenBridgeState(t *testing.T) {
+	for _, harm := range []string{"", `{"created":tr`, "lost"} {
+		t.Run("harm "+harm, func(t *testing.T) {
+			n := newNode(t)
+			n.warm(cni.ModeBridge)
+			before := n.dump()
+			conf := n.conf("1.1.0", cni.ModeBridge)
+			p, q := n.pod(conf), n.pod(conf)
+			do := func() {
+				if harm == "lost" {
+					sh(t, "", "rm "+n.bridgeFile(cni.DefaultBridge))
+				} else {
+					spoil(t, harm, n.bridgeFile(cni.DefaultBridge))
+				}
+			}
+			p.add()
+			do()
+			p.del()
+			unchanged(t, "DEL", before, n.dump())
+
+			p.add()
+			do()
+			n.must(n.gc(cni.ModeBridge, noAttachments))
+			unchanged(t, "GC", before, n.dump())
+			p.del()
+
+			p.add()
+			q.add()
+			do()
+			p.del()
+			ping(t, q.ns, n.file.Gateways[0])
+			p.add()
+			if state, err := os.ReadFile(n.bridgeFile(cni.DefaultBridge)); err != nil ||
+				!strings.Contains(string(state), `"created":true`) {
+				t.Errorf("after another ADD the state is %q (%v)", state, err)
+			}
+			q.del()
+			p.del()
+			unchanged(t, "two pods", before, n.dump())
+		})
+	}
+}
+
+// The uplink of a bridge that Warren made is given back as it was, also when only the bridge says which it is.
+func TestBrokenBridgeStateWithUplink(t *testing.T) {
+	for _, harm := range []string{"", "lost", "all lost"} {
+		t.Run("harm "+harm, func(t *testing.T) {
+			n := uplinked(t)[0]
+			n.warm(cni.ModeBridge)
+			for _, was := range []string{"up", "down"} {
+				sh(t, n.ns, "ip link set up0 "+was)
+				before, link := n.dump(), n.uplink()
+				n.confMore = acrossNodes
+				p := n.pod(n.conf("1.1.0", cni.ModeBridge))
+				p.add()
+				switch harm {
+				case "":
+					spoil(t, harm, n.bridgeFile(cni.DefaultBridge))
+				case "lost":
+					sh(t, "", "rm "+n.bridgeFile(cni.DefaultBridge))
+				default:
+					sh(t, "", "rm -r "+n.state())
+				}
+				p.del()
+				if now := n.uplink(); now != link {
+					t.Errorf("the uplink is %s, was %s", now, link)
+				}
+				unchanged(t, "an uplink that was "+was, before, n.dump())
+			}
+		})
+	}
+}
+
+// Of a bridge that an operator made nothing is known without the file: it stays, and so does what it has.
+func TestBrokenStateOfPreparedBridge(t *testing.T) {
+	n := newNode(t)
+	n.confMore = `, "bridge": "br-mine"`
+	sh(t, n.ns, "ip link add br-mine type bridge && ip link set br-mine addrgenmode none alias 'warren pod bridges of mine' "+
+		"up && ip addr add 192.0.2.1/24 dev br-mine")
+	p := n.pod(n.conf("1.1.0", cni.ModeBridge))
+	p.add()
+	spoil(t, "{", n.bridgeFile("br-mine"))
+	p.del()
+	if addrs := sh(t, n.ns, "ip addr show br-mine"); !strings.Contains(addrs, "192.0.2.1/24") {
+		t.Errorf("the operator's bridge has lost its address:\n%s", addrs)
+	}
+	if exists(n.bridgeFile("br-mine")) {
+		t.Error("the file that can't be read stays")
+	}
+	p.add()
+	p.del()
+}
+
+// The state directory is lost while pods live, and all that comes are their DELs, or one GC.
+func TestLostState(t *testing.T) {
+	for _, mode := range modes {
+		for _, lost := range []string{"state", "state/cni", "state/cni/pods"} {
+			t.Run(mode+" "+lost, func(t *testing.T) {
+				n := newNode(t)
+				n.warm(mode)
+				conf := n.conf("1.1.0", mode)
+				before := n.dump()
+				p, q := n.pod(conf), n.pod(conf)
+				lose := func() {
+					p.add()
+					q.add()
+					sh(t, "", "rm -r "+filepath.Join(n.dir, lost))
+				}
+				lose()
+				p.del()
+				ping(t, q.ns, n.file.Gateways[0])
+				if out := sh(t, n.ns, "nft list chain inet warren outgoing"); !strings.Contains(out, "masquerade") {
+					t.Error("one of two pods left, and nothing is translated")
+				}
+				q.del()
+				unchanged(t, "after the second DEL", before, n.dump())
+
+				lose()
+				n.must(n.gc(mode, noAttachments))
+				unchanged(t, "after GC", before, n.dump())
+
+				lose()
+				late := n.pod(conf)
+				late.id = "late"
+				if mode == cni.ModeBridge { // in mode routed ADD may meet the route of a pod that has no record
+					late.add()
+					late.del()
+					ping(t, q.ns, n.file.Gateways[0])
+				}
+				q.del()
+				p.del()
+				unchanged(t, "after a late pod", before, n.dump())
+			})
+		}
+	}
+}

@@ -1,0 +1,152 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/warren-net/warren/cni/podrecord"
+	"github.com/warren-net/warren/internal/atomicfile"
+)
+
+// shared is what the pods of a node have in common, for whoever takes away a pod that may be the last: their bridges,
+// and the translation of what they send out of the cluster.
+type shared struct {
+	*hostHandle
+	conf   Config
+	remark func(format string, args ...any)
+}
+
+func (p *Plugin) shared(host *hostHandle, conf Config) shared { return shared{host, conf, p.remark} }
+
+// releaseBridges undoes what was done to each bridge that no pod is on. It comes after the record of the pod that left:
+// of two pods that leave at once, the later one sees no other. A kill in between is made good by the next DEL or GC.
+// left is the pod's record; without one, its bridge may be any.
+func (s shared) releaseBridges(left podrecord.Record) error {
+	entries, err := os.ReadDir(filepath.Dir(bridgePath(s.conf.StateDir, "")))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("listing the bridges: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		// The temporary file of a killed ADD goes by the same name.
+		file := strings.TrimSuffix(strings.TrimPrefix(e.Name(), "."), ".tmp")
+		if name, ok := strings.CutSuffix(file, ".json"); ok {
+			names = append(names, name)
+		}
+	}
+	if left.Bridge != "" {
+		names = append(names, left.Bridge)
+	}
+	if left.Mode == "" {
+		links, err := retry(s.LinkList)
+		if err != nil {
+			return fmt.Errorf("listing interfaces: %w", err)
+		}
+		for _, link := range links {
+			if new(bridgeState).adopt(link.Attrs().Alias) {
+				names = append(names, link.Attrs().Name)
+			}
+		}
+	}
+	slices.Sort(names)
+	var errs []error
+	for _, name := range slices.Compact(names) {
+		errs = append(errs, s.releaseBridge(name))
+	}
+	return errors.Join(errs...)
+}
+
+func (s shared) releaseBridge(name string) error {
+	l, err := bridgeLock(s.conf.StateDir, name)
+	if err != nil {
+		return err
+	}
+	defer l.release()
+	if recordedOn(s.conf.StateDir, name) {
+		return nil
+	}
+	link, err := s.LinkByName(name)
+	if err != nil && !isNotFound(err) {
+		return fmt.Errorf("bridge %s: %w", name, err)
+	}
+	if err == nil {
+		if done, err := s.undoBridge(link); !done || err != nil {
+			return err
+		}
+	}
+	return atomicfile.Remove(bridgePath(s.conf.StateDir, name))
+}
+
+// undoBridge reports false when the bridge has to stay: for a pod whose record is lost, or because somebody put another
+// port on it.
+func (s shared) undoBridge(link netlink.Link) (bool, error) {
+	name := link.Attrs().Name
+	st, stateErr := readBridge(s.conf.StateDir, name)
+	st.adopt(link.Attrs().Alias)
+	if unreadable(stateErr) {
+		s.remark("%v; %s", stateErr, st.origin())
+	}
+	links, err := retry(s.LinkList)
+	if err != nil {
+		return false, fmt.Errorf("listing the ports of %s: %w", name, err)
+	}
+	ports := slices.DeleteFunc(links, func(l netlink.Link) bool { return l.Attrs().MasterIndex != link.Attrs().Index })
+	if slices.ContainsFunc(ports, func(l netlink.Link) bool { return podrecord.IsHostIfName(l.Attrs().Name) }) {
+		return false, nil
+	}
+	if err := s.releaseUplink(link, st); err != nil {
+		return false, err
+	}
+	if !st.Created {
+		return true, s.removeAddresses(link, st.Addresses)
+	}
+	if slices.ContainsFunc(ports, func(l netlink.Link) bool { return l.Attrs().Name != st.Uplink }) {
+		return false, nil
+	}
+	if err := s.LinkDel(link); err != nil && !isNotFound(err) {
+		return false, fmt.Errorf("removing bridge %s: %w", name, err)
+	}
+	return true, nil
+}
+
+// removeAddresses takes those addresses from a bridge that the plugin gave it.
+func (h *hostHandle) removeAddresses(link netlink.Link, given []netip.Prefix) error {
+	if len(given) == 0 {
+		return nil
+	}
+	have, err := retry(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("listing the addresses of %s: %w", link.Attrs().Name, err)
+	}
+	for _, addr := range have {
+		if slices.ContainsFunc(given, func(p netip.Prefix) bool { return p.String() == addr.IPNet.String() }) {
+			if err := h.AddrDel(link, &addr); err != nil {
+				return fmt.Errorf("removing %s from %s: %w", addr.IPNet, link.Attrs().Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// recordedOn reports whether a pod is on the bridge, or may be: a record that can't be read counts.
+func recordedOn(stateDir, name string) bool {
+	names, err := podrecord.Names(stateDir)
+	if err != nil {
+		return true
+	}
+	for _, other := range names {
+		rec, err := podrecord.Read(stateDir, other)
+		if err == nil && rec.Bridge != name || errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		return true
+	}
+	return false
+}
