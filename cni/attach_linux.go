@@ -126,7 +126,7 @@ func (a *attachment) fromStore() error {
 		HoldsNone: true,
 	})
 	if err != nil {
-		return fmt.Errorf("network %q: %w", a.Name, err)
+		return stateFailure(a.StateDir, fmt.Errorf("network %q: %w", a.Name, err))
 	}
 	return nil
 }
@@ -149,7 +149,7 @@ func (a *attachment) writeRecord(put func(string, podrecord.Record) error) error
 		return fail(CodeAttached, "interface %s of container %s is attached already: delete it first (CNI DEL)", a.rec.IfName,
 			a.rec.ContainerID)
 	case err != nil:
-		return fail(types.ErrIOFailure, "%w", err)
+		return stateFailure(a.StateDir, err)
 	}
 	a.recorded = true
 	return nil

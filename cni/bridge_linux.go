@@ -18,7 +18,7 @@ import (
 // ensureBridge makes the bridge what a pod needs. The pod's record exists already and names the bridge, so that no DEL
 // of another pod takes it away again.
 func (a *attachment) ensureBridge() error {
-	l, err := bridgeLock(a.StateDir, a.Bridge)
+	l, err := takeLock(a.StateDir, bridgeLockName(a.Bridge))
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/containernetworking/cni/pkg/types"
 	"github.com/warren-net/warren/internal/atomicfile"
 )
 
@@ -29,7 +28,7 @@ func bridgePath(stateDir, name string) string {
 	return filepath.Join(stateDir, "cni", "bridges", name+".json")
 }
 
-func bridgeLock(stateDir, name string) (*lock, error) { return takeLock(stateDir, "bridge "+name) }
+func bridgeLockName(bridge string) string { return "bridge " + bridge }
 
 func readBridge(stateDir, name string) (bridgeState, error) {
 	var st bridgeState
@@ -53,7 +52,7 @@ func (a *attachment) writeBridge(st bridgeState) error {
 		err = atomicfile.Replace(path, append(data, '\n'), 0o600)
 	}
 	if err != nil {
-		return fail(types.ErrIOFailure, "recording bridge %s: %w", a.Bridge, err)
+		return stateFailure(a.StateDir, fmt.Errorf("recording bridge %s: %w", a.Bridge, err))
 	}
 	return nil
 }

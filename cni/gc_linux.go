@@ -39,9 +39,9 @@ func (p *Plugin) gc(args *skel.CmdArgs) error {
 		return err
 	}
 	defer c.host.Close()
-	shared := p.shared(c.host, conf)
-	return errors.Join(c.records(), c.interfaces(), c.addresses(), c.delegated(),
-		shared.releaseBridges(podrecord.Record{}), shared.releaseMasquerade())
+	err = errors.Join(c.records(), c.interfaces(), c.addresses(), c.delegated())
+	shared := p.shared(c.host, conf, err)
+	return errors.Join(err, shared.releaseBridges(podrecord.Record{}), shared.releaseMasquerade())
 }
 
 // collection is a GC at work.
@@ -108,7 +108,7 @@ func (c *collection) drop(name string) error {
 	if err := c.host.removeChecked(name, c.plugin.Source, func() error { return nil }); err != nil {
 		return err
 	}
-	return podrecord.Remove(c.conf.StateDir, name)
+	return stateFailure(c.conf.StateDir, podrecord.Remove(c.conf.StateDir, name))
 }
 
 func (c *collection) owns(link netlink.Link) bool {
@@ -137,7 +137,7 @@ func (c *collection) interfaces() error {
 // addresses frees those that no valid attachment has. One whose file can't be read is written anew when a valid pod's
 // record has it, and freed when nobody can have it.
 func (c *collection) addresses() error {
-	return withAddresses(c.conf.StateDir, c.conf.Name, c.freeIn)
+	return stateFailure(c.conf.StateDir, withAddresses(c.conf.StateDir, c.conf.Name, c.freeIn))
 }
 
 func (c *collection) freeIn(store *ipam.Store) error {

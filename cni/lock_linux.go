@@ -26,25 +26,55 @@ type lock struct{ f *os.File }
 
 // takeLock waits for the lock of a name: an attachment, or a bridge.
 func takeLock(stateDir, name string) (*lock, error) {
-	dir := filepath.Join(stateDir, "cni")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	f, err := openLock(stateDir)
+	if err != nil {
+		return nil, stateFailure(stateDir, err)
+	}
+	return lockByte(f, unix.F_WRLCK, name, lockWait)
+}
+
+// lockToRemove takes the lock of a name for who only takes away, which has to be possible in a state directory that
+// can't be changed as well: there the lock only keeps from meeting an ADD by which it still was, and if there is no
+// lock file, nobody else is there either. wait may be 0.
+func lockToRemove(stateDir, name string, wait time.Duration) (*lock, error) {
+	f, err := openLock(stateDir)
+	if err == nil {
+		return lockByte(f, unix.F_WRLCK, name, wait)
+	}
+	if f, err = os.Open(lockPath(stateDir)); err == nil {
+		return lockByte(f, unix.F_RDLCK, name, wait) // all that a descriptor for reading can have
+	}
+	return &lock{}, nil
+}
+
+func lockPath(stateDir string) string { return filepath.Join(stateDir, "cni", "lock") }
+
+// openLock opens the lock file, and makes it when there is none.
+func openLock(stateDir string) (*os.File, error) {
+	path := lockPath(stateDir)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the lock file: %w", err)
 	}
+	return f, nil
+}
+
+// lockByte takes a name's lock, of the given kind, and closes the file on an error.
+func lockByte(f *os.File, kind int16, name string, wait time.Duration) (*lock, error) {
 	sum := sha256.Sum256([]byte(name))
 	at := int64(binary.BigEndian.Uint64(sum[:]) >> 2) // offsets are signed; two names on one byte only wait for each other
-	for deadline := time.Now().Add(lockWait); ; time.Sleep(lockPoll) {
-		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1})
+	for deadline := time.Now().Add(wait); ; time.Sleep(lockPoll) {
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: at, Len: 1})
 		switch {
 		case err == nil:
 			return &lock{f}, nil
 		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EINTR):
 			return nil, errors.Join(fmt.Errorf("locking %s in %s: %w", name, f.Name(), err), f.Close())
 		case time.Now().After(deadline):
-			return nil, errors.Join(fmt.Errorf("%s: %w, for %s; try again", name, errBusy, lockWait), f.Close())
+			return nil, errors.Join(fmt.Errorf("%s: %w, for %s; try again", name, errBusy, wait), f.Close())
 		}
 	}
 }

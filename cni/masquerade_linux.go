@@ -43,9 +43,11 @@ func (s shared) releaseMasquerade() error {
 
 // hasPods looks for records, and, as those may be lost, for interfaces.
 func (s shared) hasPods() (bool, error) {
-	names, err := podrecord.Names(s.conf.StateDir)
-	if len(names) > 0 || err != nil {
-		return true, err
+	if !s.frozen {
+		names, err := podrecord.Names(s.conf.StateDir)
+		if len(names) > 0 || err != nil {
+			return true, err
+		}
 	}
 	links, err := retry(s.LinkList)
 	if err != nil {

@@ -126,8 +126,8 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 	a := &attachment{network: n, rec: rec, host: host, pod: ns, source: p.Source, remark: p.remark}
 	defer func() {
 		if err != nil && a.recorded {
-			undo := errors.Join(p.detach(host, n.Config, a.rec, a.linked), p.shared(host, n.Config).releaseMasquerade())
-			if undo != nil {
+			undo := p.detach(host, n.Config, a.rec, a.linked)
+			if undo = errors.Join(undo, p.shared(host, n.Config, undo).releaseMasquerade()); undo != nil {
 				err = fmt.Errorf("%w; undoing it failed too, DEL will try again: %w", err, undo)
 			}
 		}
@@ -199,7 +199,7 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 	}
 	defer host.Close()
 	if _, err := os.Stat(filepath.Join(conf.StateDir, "cni")); !errors.Is(err, fs.ErrNotExist) {
-		l, err := takeLock(conf.StateDir, rec.HostIfName)
+		l, err := lockToRemove(conf.StateDir, rec.HostIfName, lockWait)
 		if err != nil {
 			return err
 		}
@@ -213,34 +213,49 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		p.remark("%v; removing what its name tells", err)
 	}
-	if err := p.detach(host, conf, rec, true); err != nil {
+	err = p.detach(host, conf, rec, true)
+	if err != nil && !frozen(err) {
 		return err
 	}
-	return p.shared(host, conf).releaseMasquerade()
+	return errors.Join(err, p.shared(host, conf, err).releaseMasquerade())
 }
 
 // detach undoes an attachment, in an order that can be repeated after a kill: what a step needs to know goes after it.
 // An address is freed only when the interface that has it is shut for good. linked: the host interface is the
-// attachment's own.
+// attachment's own. What can't be freed or forgotten, because the state directory can't be changed, keeps nothing else.
 func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, linked bool) error {
+	var freed error
+	free := func() error {
+		freed = stateFailure(conf.StateDir, p.releaseAddresses(host, conf.StateDir, rec))
+		if frozen(freed) {
+			return nil
+		}
+		return freed
+	}
 	var err error
 	if linked {
 		err = host.removeChecked(rec.HostIfName, p.Source, func() error {
-			return errors.Join(host.forget(rec.Bridge, rec.Addresses), p.releaseAddresses(host, conf.StateDir, rec))
+			return errors.Join(host.forget(rec.Bridge, rec.Addresses), free())
 		})
 	} else {
-		err = p.releaseAddresses(host, conf.StateDir, rec)
+		err = free()
 	}
 	if err != nil {
 		return err
 	}
 	if err := conf.releaseDelegated(rec); err != nil {
-		return err
+		return errors.Join(err, freed)
 	}
-	if err := podrecord.Remove(conf.StateDir, rec.HostIfName); err != nil {
-		return err
+	if freed == nil {
+		freed = stateFailure(conf.StateDir, podrecord.Remove(conf.StateDir, rec.HostIfName))
 	}
-	return p.shared(host, conf).releaseBridges(rec)
+	switch {
+	case frozen(freed):
+		freed = fmt.Errorf("%w; the pod's interface is removed, repeat DEL or GC then for its record and addresses", freed)
+	case freed != nil:
+		return freed
+	}
+	return errors.Join(freed, p.shared(host, conf, freed).releaseBridges(rec))
 }
 
 // releaseAddresses frees what an attachment has, by its record, or else by looking at every address. A file that does

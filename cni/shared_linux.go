@@ -21,9 +21,13 @@ type shared struct {
 	*hostHandle
 	conf   Config
 	remark func(format string, args ...any)
+	frozen bool // records of pods that left stay, and no pod can be added: interfaces alone say who is there
 }
 
-func (p *Plugin) shared(host *hostHandle, conf Config) shared { return shared{host, conf, p.remark} }
+// shared is for a pod that left; err is what kept its record from being removed.
+func (p *Plugin) shared(host *hostHandle, conf Config, err error) shared {
+	return shared{host, conf, p.remark, frozen(err)}
+}
 
 // releaseBridges undoes what was done to each bridge that no pod is on. It comes after the record of the pod that left:
 // of two pods that leave at once, the later one sees no other. A kill in between is made good by the next DEL or GC.
@@ -64,12 +68,12 @@ func (s shared) releaseBridges(left podrecord.Record) error {
 }
 
 func (s shared) releaseBridge(name string) error {
-	l, err := bridgeLock(s.conf.StateDir, name)
+	l, err := lockToRemove(s.conf.StateDir, bridgeLockName(name), lockWait)
 	if err != nil {
 		return err
 	}
 	defer l.release()
-	if recordedOn(s.conf.StateDir, name) {
+	if !s.frozen && recordedOn(s.conf.StateDir, name) {
 		return nil
 	}
 	link, err := s.LinkByName(name)
@@ -81,7 +85,7 @@ func (s shared) releaseBridge(name string) error {
 			return err
 		}
 	}
-	return atomicfile.Remove(bridgePath(s.conf.StateDir, name))
+	return stateFailure(s.conf.StateDir, atomicfile.Remove(bridgePath(s.conf.StateDir, name)))
 }
 
 // undoBridge reports false when the bridge has to stay: for a pod whose record is lost, or because somebody put another

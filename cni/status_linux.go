@@ -23,6 +23,9 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	if err := trustState(n.StateDir); err != nil {
 		return fail(types.ErrPluginNotAvailable, "%w", err)
 	}
+	if err := n.writable(); err != nil {
+		return fail(types.ErrPluginNotAvailable, "no pod can be added: %w", err)
+	}
 	if n.IPAM != nil {
 		if _, err := n.delegate(delegation{command: "STATUS", section: n.IPAM}); err != nil {
 			return err

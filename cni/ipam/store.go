@@ -15,6 +15,7 @@ import (
 
 	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend"
 	"github.com/warren-net/warren/internal/atomicfile"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -104,7 +105,8 @@ func (s *Store) prepare() error {
 	}
 	for _, f := range files {
 		if atomicfile.IsTemp(f.Name()) {
-			if err := os.Remove(filepath.Join(s.dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			err := os.Remove(filepath.Join(s.dir, f.Name()))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EROFS) {
 				return fmt.Errorf("removing a leftover: %w", err)
 			}
 		}

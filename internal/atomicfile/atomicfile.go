@@ -63,7 +63,7 @@ func Remove(path string) error {
 		switch err := os.Remove(p); {
 		case err == nil:
 			removed = true
-		case !errors.Is(err, fs.ErrNotExist):
+		case !errors.Is(err, fs.ErrNotExist) && isThere(p):
 			return err
 		}
 	}
@@ -71,6 +71,12 @@ func Remove(path string) error {
 		return nil
 	}
 	return SyncDir(filepath.Dir(path))
+}
+
+// isThere is for an error of a removal: a read-only file system gives the same one for what is not there.
+func isThere(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // SyncDir makes the directory's entries survive a loss of power.
