@@ -71,13 +71,33 @@ func (c *collection) records() error {
 		case err == nil && rec.Network != c.conf.Name: // another network's, which has a GC of its own
 		case err == nil:
 			errs = append(errs, c.plugin.remove(c.conf, rec))
-		case errors.Is(err, fs.ErrNotExist): // the temporary file of a killed ADD
-			errs = append(errs, podrecord.Remove(c.conf.StateDir, name))
 		default:
-			errs = append(errs, c.unreadable(name, err))
+			errs = append(errs, c.nameless(name))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// nameless removes the file of a killed ADD that is not a record yet, or one that says nothing. Whose network's it is
+// can't be told, and beside this GC other networks' ADD may be at work: those hold the attachment's lock, and what they
+// have not written yet is theirs to complete.
+func (c *collection) nameless(name string) error {
+	l, err := lockToRemove(c.conf.StateDir, name, 0)
+	if errors.Is(err, errBusy) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer l.release()
+	switch _, err := podrecord.Read(c.conf.StateDir, name); {
+	case err == nil: // complete by now
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return stateFailure(c.conf.StateDir, podrecord.Remove(c.conf.StateDir, name))
+	default:
+		return c.unreadable(name, err)
+	}
 }
 
 // unreadable removes a record that says nothing, unless its interface still exists: whose it is says the alias.

@@ -19,44 +19,72 @@ import (
 // when the plugin made fewer of them and ended by itself.
 func (n *node) killAt(c call, at int) string {
 	n.t.Helper()
+	k := killer{at: at}
+	if out := n.trace(c, &k); k.reached == "" && k.status != 0 {
+		n.t.Fatalf("%s under ptrace, to be killed at call %d: it ended with %#x, and nobody killed it\n%s", c.command, at,
+			k.status, out)
+	}
+	return k.reached
+}
+
+// holdAt runs the plugin to its end, and holds it when it is about to make its call number at, until meanwhile returns,
+// which learns which call that is. It returns that too, and what the plugin printed if it failed.
+func (n *node) holdAt(c call, at int, meanwhile func(what string)) (what, failure string) {
+	n.t.Helper()
+	k := killer{at: at, hold: meanwhile}
+	out := n.trace(c, &k)
+	if k.status != 0 {
+		failure = fmt.Sprintf("%#x: %s", k.status, out)
+	}
+	return k.reached, failure
+}
+
+// trace runs the plugin under a killer, and returns what it printed.
+func (n *node) trace(c call, k *killer) string {
+	n.t.Helper()
 	cmd := n.command(c)
-	stdin := filepath.Join(n.t.TempDir(), "stdin")
-	if err := os.WriteFile(stdin, []byte(c.conf), 0o600); err != nil {
+	dir := n.t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "stdin"), []byte(c.conf), 0o600); err != nil {
 		n.t.Fatal(err)
 	}
-	f, err := os.Open(stdin) // a pipe would need somebody who fills it
+	stdin, err := os.Open(filepath.Join(dir, "stdin")) // a pipe would need somebody who fills it
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	defer f.Close()
-	cmd.Stdin, cmd.SysProcAttr = f, &syscall.SysProcAttr{Ptrace: true}
-	type outcome struct {
-		what string
-		err  error
+	defer stdin.Close()
+	stdout, err := os.Create(filepath.Join(dir, "stdout"))
+	if err != nil {
+		n.t.Fatal(err)
 	}
-	done := make(chan outcome)
+	defer stdout.Close()
+	cmd.Stdin, cmd.Stdout, cmd.SysProcAttr = stdin, stdout, &syscall.SysProcAttr{Ptrace: true}
+	done := make(chan error)
 	go func() {
 		// A process can be traced by the thread alone that started it. The thread ends with the goroutine.
 		runtime.LockOSThread()
-		k := killer{at: at, known: map[int]bool{}}
-		err := k.run(cmd)
-		done <- outcome{k.killedAt, err}
+		k.known = map[int]bool{}
+		done <- k.run(cmd)
 	}()
-	o := <-done
-	if o.err != nil {
-		n.t.Fatalf("%s under ptrace, to be killed at call %d: %v", c.command, at, o.err)
+	if err := <-done; err != nil {
+		n.t.Fatalf("%s under ptrace, to be stopped at call %d: %v", c.command, k.at, err)
 	}
-	return o.what
+	out, err := os.ReadFile(stdout.Name())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return string(out)
 }
 
-// A killer traces one process.
+// A killer traces one process, and kills it at a call, or holds it there.
 type killer struct {
-	at       int
-	seen     int          // calls that change state
-	known    map[int]bool // threads whose first stop was seen
-	killedAt string
-	leader   int
-	plugin   bool // nsenter has become the plugin
+	at      int
+	hold    func(what string) // instead of killing it
+	seen    int               // calls that change state
+	known   map[int]bool      // threads whose first stop was seen
+	reached string            // the call, once it is reached
+	status  unix.WaitStatus   // with which it ended
+	leader  int
+	plugin  bool // nsenter has become the plugin
 }
 
 // run traces cmd to its end.
@@ -92,9 +120,7 @@ func (k *killer) run(cmd *exec.Cmd) error {
 			if tid != k.leader { // another thread's end
 				continue
 			}
-			if k.killedAt == "" && (!status.Exited() || status.ExitStatus() != 0) {
-				return fmt.Errorf("it ended with %#x, and nobody killed it", status)
-			}
+			k.status = status
 			return nil
 		}
 		if signal, err = k.stopped(tid, status); err != nil {
@@ -145,7 +171,7 @@ type syscallInfo struct {
 }
 
 func (k *killer) syscallStop(tid int) error {
-	if !k.plugin || k.killedAt != "" {
+	if !k.plugin || k.reached != "" {
 		return nil
 	}
 	var info syscallInfo
@@ -167,7 +193,11 @@ func (k *killer) syscallStop(tid int) error {
 	if k.seen++; k.seen < k.at {
 		return nil
 	}
-	k.killedAt = what
+	k.reached = what
+	if k.hold != nil {
+		k.hold(what)
+		return nil
+	}
 	return unix.Kill(k.leader, unix.SIGKILL)
 }
 
