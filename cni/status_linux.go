@@ -62,16 +62,13 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	return nil
 }
 
-// room reports a network that has no address left.
+// room reports a network that has no address left, its own pods or those of other networks having them.
 func (n *network) room() error {
 	store, err := addressStore(n.StateDir, n.Name)
 	if err != nil {
 		return err
 	}
-	if used, err := store.Used(); !used || err != nil {
-		return err
-	}
-	entries, err := store.Entries()
+	entries, err := store.InUse()
 	if err != nil {
 		return err
 	}

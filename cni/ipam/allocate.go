@@ -22,6 +22,7 @@ type FullError struct {
 	Set        string // the ranges, as the user knows them
 	Total      string // addresses that the ranges hold for pods
 	Unreadable int    // of the addresses in use, those whose file does not name an owner
+	Others     int    // of the addresses in use, those that other networks have
 }
 
 // Error implements error.
@@ -29,6 +30,9 @@ func (e *FullError) Error() string {
 	msg := fmt.Sprintf("all %s addresses of %s are in use", e.Total, e.Set)
 	if e.Unreadable > 0 {
 		msg += fmt.Sprintf(" (%d of them by an unreadable address file, which the DEL of its pod frees, or a GC)", e.Unreadable)
+	}
+	if e.Others > 0 {
+		msg += fmt.Sprintf(" (%d of them by other networks)", e.Others)
 	}
 	return msg
 }
@@ -185,18 +189,18 @@ func allocation(set *allocator.RangeSet, addr, gateway net.IP) (Allocation, erro
 
 // full describes a range set that has nothing free.
 func (s *Store) full(set *allocator.RangeSet) error {
-	entries, err := s.Entries()
+	entries, err := s.InUse()
 	if err != nil {
 		return err
 	}
 	if e := Full(*set, entries); e != nil {
 		return e
 	}
-	// Other networks have the rest.
+	// What is left was freed meanwhile, by somebody who does not ask for the lock.
 	return &FullError{Set: describe([]allocator.RangeSet{*set}), Total: Capacity(*set).String()}
 }
 
-// Full returns a *FullError when the addresses in use, as Entries lists them, leave none of the set free; else nil.
+// Full returns a *FullError when the addresses in use, as InUse lists them, leave none of the set free; else nil.
 func Full(set allocator.RangeSet, inUse []Entry) error {
 	count := int64(0)
 	e := &FullError{Set: describe([]allocator.RangeSet{set})}
@@ -205,6 +209,9 @@ func Full(set allocator.RangeSet, inUse []Entry) error {
 			count++
 			if entry.Err != nil {
 				e.Unreadable++
+			}
+			if entry.Other {
+				e.Others++
 			}
 		}
 	}

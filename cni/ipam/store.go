@@ -38,6 +38,7 @@ type Entry struct {
 	ContainerID string
 	IfName      string
 	Err         error // why the owner can't be told; the two names are empty then
+	Other       bool  // another network's, of which no more is looked at
 }
 
 // Store keeps the addresses of one network. It implements backend.Store of host-local's allocator.
@@ -89,15 +90,9 @@ func (s *Store) Lock() error {
 
 // prepare removes leftover temporary files and learns which other networks there are.
 func (s *Store) prepare() error {
-	networks, err := os.ReadDir(s.root)
-	if err != nil {
-		return fmt.Errorf("listing the networks: %w", err)
-	}
-	s.others = s.others[:0]
-	for _, n := range networks {
-		if n.IsDir() && n.Name() != s.network {
-			s.others = append(s.others, filepath.Join(s.root, n.Name()))
-		}
+	var err error
+	if s.others, err = s.otherNetworks(); err != nil {
+		return err
 	}
 	files, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -112,6 +107,21 @@ func (s *Store) prepare() error {
 		}
 	}
 	return nil
+}
+
+// otherNetworks lists the directories of the other networks.
+func (s *Store) otherNetworks() ([]string, error) {
+	networks, err := os.ReadDir(s.root)
+	if err != nil {
+		return nil, fmt.Errorf("listing the networks: %w", err)
+	}
+	var dirs []string
+	for _, n := range networks {
+		if n.IsDir() && n.Name() != s.network {
+			dirs = append(dirs, filepath.Join(s.root, n.Name()))
+		}
+	}
+	return dirs, nil
 }
 
 // Unlock releases the lock.
@@ -322,6 +332,38 @@ func (s *Store) Entries() ([]Entry, error) {
 			continue // freed since the directory was read
 		}
 		entries = append(entries, Entry{Addr: addr, ContainerID: o.ContainerID, IfName: o.IfName, Err: err})
+	}
+	return entries, nil
+}
+
+// InUse lists every address that this network can't give, as it or another one has it; each once.
+func (s *Store) InUse() ([]Entry, error) {
+	others, err := s.otherNetworks()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // none was ever given
+	}
+	if err != nil {
+		return nil, err
+	}
+	entries, err := s.Entries()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	seen := make(map[netip.Addr]bool, len(entries))
+	for _, e := range entries {
+		seen[e.Addr] = true
+	}
+	for _, dir := range others {
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("listing the addresses in use: %w", err)
+		}
+		for _, f := range files {
+			if addr, err := netip.ParseAddr(f.Name()); err == nil && !seen[addr] {
+				seen[addr] = true
+				entries = append(entries, Entry{Addr: addr, Other: true})
+			}
+		}
 	}
 	return entries, nil
 }
