@@ -12,7 +12,17 @@ import (
 // free and whose an interface is. DEL and GC work with it all the same, or nobody could get rid of a pod.
 func trustState(stateDir string) error {
 	cni := filepath.Join(stateDir, "cni")
-	for _, dir := range []string{stateDir, cni, filepath.Join(cni, "pods"), filepath.Join(cni, "ipam")} {
+	dirs := []string{stateDir, cni, filepath.Join(cni, "pods"), filepath.Join(cni, "bridges"), filepath.Join(cni, "ipam")}
+	networks, err := os.ReadDir(dirs[len(dirs)-1]) // each says which addresses are taken
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		return fail(CodeState, "the state directory can't be used: %w", err)
+	}
+	for _, network := range networks {
+		if network.IsDir() {
+			dirs = append(dirs, filepath.Join(cni, "ipam", network.Name()))
+		}
+	}
+	for _, dir := range dirs {
 		info, err := os.Stat(dir)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
