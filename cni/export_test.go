@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/internal/nodefile"
 )
 
@@ -17,6 +18,11 @@ func Code(err error) uint {
 		return e.Code
 	}
 	return 0
+}
+
+// MakeAgainForTest makes the translation anew as the DEL does that met an ADD.
+func MakeAgainForTest(runDir string, ensure func(hostnet.Masquerade) error) error {
+	return makeAgain(runDir, ensure)
 }
 
 // ResolveForTest completes a configuration with the node file of a node that has one IPv4 and one IPv6 pod CIDR.

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -31,12 +32,25 @@ func (s shared) releaseMasquerade() error {
 	if used, err := s.hasPods(); !used || err != nil {
 		return err
 	}
-	node, err := nodefile.Read(s.conf.RunDir)
+	return makeAgain(s.conf.RunDir, hostnet.EnsureMasquerade)
+}
+
+// makeAgain makes the translation for the pod that was seen at the second look. What its ADD did without, because the
+// kernel has no nftables or no daemon says what to translate, is no failure of the DEL that met it.
+func makeAgain(runDir string, ensure func(hostnet.Masquerade) error) error {
+	node, err := nodefile.Read(runDir)
+	if errors.Is(err, nodefile.ErrMissing) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	if m := masqueradeOf(&node); m != nil {
-		return hostnet.EnsureMasquerade(*m)
+	m := masqueradeOf(&node)
+	if m == nil {
+		return nil
+	}
+	if err := ensure(*m); err != nil && !errors.Is(err, hostnet.ErrNoNftables) {
+		return err
 	}
 	return nil
 }
