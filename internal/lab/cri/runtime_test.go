@@ -16,9 +16,16 @@ import (
 	"github.com/warren-net/warren/internal/lab/cri"
 )
 
-// TestRuntime is the life of two nodes with a container runtime. Each part leaves them as it found them.
+// TestRuntime is the life of two nodes with a container runtime, which sees no difference between the modes.
 func TestRuntime(t *testing.T) {
-	c := newCluster(t, nil, "a", "b")
+	for _, mode := range []string{"routed", "bridge"} {
+		t.Run(mode, func(t *testing.T) { life(newCluster(t, map[string]any{"mode": mode}, "a", "b")) })
+	}
+}
+
+// life is all that nodes go through. Each part leaves them as it found them.
+func life(c *cluster) {
+	t := c.t
 	for _, part := range []struct {
 		name string
 		test func(*cluster)
@@ -42,17 +49,6 @@ func TestRuntime(t *testing.T) {
 		if !ok {
 			t.Fatalf("%s failed, and the nodes are in whatever state it left", part.name)
 		}
-	}
-	c.shutDown()
-}
-
-// TestBridge: the runtime sees no difference between the modes.
-func TestBridge(t *testing.T) {
-	c := newCluster(t, map[string]any{"mode": "bridge"}, "a", "b")
-	podsTalk(c)
-	hostPorts(c)
-	for _, n := range c.nodes {
-		c.vacant(n)
 	}
 	c.shutDown()
 }
