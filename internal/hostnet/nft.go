@@ -21,18 +21,17 @@ const nftTimeout = 10 * time.Second
 
 // A firewall speaks nftables. Lists and transactions each open a socket in the calling thread's namespace.
 //
-// A list that changes while it is read may be wrong, as the library hides that from us. Then a transaction is made that
-// was not needed and changes nothing, or one that is needed comes with the next Apply: transactions are written so that
-// they leave the right state whatever was there.
+// A list of tables, chains or rules that changes while it is read may be wrong, as the library hides that from us. Then
+// a transaction is made that was not needed and changes nothing, or one that is needed comes with the next Apply:
+// transactions are written so that they leave the right state whatever was there. Sets are read by elements, as what is
+// missed there would stay when a pod leaves.
 type firewall struct {
 	conn  func() *nftables.Conn
 	extra []chain // for tests: chains that the kernel refuses
 }
 
 func newFirewall() *firewall {
-	deadline := nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-		return c.SetDeadline(time.Now().Add(nftTimeout))
-	})
+	deadline := nftables.WithSockOptions(setNftDeadline)
 	return &firewall{conn: func() *nftables.Conn {
 		conn, err := nftables.New(deadline)
 		if err != nil {
@@ -42,6 +41,8 @@ func newFirewall() *firewall {
 		return conn
 	}}
 }
+
+func setNftDeadline(c *mdnetlink.Conn) error { return c.SetDeadline(time.Now().Add(nftTimeout)) }
 
 // tables lists which of Warren's tables exist. ErrNoNftables when the kernel has none at all.
 func (fw *firewall) tables() (inet, bridge bool, err error) {

@@ -282,22 +282,6 @@ func (fw *firewall) trySyncElements(t *nftables.Table, ifn string, elems map[str
 	return tx.commit()
 }
 
-// elements lists the keys of a set.
-func (fw *firewall) elements(s *nftables.Set) ([][]byte, error) {
-	all, err := fw.conn().GetSetElements(s)
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listing nftables set %s: %w", s.Name, err)
-	}
-	keys := make([][]byte, len(all))
-	for i, e := range all {
-		keys[i] = e.Key
-	}
-	return keys, nil
-}
-
 func containsKey(keys [][]byte, key []byte) bool {
 	return slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, key) })
 }

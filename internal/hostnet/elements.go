@@ -1,0 +1,115 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables"
+	mdnetlink "github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// elements lists the keys of a set; none when the set does not exist.
+func (fw *firewall) elements(s *nftables.Set) ([][]byte, error) {
+	keys, err := dump(func() ([][]byte, error) { return listElements(s) })
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing nftables set %s: %w", s.Name, err)
+	}
+	return keys, nil
+}
+
+// listElements dumps a set. The library does that as well, but hides what tells that a list is torn.
+func listElements(s *nftables.Set) ([][]byte, error) {
+	conn, err := mdnetlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if err := setNftDeadline(conn); err != nil {
+		return nil, err
+	}
+	// Behind struct nfgenmsg: family, version 0, resource id 0.
+	attrs := mdnetlink.NewAttributeEncoder()
+	attrs.String(unix.NFTA_SET_ELEM_LIST_TABLE, s.Table.Name)
+	attrs.String(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
+	question, err := attrs.Encode()
+	if err != nil {
+		return nil, err
+	}
+	parts, err := conn.Execute(mdnetlink.Message{
+		Header: mdnetlink.Header{
+			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETSETELEM,
+			Flags: mdnetlink.Request | mdnetlink.Dump,
+		},
+		Data: append([]byte{byte(s.Table.Family), unix.NFNETLINK_V0, 0, 0}, question...),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return readElements(parts)
+}
+
+// readElements takes the keys out of the messages of a dump, and refuses one that is torn.
+//
+// The kernel goes through the set anew for each message, and skips as many elements as were in those before. It says so
+// when a transaction came between (NLM_F_DUMP_INTR), but not when it moved the elements to a hash table of another size
+// (seen in Linux 6.18), which it does in the background after the set grew or shrank: then some are skipped that were
+// not sent, and as many are sent twice.
+func readElements(parts []mdnetlink.Message) ([][]byte, error) {
+	var keys [][]byte
+	seen := make(map[string]bool)
+	for _, part := range parts {
+		if part.Header.Flags&mdnetlink.DumpInterrupted != 0 {
+			return nil, netlink.ErrDumpInterrupted
+		}
+		more, err := keysOf(part)
+		if err != nil {
+			return nil, err
+		}
+		for _, key := range more {
+			if seen[string(key)] {
+				return nil, netlink.ErrDumpInterrupted
+			}
+			seen[string(key)] = true
+		}
+		keys = append(keys, more...)
+	}
+	return keys, nil
+}
+
+// keysOf reads one message: a list of elements, each with attributes of its own, one of which is the key.
+func keysOf(part mdnetlink.Message) ([][]byte, error) {
+	const nfgenmsg = 4
+	if len(part.Data) < nfgenmsg {
+		return nil, fmt.Errorf("a message of %d bytes", len(part.Data))
+	}
+	var keys [][]byte
+	attrs, err := mdnetlink.NewAttributeDecoder(part.Data[nfgenmsg:])
+	if err != nil {
+		return nil, err
+	}
+	each := func(want uint16, f func(*mdnetlink.AttributeDecoder) error) func(*mdnetlink.AttributeDecoder) error {
+		return func(d *mdnetlink.AttributeDecoder) error {
+			for d.Next() {
+				if d.Type() == want {
+					d.Nested(f)
+				}
+			}
+			return nil
+		}
+	}
+	value := func(d *mdnetlink.AttributeDecoder) error {
+		for d.Next() {
+			if d.Type() == unix.NFTA_DATA_VALUE {
+				keys = append(keys, d.Bytes())
+			}
+		}
+		return nil
+	}
+	list := each(unix.NFTA_SET_ELEM_LIST_ELEMENTS, each(unix.NFTA_LIST_ELEM, each(unix.NFTA_SET_ELEM_KEY, value)))
+	return keys, errors.Join(list(attrs), attrs.Err())
+}
