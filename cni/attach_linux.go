@@ -263,12 +263,7 @@ func (a *attachment) setUpRouted() error {
 
 // upHost names the interface for whoever reads `ip link`, and sets it up.
 func (a *attachment) upHost(link netlink.Link) error {
-	who := a.rec.ContainerID
-	if a.rec.PodName != "" {
-		who = a.rec.PodNamespace + "/" + a.rec.PodName
-	}
-	alias := fmt.Sprintf("%s%s %.100s %s", aliasPrefix, a.Name, who, a.rec.IfName) // the kernel takes 255 bytes
-	if err := a.host.LinkSetAlias(link, alias); err != nil {
+	if err := a.host.LinkSetAlias(link, alias(a.rec)); err != nil {
 		a.remark("alias of %s: %v", a.rec.HostIfName, err)
 	}
 	if err := a.host.LinkSetUp(link); err != nil {

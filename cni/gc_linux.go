@@ -132,7 +132,7 @@ func (c *collection) drop(name string) error {
 }
 
 func (c *collection) owns(link netlink.Link) bool {
-	return strings.HasPrefix(link.Attrs().Alias, aliasPrefix+c.conf.Name+" ")
+	return strings.HasPrefix(link.Attrs().Alias, networkAlias(c.conf.Name))
 }
 
 // interfaces removes those of this network that have no record: the state directory was lost.
