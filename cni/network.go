@@ -183,20 +183,7 @@ func (n *network) validate() error {
 		return bad("mtu is %d, but network %q gives IPv6 addresses, for which it must be at least 1280 (RFC 8200, section 5)",
 			n.mtu, n.Name)
 	}
-	for _, r := range n.Routes {
-		is4 := r.Dst.IP.To4() != nil
-		if is4 && !n.has(netip.Addr.Is4) || !is4 && !n.has(netip.Addr.Is6) {
-			return bad("route to %s: network %q gives no address of that family", r.Dst.String(), n.Name)
-		}
-		if r.GW != nil && (r.GW.To4() != nil) != is4 {
-			return bad("route to %s: gateway %s is of the other family", r.Dst.String(), r.GW)
-		}
-		if n.Mode == ModeRouted && r.GW != nil && !n.isGateway(r.GW) {
-			return bad("route to %s via %s: in mode routed a pod reaches nothing but its gateway directly: leave gw out",
-				r.Dst.String(), r.GW)
-		}
-	}
-	return nil
+	return n.checkRoutes()
 }
 
 // has reports whether a pod gets an address of the family.

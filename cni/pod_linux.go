@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -119,26 +120,39 @@ func (a *attachment) addRoutes(link netlink.Link) error {
 			}
 		}
 	}
-	for i, r := range a.routes {
-		if r.GW == nil {
-			r.GW = a.gatewayFor(r.Dst.IP.To4() != nil)
-			a.routes[i].GW = r.GW
+	for i := range a.routes {
+		if err := a.addRoute(link, &a.routes[i]); err != nil {
+			return err
 		}
-		route := &netlink.Route{
-			LinkIndex: link.Attrs().Index, Dst: &r.Dst, Gw: r.GW, MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority,
-		}
-		if a.Mode == ModeRouted {
-			route.Flags = int(netlink.FLAG_ONLINK)
-		}
-		if r.Table != nil {
-			route.Table = *r.Table
-		}
-		if r.Scope != nil {
-			route.Scope = netlink.Scope(*r.Scope)
-		}
-		if err := a.pod.RouteAdd(route); err != nil {
-			return fmt.Errorf("route to %s via %s: %w", r.Dst.String(), r.GW, err)
-		}
+	}
+	return nil
+}
+
+// addRoute sets a route, and completes it to what the result tells.
+func (a *attachment) addRoute(link netlink.Link, r *types.Route) error {
+	r.Dst = masked(r.Dst)
+	if r.GW == nil && at(r.Scope) < scopeLink {
+		r.GW = a.gatewayFor(r.Dst.IP.To4() != nil)
+	}
+	route := &netlink.Route{
+		LinkIndex: link.Attrs().Index, Dst: &r.Dst, Gw: r.GW, MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority,
+		Table: at(r.Table), Scope: netlink.Scope(at(r.Scope)),
+	}
+	if a.Mode == ModeRouted && r.GW != nil {
+		route.Flags = int(netlink.FLAG_ONLINK)
+	}
+	err := a.pod.RouteAdd(route)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return fail(types.ErrInvalidNetworkConfig, "the pod has a route to %s already, of this or another interface: leave "+
+			"it out of the routes of network %q (with \"routes\": [] there is none), or give it another priority or table",
+			r.Dst.String(), a.Name)
+	case errors.Is(err, unix.EINVAL):
+		return fail(types.ErrInvalidNetworkConfig, "the kernel does not take the route to %s (gw %v, mtu %d, advmss %d, "+
+			"priority %d, table %d, scope %d): %w: correct it in network %q", r.Dst.String(), r.GW, r.MTU, r.AdvMSS, r.Priority,
+			at(r.Table), at(r.Scope), err, a.Name)
+	case err != nil:
+		return fmt.Errorf("route to %s via %s: %w", r.Dst.String(), r.GW, err)
 	}
 	return nil
 }
