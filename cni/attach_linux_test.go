@@ -277,11 +277,12 @@ func TestSeveralInterfaces(t *testing.T) {
 	n.warm(cni.ModeRouted)
 	before := n.dump()
 	p := n.pod(n.conf("1.0.0", cni.ModeRouted))
-	p.add()
+	out := n.must(p.call("ADD"))
 	second := p.call("ADD")
 	second.ifname = "net1"
 	second.conf = strings.Replace(second.conf, `"mode"`, `"routes": [], "mode"`, 1) // eth0 has the default routes
-	n.must(second)
+	n.must(second.check(n.must(second)))
+	n.must(p.call("CHECK").check(out))
 	if out := sh(t, p.ns, "ip -o -4 addr"); !strings.Contains(out, "net1") || !strings.Contains(out, "eth0") {
 		t.Errorf("interfaces of the pod:\n%s", out)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -15,7 +16,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/internal/hostnet"
-	"golang.org/x/sys/unix"
 )
 
 // check compares an attachment with its record and with the result of ADD, and names every difference.
@@ -32,13 +32,17 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 		return fail(types.ErrInvalidNetworkConfig, "CHECK needs the result of ADD in field prevResult: the runtime must "+
 			"pass it")
 	}
-	rec, err := podrecord.Read(conf.StateDir, podrecord.HostIfName(args.ContainerID, args.IfName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return fail(types.ErrUnknownContainer, "interface %s of container %s is not attached: add it first (CNI ADD)",
-			args.IfName, args.ContainerID)
-	}
+	host, err := openHost()
 	if err != nil {
 		return err
+	}
+	defer host.Close()
+	rec, err := podrecord.Read(conf.StateDir, podrecord.HostIfName(args.ContainerID, args.IfName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return unrecorded(host, conf, args)
+	}
+	if err != nil {
+		return fail(CodeChanged, "%w: delete the interface (CNI DEL) and start the pod anew", err)
 	}
 	if section := delegateOf(rec.IPAM); section != nil {
 		rec.Netns = args.Netns
@@ -51,107 +55,115 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 		return err
 	}
 	defer ns.close()
-	host, err := openHost()
-	if err != nil {
-		return err
-	}
-	defer host.Close()
 
-	c := checkup{rec: rec, ns: ns, host: host, routes: conf.Routes}
-	c.result(prev)
+	c := checkup{rec: rec, ns: ns, host: host, conf: conf, prev: prev}
+	c.result()
 	if err := errors.Join(c.inPod(), c.onHost(), c.uplink(conf.Uplink)); err != nil {
 		return err
 	}
 	if len(c.found) > 0 {
-		return fail(CodeChanged, "interface %s of container %s is not as it was attached: %s; start the pod anew", rec.IfName,
-			rec.ContainerID, strings.Join(c.found, "; "))
+		return fail(CodeChanged, "interface %s of container %s is not as it was attached: %s", rec.IfName, rec.ContainerID,
+			strings.Join(c.found, "; "))
 	}
 	return nil
 }
 
+// unrecorded says what is left of an attachment that has no record. Code 3 lets the runtime do without a DEL, so that
+// is for one of which nothing is left.
+func unrecorded(host *hostHandle, conf Config, args *skel.CmdArgs) error {
+	name := podrecord.HostIfName(args.ContainerID, args.IfName)
+	exists, err := host.exists(name)
+	if err != nil {
+		return err
+	}
+	held, err := heldBy(conf, args)
+	if err != nil {
+		return err
+	}
+	left := ""
+	switch {
+	case exists:
+		left = "host interface " + name + " is there"
+	case len(held) > 0:
+		left = fmt.Sprintf("%v is still taken for it", held)
+	case conf.IPAM != nil:
+		left = fmt.Sprintf("what IPAM plugin %q holds for it is not known here", delegateType(conf.IPAM))
+	default:
+		return fail(types.ErrUnknownContainer, "interface %s of container %s is not attached: add it first (CNI ADD)",
+			args.IfName, args.ContainerID)
+	}
+	return fail(CodeChanged, "interface %s of container %s has no record, without which it can't be checked, but %s: delete "+
+		"it (CNI DEL) and start the pod anew", args.IfName, args.ContainerID, left)
+}
+
+// heldBy are the addresses of Warren's own that an interface of a container has.
+func heldBy(conf Config, args *skel.CmdArgs) ([]netip.Addr, error) {
+	store, err := addressStore(conf.StateDir, conf.Name)
+	if err != nil {
+		return nil, err
+	}
+	if used, err := store.Used(); !used || err != nil {
+		return nil, err
+	}
+	entries, err := store.Entries()
+	var held []netip.Addr
+	for _, e := range entries {
+		if e.Err == nil && e.ContainerID == args.ContainerID && e.IfName == args.IfName {
+			held = append(held, e.Addr)
+		}
+	}
+	return held, err
+}
+
 // checkup is a CHECK at work.
 type checkup struct {
-	rec    podrecord.Record
-	ns     *podNetns
-	host   *hostHandle
-	routes []types.Route // of the configuration
-	found  []string      // what is different from what ADD left
+	rec   podrecord.Record
+	ns    *podNetns
+	host  *hostHandle
+	conf  Config
+	prev  *current.Result
+	found []string // each says what is different from what ADD left, what it should be, and what to do
 }
+
+// anew is what to do about a difference that no command mends.
+const anew = "start the pod anew"
 
 func (c *checkup) add(format string, args ...any) {
 	c.found = append(c.found, fmt.Sprintf(format, args...))
 }
 
 // result compares with what the runtime remembers of ADD.
-func (c *checkup) result(prev *current.Result) {
+func (c *checkup) result() {
 	rec := c.rec
 	for _, addr := range rec.Addresses {
-		if !slices.ContainsFunc(prev.IPs, func(p *current.IPConfig) bool { return p.Address.IP.Equal(addr.AsSlice()) }) {
-			c.add("prevResult lacks address %s", addr)
+		if !slices.ContainsFunc(c.prev.IPs, func(p *current.IPConfig) bool { return p.Address.IP.Equal(addr.AsSlice()) }) {
+			c.add("prevResult lacks address %s, which the interface was given, so it is not the result of its ADD: %s", addr,
+				anew)
 		}
 	}
-	if !slices.ContainsFunc(prev.Interfaces, func(i *current.Interface) bool { return i.Name == rec.HostIfName }) {
-		c.add("prevResult lacks host interface %s", rec.HostIfName)
+	if !slices.ContainsFunc(c.prev.Interfaces, func(i *current.Interface) bool { return i.Name == rec.HostIfName }) {
+		c.add("prevResult lacks host interface %s, so it is not the result of this interface's ADD: %s", rec.HostIfName, anew)
 	}
 }
 
-func (c *checkup) inPod() error {
-	rec := c.rec
-	link, err := c.ns.LinkByName(rec.IfName)
-	if isNotFound(err) {
-		c.add("the pod has no interface %s", rec.IfName)
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("looking at %s in the pod: %w", rec.IfName, err)
-	}
-	attrs := link.Attrs()
-	if link.Type() != "veth" {
-		c.add("%s in the pod is a %s, not a veth", rec.IfName, link.Type())
-	}
-	if attrs.Flags&net.FlagUp == 0 {
-		c.add("%s in the pod is down", rec.IfName)
-	}
-	// Also when a plugin behind this one set it: the node's neighbour entries and source check have the record's.
-	if attrs.HardwareAddr.String() != rec.MAC {
-		c.add("%s in the pod has hardware address %s, not %s", rec.IfName, attrs.HardwareAddr, rec.MAC)
-	}
-	c.mtu(rec.IfName+" in the pod", attrs.MTU)
-	have, err := retry(func() ([]netlink.Addr, error) { return c.ns.AddrList(link, netlink.FAMILY_ALL) })
-	if err != nil {
-		return fmt.Errorf("listing the pod's addresses: %w", err)
-	}
-	for _, addr := range rec.Addresses {
-		if !slices.ContainsFunc(have, func(h netlink.Addr) bool { return h.IP.Equal(addr.AsSlice()) }) {
-			c.add("%s in the pod lacks address %s", rec.IfName, addr)
+// gateways are those of the pod's addresses, as ADD said.
+func (c *checkup) gateways() []netip.Addr {
+	var gateways []netip.Addr
+	for _, p := range c.prev.IPs {
+		addr, _ := netip.AddrFromSlice(p.Address.IP)
+		gateway, ok := netip.AddrFromSlice(p.Gateway)
+		gateway = gateway.Unmap()
+		if ok && slices.Contains(c.rec.Addresses, addr.Unmap()) && !slices.Contains(gateways, gateway) {
+			gateways = append(gateways, gateway)
 		}
 	}
-	routes, err := retry(func() ([]netlink.Route, error) { return c.ns.RouteList(link, netlink.FAMILY_ALL) })
-	if err != nil {
-		return fmt.Errorf("listing the pod's routes: %w", err)
-	}
-	for _, addr := range rec.Addresses {
-		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
-			return r.Gw != nil && (r.Gw.To4() != nil) == addr.Is4()
-		}) {
-			c.add("%s in the pod has no route via its gateway for %s", rec.IfName, addr)
-		}
-	}
-	for _, want := range c.routes {
-		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
-			return r.Dst != nil && r.Dst.String() == want.Dst.String() || want.Table != nil // the list is of the main table
-		}) {
-			c.add("%s in the pod has no route to %s", rec.IfName, want.Dst.String())
-		}
-	}
-	// The gateway's permanent neighbour entry is not looked for: it goes when a plugin behind this one (tuning) sets the
-	// interface down and up, and only saves a question.
-	return nil
+	return gateways
 }
 
-func (c *checkup) mtu(what string, mtu int) {
-	if c.rec.MTU != 0 && mtu != c.rec.MTU {
-		c.add("%s has MTU %d, not %d", what, mtu, c.rec.MTU)
+// mtu looks at one end's. run is what comes before a command that is to run where the interface is.
+func (c *checkup) mtu(what, run string, attrs *netlink.LinkAttrs) {
+	if want := c.rec.MTU; want != 0 && attrs.MTU != want {
+		c.add("%s has MTU %d, not %d: `%sip link set %s mtu %d`", what, attrs.MTU, want, run, attrs.Name, want)
 	}
 }
 
@@ -164,10 +176,16 @@ func (c *checkup) neighbors(link netlink.Link) error {
 		return fmt.Errorf("listing the neighbours on %s: %w", link.Attrs().Name, err)
 	}
 	for _, addr := range c.rec.Addresses {
-		if !slices.ContainsFunc(have, func(n netlink.Neigh) bool {
+		i := slices.IndexFunc(have, func(n netlink.Neigh) bool {
 			return n.State&netlink.NUD_PERMANENT != 0 && n.IP.Equal(addr.AsSlice())
-		}) {
-			c.add("host interface %s has no permanent neighbour entry of %s", link.Attrs().Name, addr)
+		})
+		mend := fmt.Sprintf("`ip neigh replace %s lladdr %s dev %s nud permanent`", addr, c.rec.MAC, link.Attrs().Name)
+		switch {
+		case i < 0:
+			c.add("host interface %s has no permanent neighbour entry of %s: %s", link.Attrs().Name, addr, mend)
+		case have[i].HardwareAddr.String() != c.rec.MAC:
+			c.add("the neighbour entry of %s on host interface %s has hardware address %s, not the pod's, %s: %s", addr,
+				link.Attrs().Name, have[i].HardwareAddr, c.rec.MAC, mend)
 		}
 	}
 	return nil
@@ -177,45 +195,45 @@ func (c *checkup) onHost() error {
 	h, rec := c.host, c.rec
 	link, err := h.LinkByName(rec.HostIfName)
 	if isNotFound(err) {
-		c.add("host interface %s is gone", rec.HostIfName)
+		c.add("host interface %s is gone: %s", rec.HostIfName, anew)
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("looking at %s: %w", rec.HostIfName, err)
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
-		c.add("host interface %s is down", rec.HostIfName)
+		c.add("host interface %s is down: `ip link set %s up`", rec.HostIfName, rec.HostIfName)
 	}
-	c.mtu("host interface "+rec.HostIfName, link.Attrs().MTU)
+	c.mtu("host interface "+rec.HostIfName, "", link.Attrs())
 	if err := c.sourceCheck(); err != nil {
 		return err
 	}
 	if rec.Mode == ModeBridge {
-		br, err := h.LinkByName(rec.Bridge)
-		if err != nil && !isNotFound(err) {
-			return fmt.Errorf("looking at bridge %s: %w", rec.Bridge, err)
-		}
-		if err != nil || link.Attrs().MasterIndex != br.Attrs().Index {
-			c.add("host interface %s is no port of bridge %s", rec.HostIfName, rec.Bridge)
-		}
-		return nil
+		return c.port(link)
+	}
+	return errors.Join(c.routed(link), c.neighbors(link))
+}
+
+// routed looks at the host's end in mode routed.
+func (c *checkup) routed(link netlink.Link) error {
+	rec := c.rec
+	if mac := hostMAC(); link.Attrs().HardwareAddr.String() != mac.String() {
+		c.add("host interface %s has hardware address %s, not the one that the pod sends to, %s: `ip link set %s address %s`",
+			rec.HostIfName, link.Attrs().HardwareAddr, mac, rec.HostIfName, mac)
+	}
+	routes, err := retry(func() ([]netlink.Route, error) { return c.host.RouteList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("listing routes: %w", err)
 	}
 	for _, addr := range rec.Addresses {
-		family := unix.AF_INET
-		if addr.Is6() {
-			family = unix.AF_INET6
-		}
-		routes, err := retry(func() ([]netlink.Route, error) { return h.RouteList(link, family) })
-		if err != nil {
-			return fmt.Errorf("listing routes: %w", err)
-		}
 		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
 			return r.Dst != nil && r.Dst.String() == single(addr).String()
 		}) {
-			c.add("the host has no route to %s through %s", addr, rec.HostIfName)
+			c.add("the host has no route to %s through %s: `ip route replace %s dev %s scope link proto %d`", addr,
+				rec.HostIfName, single(addr), rec.HostIfName, hostnet.Protocol)
 		}
 	}
-	return c.neighbors(link)
+	return nil
 }
 
 // sourceCheck looks for what keeps the pod from sending with addresses of others.
@@ -228,13 +246,16 @@ func (c *checkup) sourceCheck() error {
 	if err != nil {
 		return err
 	}
-	c.found = append(c.found, lost...)
+	for _, l := range lost {
+		c.add("%s: restart `warren up`, which puts it back", l)
+	}
 	if rec.Mode == ModeBridge {
 		return nil
 	}
-	filter := "/proc/sys/net/ipv4/conf/" + rec.HostIfName + "/rp_filter"
-	if value, err := os.ReadFile(filter); err == nil && strings.TrimSpace(string(value)) != "1" {
-		c.add("rp_filter of host interface %s is %s, not 1", rec.HostIfName, strings.TrimSpace(string(value)))
+	key := "net/ipv4/conf/" + rec.HostIfName + "/rp_filter"
+	if value, err := os.ReadFile("/proc/sys/" + key); err == nil && strings.TrimSpace(string(value)) != "1" {
+		c.add("rp_filter of host interface %s is %s, not 1: `sysctl -w %s=1`", rec.HostIfName,
+			strings.TrimSpace(string(value)), key)
 	}
 	return nil
 }

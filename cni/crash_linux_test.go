@@ -245,7 +245,7 @@ func TestCheck(t *testing.T) {
 				{p.ns, "ip link set eth0 down", "", "eth0 in the pod is down"},
 				{p.ns, "ip addr flush dev eth0", "", "lacks address 10.244.1.2"},
 				{p.ns, "ip link set eth0 address 02:00:00:00:00:99", "", "has hardware address 02:00:00:00:00:99"},
-				{p.ns, "ip route del default", "", "no route via its gateway for 10.244.1.2"},
+				{p.ns, "ip route del default", "", "no route to 0.0.0.0/0 via 10.244.1.1 through eth0"},
 				{n.ns, "ip link set " + host + " down", "", "host interface " + host + " is down"},
 				{p.ns, "ip link del eth0", "", "no interface eth0"},
 				{p.ns, "ip link set eth0 name eth7", "", "no interface eth0"},

@@ -130,7 +130,8 @@ func (c *checkup) uplink(name string) error {
 	}
 	link, err := c.host.LinkByName(name)
 	if isNotFound(err) {
-		c.add("uplink %s is gone", name)
+		c.add("uplink %s is gone: bring it back, and add a pod (CNI ADD), which makes it a port of bridge %s", name,
+			c.rec.Bridge)
 		return nil
 	}
 	if err != nil {
@@ -138,7 +139,7 @@ func (c *checkup) uplink(name string) error {
 	}
 	br, err := c.host.LinkByName(c.rec.Bridge)
 	if err == nil && link.Attrs().MasterIndex != br.Attrs().Index {
-		c.add("uplink %s is no port of bridge %s", name, c.rec.Bridge)
+		c.add("uplink %s is no port of bridge %s: `ip link set %s master %s`", name, c.rec.Bridge, name, c.rec.Bridge)
 	}
 	return nil
 }
