@@ -82,7 +82,10 @@ func (a *attachment) attach() error {
 	if err := complete(); err != nil {
 		return err
 	}
-	return a.awaitCarrier()
+	if err := a.awaitCarrier(); err != nil {
+		return err
+	}
+	return a.announce()
 }
 
 // record takes the addresses and writes the record, in an order in which all that anybody has is in a record.

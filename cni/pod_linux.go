@@ -63,8 +63,9 @@ func (a *attachment) podSysctls() error {
 	}
 	trySysctl(conf+"/accept_ra", "0") // the routes are the ones set here; another pod must not offer its own
 	if a.Mode == ModeBridge {
-		// Who knew the address under another hardware address learns the new one.
+		// The kernel announces the addresses when the hardware address is set (announce).
 		trySysctl("ipv4/conf/"+a.rec.IfName+"/arp_notify", "1")
+		trySysctl(conf+"/ndisc_notify", "1")
 	}
 	return nil
 }
@@ -91,6 +92,23 @@ func (a *attachment) awaitCarrier() error {
 			return nil
 		}
 	}
+}
+
+// announce has everybody on the bridge, and behind its uplink, who knew an address under another hardware address learn
+// this one. The kernel announces addresses by itself when an interface is set up, which is too early: there is no
+// carrier then.
+func (a *attachment) announce() error {
+	if a.Mode != ModeBridge {
+		return nil // the host's entries are set
+	}
+	link, err := a.pod.LinkByName(a.rec.IfName)
+	if err != nil {
+		return err
+	}
+	if err := a.pod.LinkSetHardwareAddr(link, a.podMAC); err != nil { // it has it, but setting it is what counts
+		a.remark("announcing the addresses of %s in the pod: %v", a.rec.IfName, err)
+	}
+	return nil
 }
 
 // reachGateways makes the gateways reachable, which in routed mode are in no subnet of the pod's. The permanent entry
