@@ -22,7 +22,10 @@ const (
 
 // lock is a named lock in the state directory. All names share one file, of which each locks one byte (open file
 // description locks, Linux 3.15): nothing is left to clean up, and a process that dies gives its locks back.
-type lock struct{ f *os.File }
+type lock struct {
+	f  *os.File
+	at int64 // the byte
+}
 
 // takeLock waits for the lock of a name: an attachment, or a bridge.
 func takeLock(stateDir, name string) (*lock, error) {
@@ -70,7 +73,7 @@ func lockByte(f *os.File, kind int16, name string, wait time.Duration) (*lock, e
 		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: at, Len: 1})
 		switch {
 		case err == nil:
-			return &lock{f}, nil
+			return &lock{f, at}, nil
 		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EINTR):
 			return nil, errors.Join(fmt.Errorf("locking %s in %s: %w", name, f.Name(), err), f.Close())
 		case time.Now().After(deadline):
@@ -79,4 +82,37 @@ func lockByte(f *os.File, kind int16, name string, wait time.Duration) (*lock, e
 	}
 }
 
-func (l *lock) release() { _ = l.f.Close() }
+// lockAttachment takes the lock of an attachment, and hands it on.
+func lockAttachment(stateDir, name string) (*lock, error) {
+	l, err := takeLock(stateDir, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.handOn(); err != nil {
+		l.release()
+		return nil, err
+	}
+	return l, nil
+}
+
+// handOn gives the lock to the programs that are executed meanwhile as well. An IPAM plugin that outlives a killed ADD
+// holds it until its end, so that a DEL asks for what it gave only then.
+func (l *lock) handOn() error {
+	if l.f == nil {
+		return nil
+	}
+	if _, err := unix.FcntlInt(l.f.Fd(), unix.F_SETFD, 0); err != nil { // no FD_CLOEXEC
+		return fmt.Errorf("handing on the lock file: %w", err)
+	}
+	return nil
+}
+
+// release unlocks, as closing alone would not do while another process has the file from this one: what an IPAM plugin
+// left running in the background holds nothing.
+func (l *lock) release() {
+	if l.f == nil {
+		return
+	}
+	_ = unix.FcntlFlock(l.f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: l.at, Len: 1})
+	_ = l.f.Close()
+}

@@ -105,7 +105,7 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 		HostIfName: podrecord.HostIfName(args.ContainerID, args.IfName), Bridge: n.Bridge, IPAM: n.IPAM,
 		PodName: pod.name, PodNamespace: pod.namespace, PodUID: pod.uid, Since: p.Now().UTC().Truncate(time.Second),
 	}
-	l, err := takeLock(n.StateDir, rec.HostIfName)
+	l, err := lockAttachment(n.StateDir, rec.HostIfName)
 	if err != nil {
 		return err
 	}
@@ -204,6 +204,9 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 			return err
 		}
 		defer l.release()
+		if err := l.handOn(); err != nil {
+			return err
+		}
 	} // else nothing was ever attached with this state directory, or it is lost: nothing to lock, nothing recorded
 	switch old, err := podrecord.Read(conf.StateDir, rec.HostIfName); {
 	case err == nil && (old.ContainerID != rec.ContainerID || old.IfName != rec.IfName):
