@@ -165,11 +165,14 @@ func TestUplinkKilled(t *testing.T) {
 	p.add()
 	whole := time.Since(begin)
 	p.del()
+	added, deleted := 0, 0
 	for i := range 25 {
 		p.id = fmt.Sprintf("killed-%d", i)
-		n.kill(p.call("ADD"), rand.N(whole))
-		if i%2 == 0 {
-			n.kill(p.call("DEL"), rand.N(whole))
+		if !n.kill(p.call("ADD"), rand.N(whole)) {
+			added++
+		}
+		if i%2 == 0 && !n.kill(p.call("DEL"), rand.N(whole)) {
+			deleted++
 		}
 		p.del()
 		if now := n.uplink(); now != link {
@@ -177,6 +180,9 @@ func TestUplinkKilled(t *testing.T) {
 		}
 	}
 	unchanged(t, "after all kills", before, n.dump())
+	if added == 0 || deleted == 0 {
+		t.Errorf("%d ADD and %d DEL were killed before their end: the test showed nothing", added, deleted)
+	}
 }
 
 func TestUplinkRefused(t *testing.T) {
