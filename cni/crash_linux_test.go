@@ -201,12 +201,18 @@ func TestGC(t *testing.T) {
 			with := func(fields string) call {
 				return call{command: "GC", conf: strings.TrimSuffix(conf, "}") + fields + "}"}
 			}
-			for _, fields := range []string{"", `, "cni.dev/valid-attachments": [{"containerID": "x"}]`,
+			full := n.dump()
+			for _, fields := range []string{`, "cni.dev/valid-attachments": [{"containerID": "x"}]`,
 				`, "cni.dev/attachments": 7`} {
 				if _, err := n.do(with(fields)); err == nil || err.Code != types.ErrInvalidNetworkConfig {
 					t.Errorf("GC with %q: %+v", fields, err)
 				}
 			}
+			// Without any list, as cnitool sends it, everything may be valid.
+			if says := n.remarks(with("")); !strings.Contains(says, "nothing was removed") {
+				t.Errorf("GC without a list says %q", says)
+			}
+			unchanged(t, "GC without a list", full, n.dump())
 			n.must(with(`, "cni.dev/valid-attachments": ` + list))
 			unchanged(t, "GC", before, n.dump())
 			ping(t, n.ns, r.addrs()[0])
@@ -216,6 +222,18 @@ func TestGC(t *testing.T) {
 			other.del()
 		})
 	}
+}
+
+// remarks are what a call that succeeds says on standard error.
+func (n *node) remarks(c call) string {
+	n.t.Helper()
+	var stderr bytes.Buffer
+	cmd := n.command(c)
+	cmd.Stderr = &stderr
+	if out, err := cmd.Output(); err != nil || len(out) > 0 {
+		n.t.Errorf("%s: %v, and printed %q", c.command, err, out)
+	}
+	return stderr.String()
 }
 
 func TestCheck(t *testing.T) {

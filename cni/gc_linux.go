@@ -22,10 +22,9 @@ func (p *Plugin) gc(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if !conf.HasAttachments {
-		return fail(types.ErrInvalidNetworkConfig, "GC needs the list of valid attachments in cni.dev/valid-attachments; "+
-			"without "+
-			"one nothing was removed")
+	if !conf.HasAttachments { // `cnitool gc` sends none, and it has to succeed
+		p.remark("GC came without cni.dev/valid-attachments, which tells what may be removed: nothing was removed")
+		return nil
 	}
 	c := collection{plugin: p, conf: conf, valid: map[string]bool{}}
 	for i, a := range conf.ValidAttachments {
