@@ -19,11 +19,14 @@ func (d Dirs) lock() (unlock func(), err error) {
 			_ = f.Close()
 		}
 	}
-	// Two names of one directory lock once.
-	for _, dir := range slices.Compact([]string{d.Conf, d.Bin}) {
+	for _, dir := range []string{d.Conf, d.Bin} {
 		f, err := os.Open(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // nothing to remove there; Install has checked both
+		}
+		if err == nil && isOneOf(f, held) { // the other directory by another name
+			_ = f.Close()
+			continue
 		}
 		if err == nil {
 			held = append(held, f)
@@ -38,6 +41,14 @@ func (d Dirs) lock() (unlock func(), err error) {
 		}
 	}
 	return unlock, nil
+}
+
+func isOneOf(f *os.File, others []*os.File) bool {
+	info, err := f.Stat()
+	return err == nil && slices.ContainsFunc(others, func(other *os.File) bool {
+		have, err := other.Stat()
+		return err == nil && os.SameFile(info, have)
+	})
 }
 
 // explain adds what to do. Whatever failed, the file is as it was before.

@@ -29,65 +29,80 @@ func Remove(o RemoveOptions) (Report, error) {
 		return r, err
 	}
 	defer unlock()
-	_, missing := os.Lstat(o.list())
-	remove, err := o.removableList(&r)
+	n, list, err := o.judgeList()
 	if err != nil {
 		return r, err
 	}
-	if remove {
-		if err := atomicfile.Remove(o.list()); err != nil {
-			return r, explain(o.list(), err)
-		}
-		if missing != nil {
-			r.done("%s: not there", o.list())
-		} else {
-			r.done("%s: removed", o.list())
-		}
+	binary := o.judgeBinary(list.remove)
+	if err := o.nobodyNeeds(&r, n, list, binary); err != nil {
+		return r, err
 	}
-	if o.removableBinary(&r) {
-		if err := atomicfile.Remove(o.binary()); err != nil {
-			return r, explain(o.binary(), err)
+	for _, v := range []verdict{list, binary} {
+		if v.remove {
+			if err := atomicfile.Remove(v.path); err != nil {
+				return r, explain(v.path, err)
+			}
 		}
-		r.done("%s: removed", o.binary())
+		r.done("%s: %s", v.path, v.what)
 	}
 	return r, nil
 }
 
-// removableList reports whether the list, or what a killed installer left of it, is to be removed. It refuses what the
-// operator should look at first.
-func (o RemoveOptions) removableList(r *Report) (bool, error) {
+// A verdict says what becomes of a file.
+type verdict struct {
+	path   string
+	remove bool // it, or what a killed installer left of it
+	absent bool // only what a killed installer left may be there
+	what   string
+}
+
+// goes reports whether a file that is there is removed.
+func (v verdict) goes() bool { return v.remove && !v.absent }
+
+// judgeList reads the list. It refuses one that the operator should look at first.
+func (o RemoveOptions) judgeList() (Network, verdict, error) {
+	v := verdict{path: o.list(), remove: true, what: "removed"}
 	data, err := os.ReadFile(o.list())
-	missing := errors.Is(err, fs.ErrNotExist)
-	if err != nil && !missing {
-		return false, explain(o.list(), err)
+	if errors.Is(err, fs.ErrNotExist) {
+		v.absent, v.what = true, "not there"
+		return Network{}, v, nil
+	}
+	if err != nil {
+		return Network{}, v, explain(o.list(), err)
 	}
 	n, ours, edited := networkOf(data)
-	stateDir := o.StateDir
 	switch {
-	case missing:
-		if _, err := os.Lstat(o.binary()); errors.Is(err, fs.ErrNotExist) {
-			return true, nil // nothing to keep for anybody
-		}
 	case !ours:
-		r.done("%s: left, it does not name %s", o.list(), pluginType)
-		return false, nil
+		v.remove, v.what = false, "left, it does not name "+pluginType
 	case edited && !o.Force:
-		return false, fmt.Errorf("%s was edited by hand: nothing was removed; remove it with --force, or by hand", o.list())
-	case n.StateDir != "":
+		return n, v, fmt.Errorf("%s was edited by hand: nothing was removed; remove it with --force, or by hand", o.list())
+	}
+	return n, v, nil
+}
+
+// nobodyNeeds refuses to remove what the runtime needs to delete a pod: without the list those of its network, without
+// the plugin all.
+func (o RemoveOptions) nobodyNeeds(r *Report, n Network, list, binary verdict) error {
+	if !list.goes() && !binary.goes() {
+		return nil
+	}
+	stateDir, network := o.StateDir, n.Name
+	if list.remove && n.StateDir != "" {
 		stateDir = n.StateDir
 	}
-	attached, err := attachedTo(stateDir, n.Name)
-	if err != nil {
-		return false, err
+	if binary.goes() {
+		network = ""
 	}
-	if len(attached) > 0 {
-		if !o.Force {
-			return false, fmt.Errorf("pods are attached (%s), and the runtime needs the plugin to delete them: nothing was "+
-				"removed; delete the pods first (`warren pods`), or use --force", few(attached))
-		}
-		r.warn("pods are attached (%s) that the runtime can't delete until the plugin is back", few(attached))
+	attached, err := attachedTo(stateDir, network)
+	if err != nil || len(attached) == 0 {
+		return err
 	}
-	return true, nil
+	if !o.Force {
+		return fmt.Errorf("pods are attached (%s), and the runtime needs the plugin to delete them: nothing was removed; "+
+			"delete the pods first (`warren pods`), or use --force", few(attached))
+	}
+	r.warn("pods are attached (%s) that the runtime can't delete until the plugin is back", few(attached))
+	return nil
 }
 
 // attachedTo names the pods of a network, or of all when it is not known, by their records. One that can't be read may
@@ -122,29 +137,33 @@ func few(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
-// removableBinary reports whether the plugin is there, Warren's, and named by no list any more.
-func (o RemoveOptions) removableBinary(r *Report) bool {
+// judgeBinary tells whether the plugin is there, Warren's, and named by no list that stays.
+func (o RemoveOptions) judgeBinary(listGoes bool) verdict {
+	v := verdict{path: o.binary()}
 	info, err := buildinfo.ReadFile(o.binary())
 	if errors.Is(err, fs.ErrNotExist) {
-		_, err = os.Lstat(atomicfile.Temp(o.binary()))
-		r.done("%s: not there", o.binary())
-		return err == nil // what a killed installer left
+		v.remove, v.absent, v.what = true, true, "not there"
+		return v
 	}
 	if err != nil || !isPlugin(info.Path) {
-		r.done("%s: left, it is not Warren's plugin", o.binary())
-		return false
+		v.what = "left, it is not Warren's plugin"
+		return v
 	}
 	names, err := lists(o.Conf)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.done("%s: left, as the lists in %s can't be listed: %v", o.binary(), o.Conf, err)
-		return false
+		v.what = fmt.Sprintf("left, as the lists in %s can't be listed: %v", o.Conf, err)
+		return v
 	}
 	for _, name := range names {
+		if name == ListName && listGoes {
+			continue
+		}
 		data, err := os.ReadFile(filepath.Join(o.Conf, name))
 		if err != nil || strings.Contains(string(data), `"`+pluginType+`"`) {
-			r.done("%s: left, as %s needs it", o.binary(), name)
-			return false
+			v.what = fmt.Sprintf("left, as %s needs it", name)
+			return v
 		}
 	}
-	return true
+	v.remove, v.what = true, "removed"
+	return v
 }

@@ -28,7 +28,8 @@ func IsTemp(name string) bool {
 	return strings.HasPrefix(name, ".") && strings.HasSuffix(name, suffix)
 }
 
-// Replace writes data to path, over what is there. When it returns nil, the content survives a loss of power.
+// Replace writes data to path, over what is there, with the permissions perm whatever the umask is. When it returns
+// nil, the content survives a loss of power.
 func Replace(path string, data []byte, perm fs.FileMode) error {
 	temp, err := writeTemp(path, data, perm)
 	if err != nil {
@@ -104,6 +105,9 @@ func writeTemp(path string, data []byte, perm fs.FileMode) (string, error) {
 		return "", err
 	}
 	_, err = f.Write(data)
+	if err == nil && perm&0o077 != 0 { // what others may do is what the umask takes away
+		err = f.Chmod(perm)
+	}
 	if err == nil {
 		err = f.Sync()
 	}
