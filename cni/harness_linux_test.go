@@ -31,11 +31,7 @@ const (
 
 // binary builds the plugin once, as it is released.
 var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "wrncni")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "warren-cni")
+	path := filepath.Join(os.TempDir(), "warren-cni")
 	out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path,
 		"../cmd/warren-cni").CombinedOutput()
 	if err != nil {
@@ -44,12 +40,35 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
+// labPrefix begins the names of this package's namespaces and directories, as lab.Sweep knows them: "wrn-<prefix>-…".
+const labPrefix = "cni"
+
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if path, err := binary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path))
+	os.Exit(run(m))
+}
+
+// run keeps all files in one directory. What a run leaves that was killed, by a signal or after -timeout, the next one
+// removes.
+func run(m *testing.M) int {
+	dir, err := workDir()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
-	os.Exit(code)
+	defer func() { _ = os.RemoveAll(dir) }()
+	return m.Run()
+}
+
+// workDir makes the directory, and lets everybody who asks for a temporary one make it there.
+func workDir() (string, error) {
+	if _, err := lab.Sweep(labPrefix, lab.SweepAbandoned); err != nil {
+		fmt.Fprintf(os.Stderr, "what killed tests left can't be removed: %v\n", err)
+	}
+	dir, err := os.MkdirTemp("", fmt.Sprintf("wrn-%s-%d-", labPrefix, os.Getpid()))
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Setenv("TMPDIR", dir)
 }
 
 var namespaces atomic.Int64
@@ -57,7 +76,7 @@ var namespaces atomic.Int64
 // namespace makes a network namespace that goes with the test.
 func namespace(t testing.TB, kind string) string {
 	t.Helper()
-	name := fmt.Sprintf("wrncni%d-%s%d", os.Getpid(), kind, namespaces.Add(1))
+	name := fmt.Sprintf("wrn-%s-%s%d-%d", labPrefix, kind, namespaces.Add(1), os.Getpid())
 	sh(t, "", "ip netns add "+name)
 	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", name).Run() })
 	sh(t, name, "ip link set lo up")
