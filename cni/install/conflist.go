@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containernetworking/cni/pkg/version"
 	"github.com/warren-net/warren/cni"
 )
 
@@ -89,6 +90,12 @@ func (n Network) encode() ([]byte, error) {
 		return nil, fmt.Errorf("encoding the configuration list: %w", err)
 	}
 	return append(data, '\n'), nil
+}
+
+// collected reports whether runtimes send GC for the network.
+func (n Network) collected() bool {
+	knows, err := version.GreaterThanOrEqualTo(n.CNIVersion, "1.1.0")
+	return err == nil && knows
 }
 
 // accepted hands the entry to the plugin's parser, as a runtime would.

@@ -136,3 +136,18 @@ func TestOneDirectoryByTwoNames(t *testing.T) {
 		})
 	}
 }
+
+// Who installs a list with which a runtime removes pods is told so.
+func TestSaysWhatGCDoes(t *testing.T) {
+	for version, want := range map[string][]string{
+		"1.0.0": {"installed", "installed"}, "1.1.0": {"installed", "installed", `"disableGC": true`},
+	} {
+		o := options(t)
+		o.Network.CNIVersion = version
+		r, err := Install(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines(t, r.Done, want...)
+	}
+}

@@ -82,6 +82,10 @@ func Install(o Options) (Report, error) {
 	} else if err := put(&r, target{o.list(), list, 0o644}); err != nil {
 		return r, err
 	}
+	if o.Network.collected() {
+		r.done("network %q: a runtime that knows CNI 1.1 removes pods of this network that are not its own (GC): give every "+
+			"runtime on this node a list with another --name, or write \"disableGC\": true into it", o.Network.Name)
+	}
 	o.surroundings(&r)
 	return r, nil
 }

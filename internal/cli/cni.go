@@ -83,7 +83,8 @@ func newInstall() *cobra.Command {
 	f.StringVar(&o.Network.Mode, "mode", cni.ModeRouted, "`MODE` of attachment: routed or bridge")
 	f.StringVar(&o.Network.Name, "name", "warren", "`NAME` of the network")
 	f.StringVar(&o.Network.CNIVersion, "cni-version", "1.0.0",
-		"`VERSION` of the CNI specification: "+strings.Join(cni.Versions().SupportedVersions(), ", "))
+		"`VERSION` of the CNI specification: "+strings.Join(cni.Versions().SupportedVersions(), ", ")+
+			"; from 1.1.0 on give each runtime a --name of its own, as it removes pods of the network that it does not know")
 	f.StringSliceVar(&o.Network.Chain, "chain", nil,
 		"`PLUGINS` behind Warren's, with commas between them: "+strings.Join(install.Chainable(), ", "))
 	f.BoolVar(&o.Force, "force", false, "replace a list that says something else")
