@@ -103,6 +103,7 @@ func (w *world) fails(line string) string {
 // state is all that Warren may touch in the current namespace, but for sysctls.
 func (w *world) state() string {
 	w.Helper()
+	w.settle()
 	var b strings.Builder
 	for _, line := range []string{
 		"ip -o link", "ip -o addr", "ip rule", "ip -6 rule", "ip -4 route show table all",
@@ -111,6 +112,24 @@ func (w *world) state() string {
 		fmt.Fprintf(&b, "# %s\n%s", line, w.run(line))
 	}
 	return b.String()
+}
+
+// settle waits, not for long, until the kernel has made the local routes of global IPv6 addresses, as it does on a work
+// queue of its own some time after an address was set.
+func (w *world) settle() {
+	w.Helper()
+	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		routes, missing := w.run("ip -6 route show table local"), false
+		for _, line := range strings.Split(w.run("ip -o -6 addr show up scope global"), "\n") {
+			if f := strings.Fields(line); len(f) > 3 {
+				addr, _, _ := strings.Cut(f[3], "/")
+				missing = missing || f[1] != "lo" && !strings.Contains(routes, "local "+addr+" dev "+f[1]+" ")
+			}
+		}
+		if !missing {
+			return
+		}
+	}
 }
 
 // tun makes the TUN device in the current namespace and writes back what it reads.
