@@ -336,6 +336,8 @@ func TestStatus(t *testing.T) {
 	want(status(same), types.ErrLimitedConnectivity, "nobody serves device warren0")
 	sh(t, n.ns, "ip link del warren0 && ip link add warren0 type veth peer name x && ip link set warren0 up && ip "+
 		"link set x up")
+	want(status(same), types.ErrPluginNotAvailable, "no node daemon answers at")
+	n.daemon(healthy)
 	if err := status(same); err != nil {
 		t.Errorf("with a served device: %+v", err)
 	}

@@ -247,6 +247,7 @@ func TestGCWithHostLocal(t *testing.T) {
 	r := keep.add()
 	lost.add()
 	sh(t, "", "ip netns del "+lost.ns)
+	n.daemon(healthy)
 	n.must(call{command: "STATUS", conf: conf})
 	n.must(call{command: "GC", conf: strings.TrimSuffix(conf, "}") + fmt.Sprintf(
 		`, "cni.dev/valid-attachments": [{"containerID": %q, "ifname": "eth0"}]}`, keep.id)})

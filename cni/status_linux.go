@@ -59,7 +59,7 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 		return fail(types.ErrLimitedConnectivity, "nobody serves device %s, so pods reach no other node: start `warren up`",
 			n.device)
 	}
-	return nil
+	return daemonAnswers(n.RunDir)
 }
 
 // room reports a network that has no address left, its own pods or those of other networks having them.

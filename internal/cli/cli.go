@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/warren-net/warren/internal/apisocket"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/config"
 )
@@ -158,7 +159,7 @@ func (a *ask) client(cmd *cobra.Command) (*api.Client, error) {
 }
 
 // defaultSocket is where the socket is unless the configuration says otherwise.
-const defaultSocket = "/run/warren/" + config.SocketName
+const defaultSocket = "/run/warren/" + apisocket.Name
 
 // Main is the program: it runs the command line of this process.
 func Main() int {

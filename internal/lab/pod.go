@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"path/filepath"
 )
@@ -57,6 +58,14 @@ func (p *Pod) Delete(ctx context.Context, o PodOptions) error {
 // Detach executes the command DEL alone; a runtime may do so several times.
 func (p *Pod) Detach(ctx context.Context, o PodOptions) error {
 	_, err := p.cni(ctx, "DEL", o)
+	return err
+}
+
+// Check executes the command CHECK, which compares the pod with the result of ADD.
+func (p *Pod) Check(ctx context.Context, o PodOptions) error {
+	conf := map[string]any{"prevResult": json.RawMessage(p.Result)}
+	maps.Copy(conf, o.Conf)
+	_, err := p.cni(ctx, "CHECK", PodOptions{Mode: o.Mode, Conf: conf})
 	return err
 }
 

@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -147,5 +149,40 @@ func TestListen(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 {
 		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
+
+// TestNoAnswer: whoever takes connections and says nothing, or half of it, is named when the time is over.
+func TestNoAnswer(t *testing.T) {
+	for name, says := range map[string]string{
+		"nothing": "", "half an answer": "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{",
+	} {
+		path := filepath.Join(t.TempDir(), "s")
+		l, err := Listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			c, err := l.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = c.Write([]byte(says))
+			_, _ = io.Copy(io.Discard, c) // until the client hangs up
+			_ = c.Close()
+		})
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		_, err = NewClient(path).Status(ctx)
+		want := fmt.Sprintf("does not answer: its process %d hangs", os.Getpid())
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+		cancel()
+		serving.Wait()
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

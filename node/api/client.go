@@ -3,14 +3,13 @@ package api
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"syscall"
 	"time"
+
+	"github.com/warren-net/warren/internal/apisocket"
 )
 
 // maxAnswer bounds an answer in bytes; a peer takes some 400.
@@ -63,12 +62,12 @@ func (c *Client) get(ctx context.Context, what string, into any) error {
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return c.explain(err)
+		return apisocket.Explain(c.socket, err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return fmt.Errorf("answer of the node daemon: %w", err)
+		return apisocket.Explain(c.socket, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		var e Error
@@ -81,21 +80,4 @@ func (c *Client) get(ctx context.Context, what string, into any) error {
 		return fmt.Errorf("answer of the node daemon: %w; is it of another version than this command?", err)
 	}
 	return nil
-}
-
-// explain turns the errors of a dial into sentences that say what to do.
-func (c *Client) explain(err error) error {
-	switch {
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no node daemon answers at %s; start it with `warren up` (restart it, if somebody removed its run "+
-			"directory), or name another socket with --socket or --config", c.socket)
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("no permission to ask the node daemon at %s; run as root or as a member of the socket's group",
-			c.socket)
-	}
-	var netErr net.Error
-	if errors.As(err, &netErr) && netErr.Timeout() {
-		return fmt.Errorf("the node daemon at %s does not answer; its log may say why", c.socket)
-	}
-	return fmt.Errorf("ask the node daemon: %w", err)
 }

@@ -18,14 +18,12 @@ import (
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/control/static"
+	"github.com/warren-net/warren/internal/apisocket"
 	"github.com/warren-net/warren/internal/yamldoc"
 )
 
 // DefaultPath is where the file is looked for.
 const DefaultPath = "/etc/warren/warren.yaml"
-
-// SocketName is the name of the API socket in the run directory.
-const SocketName = "warren.sock"
 
 // The least MTU that pods may get, in bytes. The protocols' own minima are 68 for IPv4 (RFC 791) and 1280 for IPv6
 // (RFC 8200, 5). Nothing works at 68 any more, so for IPv4 it is 576, what every IPv4 host has to be able to receive.
@@ -214,11 +212,11 @@ func SocketIn(path string) (string, error) {
 	if err := yaml.Unmarshal(data, &r); err != nil {
 		return "", fmt.Errorf("%s: %w; name the node's socket with --socket", path, err)
 	}
-	return filepath.Join(r.RunDir, SocketName), nil
+	return filepath.Join(r.RunDir, apisocket.Name), nil
 }
 
 // SocketPath is where the API socket is.
-func (c *Config) SocketPath() string { return c.RunDir + "/" + SocketName }
+func (c *Config) SocketPath() string { return c.RunDir + "/" + apisocket.Name }
 
 // MinMTU is the least MTU in bytes that this node's pods may get.
 func (c *Config) MinMTU() int {
