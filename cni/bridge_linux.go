@@ -27,12 +27,14 @@ func (a *attachment) ensureBridge() error {
 	link, err := a.host.LinkByName(a.Bridge)
 	switch {
 	case isNotFound(err):
-		st = bridgeState{Created: true}
+		st = bridgeState{Created: true, Boot: bootID()}
 		if err := a.writeBridge(st); err != nil {
 			return err
 		}
-		link, err = a.makeBridge()
-	case err == nil && st.adopt(link.Attrs().Alias), err == nil && unreadable(stateErr):
+		if link, err = a.makeBridge(); err == nil {
+			st.Index = link.Attrs().Index
+		}
+	case err == nil && st.match(link.Attrs()), err == nil && unreadable(stateErr):
 		if unreadable(stateErr) {
 			a.remark("%v; writing it anew: %s", stateErr, st.origin())
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"github.com/warren-net/warren/internal/atomicfile"
 )
 
@@ -22,6 +23,29 @@ type bridgeState struct {
 	Addresses  []netip.Prefix `json:"addresses"`            // added to it
 	Uplink     string         `json:"uplink,omitempty"`     // made a port of it
 	UplinkDown bool           `json:"uplinkDown,omitempty"` // before that
+	// Which bridge it was: in another boot, or with another index, one of the same name is the operator's, with what
+	// the operator's start gave it. Empty and 0: not known.
+	Boot  string `json:"boot,omitempty"`
+	Index int    `json:"index,omitempty"`
+}
+
+// bootID is different after each start of the machine; "" if the kernel does not tell.
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
+}
+
+// match forgets what the file says of another bridge, and adds what this one's alias tells.
+func (st *bridgeState) match(link *netlink.LinkAttrs) (added bool) {
+	boot := bootID()
+	if st.Boot != "" && boot != "" && st.Boot != boot || st.Index != 0 && st.Index != link.Index {
+		*st = bridgeState{}
+	}
+	st.Boot, st.Index = boot, link.Index
+	return st.adopt(link.Alias)
 }
 
 func bridgePath(stateDir, name string) string {

@@ -1,12 +1,15 @@
 package cni_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/warren-net/warren/cni"
+	"github.com/warren-net/warren/cni/podrecord"
 )
 
 // Whether a bridge is Warren's is read from the bridge when the file that says so can't be read, or is lost.
@@ -144,5 +147,61 @@ func TestLostState(t *testing.T) {
 				unchanged(t, "after a late pod", before, n.dump())
 			})
 		}
+	}
+}
+
+// The state directory outlives a reboot, and so tells of a bridge that is gone: what the operator's start gave to the
+// one of the same name now is the operator's.
+func TestBridgeOfAnotherBoot(t *testing.T) {
+	for _, harm := range []string{"another boot", "another bridge"} {
+		t.Run(harm, func(t *testing.T) {
+			n := uplinked(t)[0]
+			n.confMore = acrossNodes
+			for _, name := range []string{"br-mine", cni.DefaultBridge} {
+				prepared := name == "br-mine"
+				make := "ip link add " + name + " type bridge && ip link set " + name + " addrgenmode none up && "
+				if prepared {
+					n.confMore = acrossNodes + `, "bridge": "br-mine"`
+					sh(t, n.ns, make+"true")
+				} else {
+					n.confMore = acrossNodes
+				}
+				p, q := n.pod(n.conf("1.1.0", cni.ModeBridge)), n.pod(n.conf("1.1.0", cni.ModeBridge))
+				p.add()
+				state, err := os.ReadFile(n.bridgeFile(name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				// The reboot. Its bridge may by chance have the index that the other had, which has to be set by hand here.
+				index := regexp.MustCompile(`"index":\d+`)
+				sh(t, n.ns, "ip link del "+podrecord.HostIfName(p.id, "eth0")+"; ip link del "+name+" && "+make+
+					"ip addr add 10.244.1.1/24 dev "+name+" && ip addr add fd00:10:244:1::1/64 dev "+name+" nodad && "+
+					"ip link set up0 master "+name+" up")
+				if harm == "another boot" {
+					now := strings.TrimSpace(sh(t, n.ns, "ip -o link show "+name+" | cut -d: -f1"))
+					boot := strings.TrimSpace(sh(t, "", "cat /proc/sys/kernel/random/boot_id"))
+					state = index.ReplaceAll(state, []byte(`"index":`+now))
+					state = bytes.ReplaceAll(state, []byte(boot), []byte("3d3e6ea6-4ba5-4b34-8f2b-5b9b0f1a2c3d"))
+				}
+				spoil(t, string(state), n.bridgeFile(name))
+				look := func() string {
+					return volatile().ReplaceAllString(sh(t, n.ns, "ip -br link show "+name+"; ip -br addr show "+name), "") + n.uplink()
+				}
+				before := look()
+				p.del()
+				unchanged(t, "DEL", before, look())
+				if exists(n.bridgeFile(name)) {
+					t.Errorf("the state of another bridge stays")
+				}
+				if err := os.WriteFile(n.bridgeFile(name), state, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				q.add()
+				ping(t, q.ns, n.file.Gateways[0])
+				q.del()
+				unchanged(t, "ADD and DEL", before, look())
+				sh(t, n.ns, "ip link set up0 nomaster; ip link del "+name)
+			}
+		})
 	}
 }

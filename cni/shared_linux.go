@@ -93,7 +93,7 @@ func (s shared) releaseBridge(name string) error {
 func (s shared) undoBridge(link netlink.Link) (bool, error) {
 	name := link.Attrs().Name
 	st, stateErr := readBridge(s.conf.StateDir, name)
-	st.adopt(link.Attrs().Alias)
+	st.match(link.Attrs())
 	if unreadable(stateErr) {
 		s.remark("%v; %s", stateErr, st.origin())
 	}
