@@ -66,8 +66,9 @@ func TestBrokenBridgeStateWithUplink(t *testing.T) {
 				sh(t, n.ns, "ip link set up0 "+was)
 				before, link := n.dump(), n.uplink()
 				n.confMore = acrossNodes
-				p := n.pod(n.conf("1.1.0", cni.ModeBridge))
+				p, q := n.pod(n.conf("1.1.0", cni.ModeBridge)), n.pod(n.conf("1.1.0", cni.ModeBridge))
 				p.add()
+				q.add()
 				switch harm {
 				case "":
 					spoil(t, harm, n.bridgeFile(cni.DefaultBridge))
@@ -77,6 +78,10 @@ func TestBrokenBridgeStateWithUplink(t *testing.T) {
 					sh(t, "", "rm -r "+n.state())
 				}
 				p.del()
+				if now := n.uplink(); !strings.Contains(now, "master "+cni.DefaultBridge) {
+					t.Errorf("DEL of one of two pods took the uplink: %s", now)
+				}
+				q.del()
 				if now := n.uplink(); now != link {
 					t.Errorf("the uplink is %s, was %s", now, link)
 				}
