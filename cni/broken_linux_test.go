@@ -73,6 +73,25 @@ func TestUnreadableAddress(t *testing.T) {
 	}
 }
 
+// A pod of another network that has no record does not keep a file of this one: its interface names its network.
+func TestUnreadableAddressBesideAnotherNetwork(t *testing.T) {
+	n := newNode(t)
+	n.warm(cni.ModeRouted)
+	before := n.dump()
+	conf := n.conf("1.0.0", cni.ModeRouted)
+	p, stranger := n.pod(conf), n.pod(strings.Replace(conf, `"pods"`, `"pods2"`, 1))
+	stranger.add()
+	sh(t, "", "rm "+stranger.record())
+	addr := p.add().addrs()[0].String()
+	spoil(t, "", n.address(addr))
+	p.del()
+	if exists(n.address(addr)) {
+		t.Errorf("%s stays in use", addr)
+	}
+	stranger.del()
+	unchanged(t, "in the end", before, n.dump())
+}
+
 // A file that can't be read is kept when another pod may have the address, until that pod leaves.
 func TestUnreadableAddressOfAnother(t *testing.T) {
 	n := newNode(t)
