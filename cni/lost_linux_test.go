@@ -95,8 +95,8 @@ func TestBrokenBridgeStateWithUplink(t *testing.T) {
 func TestBrokenStateOfPreparedBridge(t *testing.T) {
 	n := newNode(t)
 	n.confMore = `, "bridge": "br-mine"`
-	sh(t, n.ns, "ip link add br-mine type bridge && ip link set br-mine addrgenmode none alias 'warren pod bridges of mine' "+
-		"up && ip addr add 192.0.2.1/24 dev br-mine")
+	sh(t, n.ns, "ip link add br-mine type bridge && ip link set br-mine addrgenmode none up "+
+		"alias 'warren pod bridges of mine' && ip addr add 192.0.2.1/24 dev br-mine")
 	p := n.pod(n.conf("1.1.0", cni.ModeBridge))
 	p.add()
 	spoil(t, "{", n.bridgeFile("br-mine"))
@@ -190,7 +190,8 @@ func TestBridgeOfAnotherBoot(t *testing.T) {
 				}
 				spoil(t, string(state), n.bridgeFile(name))
 				look := func() string {
-					return volatile().ReplaceAllString(sh(t, n.ns, "ip -br link show "+name+"; ip -br addr show "+name), "") + n.uplink()
+					now := sh(t, n.ns, "ip -br link show "+name+"; ip -br addr show "+name)
+					return volatile().ReplaceAllString(now, "") + n.uplink()
 				}
 				before := look()
 				p.del()

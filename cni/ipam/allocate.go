@@ -29,7 +29,8 @@ type FullError struct {
 func (e *FullError) Error() string {
 	msg := fmt.Sprintf("all %s addresses of %s are in use", e.Total, e.Set)
 	if e.Unreadable > 0 {
-		msg += fmt.Sprintf(" (%d of them by an unreadable address file, which the DEL of its pod frees, or a GC)", e.Unreadable)
+		msg += fmt.Sprintf(" (%d of them by an unreadable address file, which the DEL of its pod frees, or a GC)",
+			e.Unreadable)
 	}
 	if e.Others > 0 {
 		msg += fmt.Sprintf(" (%d of them by other networks)", e.Others)
