@@ -2,7 +2,9 @@ package cni
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/containernetworking/cni/pkg/types"
 )
@@ -12,6 +14,44 @@ type podArgs struct {
 	name, namespace, uid string
 	wanted               []netip.Addr // IP: the addresses that the pod is to have
 	mac                  string       // MAC: the hardware address of its interface
+}
+
+// ask adds what CNI_ARGS asks for. Addresses are often asked for in runtimeConfig as well, in a form of its own.
+func (c *Config) ask(a podArgs) {
+	if a.mac != "" {
+		c.MAC = a.mac
+	}
+	c.want(a.wanted...)
+}
+
+func (c *Config) want(addrs ...netip.Addr) {
+	for _, addr := range addrs {
+		if !slices.Contains(c.Wanted, addr) {
+			c.Wanted = append(c.Wanted, addr)
+		}
+	}
+}
+
+// checkIfName refuses names for the pod's interface that skel lets pass and that can't work. Not in DEL: with it a
+// runtime ends an ADD that was refused.
+func checkIfName(name string) error {
+	if reason := oddName(name); reason != "" {
+		return fail(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME is %q: %s; choose a name like eth0", name, reason)
+	}
+	return nil
+}
+
+// oddName says why an interface can't have a name that is short enough and has no sign that is never taken.
+func oddName(name string) string {
+	switch {
+	case strings.Contains(name, "%"):
+		return "the kernel takes % for the place of a number, and would make another name of it"
+	case name == "all" || name == "default":
+		return "the settings of all interfaces have this name in /proc/sys/net"
+	case !utf8.ValidString(name):
+		return "it is not UTF-8"
+	}
+	return ""
 }
 
 // parseArgs reads CNI_ARGS: KEY=VALUE pairs with semicolons between. An unknown key is an error unless the runtime says
@@ -26,7 +66,8 @@ func parseArgs(args string) (podArgs, error) {
 		}
 		key, value, ok := strings.Cut(pair, "=")
 		if !ok {
-			return a, fail(types.ErrInvalidEnvironmentVariables, "CNI_ARGS has %q, which is no KEY=VALUE pair", pair)
+			return a, fail(types.ErrInvalidEnvironmentVariables, "CNI_ARGS has %q, which is no KEY=VALUE pair: give pairs "+
+				"with semicolons between", pair)
 		}
 		switch key {
 		case "IgnoreUnknown":

@@ -47,7 +47,7 @@ func TestBadInput(t *testing.T) {
 		{"old version", func(c *call) { c.conf = n.conf("0.2.0", "routed") }, types.ErrIncompatibleCNIVersion,
 			[]string{"set cniVersion"}},
 		{"unknown field", func(c *call) { c.conf = with(`"brigde": "x"`) }, types.ErrUnsupportedField,
-			[]string{`"brigde"`, "bridge"}},
+			[]string{`"brigde" with value "x"`, "bridge"}},
 		{"a field of others", func(c *call) { c.conf = with(`"ipMasq": true`) }, types.ErrUnsupportedField,
 			[]string{"warren.yaml"}},
 		{"other ipam", func(c *call) { c.conf = with(`"ipam": {"type": "no-such"}`) }, types.ErrInvalidNetworkConfig,
@@ -80,7 +80,8 @@ func TestBadInput(t *testing.T) {
 			[]string{"SHOE_SIZE", "IgnoreUnknown"}},
 		{"no pair", func(c *call) { c.args = "IgnoreUnknown" }, types.ErrInvalidEnvironmentVariables, []string{"KEY=VALUE"}},
 		{"bad address", func(c *call) { c.args = "IP=ten" }, types.ErrInvalidEnvironmentVariables, []string{"IP=ten"}},
-		{"foreign address", func(c *call) { c.args = "IP=10.1.1.1" }, types.ErrInternal, []string{"10.1.1.1", "no range"}},
+		{"foreign address", func(c *call) { c.args = "IP=10.1.1.1" }, types.ErrInvalidNetworkConfig,
+			[]string{"10.1.1.1", "no range", "ask for an address of these ranges"}},
 		{"multicast mac", func(c *call) { c.args = "MAC=01:00:5e:00:00:01" }, types.ErrInvalidNetworkConfig,
 			[]string{"unicast"}},
 		{"short mac", func(c *call) { c.args = "MAC=02:00" }, types.ErrInvalidNetworkConfig, []string{"six bytes"}},
@@ -124,7 +125,7 @@ func TestFullPool(t *testing.T) {
 	_, err := n.do(late.call("ADD"))
 	if err == nil || err.Code != types.ErrTryAgainLater ||
 		!strings.Contains(err.Msg, "all 5 addresses of 10.244.1.0/29 are in use") ||
-		!strings.Contains(err.Msg, "larger pod CIDR") {
+		!strings.Contains(err.Details, "larger pod CIDR") {
 		t.Errorf("with a full pool: %+v", err)
 	}
 	unchanged(t, "a refused ADD", before, n.dump())

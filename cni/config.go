@@ -28,6 +28,8 @@ const (
 	DefaultMTU      = 1500 - 80 // where neither the configuration nor the daemon says
 )
 
+const maxNetworkName = 255 // bytes (NAME_MAX): a directory has the network's name
+
 // Config is the plugin's entry in a network configuration list, as it was written.
 type Config struct {
 	CNIVersion string
@@ -104,8 +106,8 @@ func ParseConfig(stdin []byte) (Config, error) {
 	for _, field := range slices.Sorted(maps.Keys(fields)) {
 		target, ok := known[field]
 		if !ok {
-			return c, fail(types.ErrUnsupportedField, "unknown field %q in the configuration of network %q%s; known are %s",
-				field, c.Name, hints(field), strings.Join(ownFields(), ", "))
+			return c, fail(types.ErrUnsupportedField, "unknown field %q with value %.80s in the configuration of network "+
+				"%q%s; known are %s", field, fields[field], c.Name, hints(field), strings.Join(ownFields(), ", "))
 		}
 		if target == nil {
 			continue
@@ -123,9 +125,27 @@ func ParseConfig(stdin []byte) (Config, error) {
 		if err != nil {
 			return c, fail(types.ErrInvalidNetworkConfig, "runtimeConfig.ips: %w", err)
 		}
-		c.Wanted = append(c.Wanted, addr)
+		c.want(addr)
+	}
+	if c.IPAM == nil {
+		if err := refuseUntyped(fields["ipam"]); err != nil {
+			return c, err
+		}
 	}
 	return c, c.validate()
+}
+
+// refuseUntyped refuses a section ipam that names no plugin but says something, which nobody would heed.
+func refuseUntyped(section json.RawMessage) error {
+	var fields map[string]json.RawMessage
+	_ = json.Unmarshal(section, &fields) // what is no object was refused before
+	delete(fields, "type")
+	if len(fields) == 0 {
+		return nil
+	}
+	return fail(types.ErrInvalidNetworkConfig, "ipam has %s, but no type, so it is nobody's: put ranges beside it, "+
+		"into field ranges, for addresses of Warren's own, or name the IPAM plugin in ipam.type",
+		strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
 }
 
 func ownFields() []string {
@@ -206,6 +226,8 @@ func parseWanted(s string) (netip.Addr, error) {
 func (c *Config) validate() error {
 	bad := func(format string, args ...any) error { return fail(types.ErrInvalidNetworkConfig, format, args...) }
 	switch {
+	case len(c.Name) > maxNetworkName:
+		return bad("name has %d bytes: it must have at most %d, as a directory is called so", len(c.Name), maxNetworkName)
 	case c.Mode != ModeRouted && c.Mode != ModeBridge:
 		return bad("mode is %q: it must be %q or %q", c.Mode, ModeRouted, ModeBridge)
 	case c.Mode == ModeRouted && c.Bridge != "":
@@ -226,6 +248,9 @@ func (c *Config) validate() error {
 	if c.Bridge != "" {
 		if err := utils.ValidateInterfaceName(c.Bridge); err != nil {
 			return bad("bridge is %q: %w", c.Bridge, err)
+		}
+		if reason := oddName(c.Bridge); reason != "" {
+			return bad("bridge is %q: %s; choose a name like %s", c.Bridge, reason, DefaultBridge)
 		}
 	}
 	if c.Uplink != "" {

@@ -50,12 +50,16 @@ func TestConfigRefuses(t *testing.T) {
 		code   uint
 		want   string
 	}{
-		{`"colour": "blue"`, types.ErrUnsupportedField, `unknown field "colour"`},
+		{`"colour": "blue"`, types.ErrUnsupportedField, `unknown field "colour" with value "blue"`},
 		{`"Mode": "routed"`, types.ErrUnsupportedField, `unknown field "Mode"`},
 		{`"plugins": []`, types.ErrUnsupportedField, "hands each of its plugins over by itself"},
 		{`"hairpinMode": true`, types.ErrUnsupportedField, "it is called hairpin here"},
 		{`"subnet": "10.0.0.0/24"`, types.ErrUnsupportedField, "put it into ranges"},
 		{`"ipam": {"type": "host-local"}, "podCIDRs": ["10.244.1.0/24"]`, types.ErrInvalidNetworkConfig, "remove ipam"},
+		{`"ipam": {"ranges": [[{"subnet": "10.9.0.0/24"}]]}`, types.ErrInvalidNetworkConfig,
+			"ipam has ranges, but no type"},
+		{`"mode": "bridge", "bridge": "br%d"`, types.ErrInvalidNetworkConfig, "place of a number"},
+		{`"mode": "bridge", "bridge": "all"`, types.ErrInvalidNetworkConfig, "choose a name like warren-br0"},
 		{`"ipam": "host-local"`, types.ErrInvalidNetworkConfig, `field "ipam" is "host-local"`},
 		{`"mode": "Routed"`, types.ErrInvalidNetworkConfig, `mode is "Routed"`},
 		{`"mode": 1`, types.ErrInvalidNetworkConfig, `field "mode" is 1`},

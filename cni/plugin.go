@@ -29,6 +29,8 @@ type Plugin struct {
 	Stderr io.Writer // remarks that are no errors; runtimes log them
 	Now    func() time.Time
 	Source SourceCheck
+
+	stdin []byte // the configuration, once a command runs
 }
 
 // New is the plugin as the program runs it.
@@ -47,6 +49,7 @@ func Versions() version.PluginInfo { return version.PluginSupports("0.3.1", "0.4
 func (p *Plugin) Funcs() skel.CNIFuncs {
 	command := func(run func(*skel.CmdArgs) error) func(*skel.CmdArgs) error {
 		return func(args *skel.CmdArgs) (err error) {
+			p.stdin = args.StdinData
 			defer func() {
 				if r := recover(); r != nil {
 					err = spec(fmt.Errorf("internal error: %v: please report it with the configuration that led here", r))
@@ -79,10 +82,10 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 	if err != nil {
 		return err
 	}
-	if pod.mac != "" {
-		conf.MAC = pod.mac
+	if err := checkIfName(args.IfName); err != nil {
+		return err
 	}
-	conf.Wanted = append(conf.Wanted, pod.wanted...)
+	conf.ask(pod)
 	n, err := conf.resolve()
 	if err != nil {
 		return err
@@ -281,6 +284,9 @@ func (p *Plugin) releaseAddresses(host *hostHandle, stateDir string, rec podreco
 
 // withAddresses runs f with a network's addresses locked; not at all when none was ever given.
 func withAddresses(stateDir, network string, f func(*ipam.Store) error) error {
+	if len(network) > maxNetworkName {
+		return nil // ADD refused it
+	}
 	store, err := addressStore(stateDir, network)
 	if err != nil {
 		return err

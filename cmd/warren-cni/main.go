@@ -21,7 +21,7 @@ func main() {
 	if err == nil {
 		return
 	}
-	if err := cni.Explain(err).Print(); err != nil {
+	if err := plugin.PrintError(err); err != nil {
 		_, _ = os.Stderr.WriteString("warren-cni: writing the error: " + err.Error() + "\n")
 	}
 	os.Exit(1)

@@ -17,6 +17,12 @@ import (
 // ErrTaken is the sentinel for an address that was asked for and belongs to somebody else.
 var ErrTaken = errors.New("the address is in use")
 
+// Sentinels for addresses that were asked for and can't be given, whatever is free.
+var (
+	ErrUnserved   = errors.New("no range of this network gives it")
+	ErrSameRanges = errors.New("they come from the same ranges, of which a pod gets one address")
+)
+
 // FullError says that a range set has no free address.
 type FullError struct {
 	Set        string // the ranges, as the user knows them
@@ -154,10 +160,9 @@ func assign(req Request) ([]netip.Addr, error) {
 		i := indexOf(req.Sets, addr)
 		switch {
 		case i < 0:
-			return nil, fmt.Errorf("%s was asked for, but no range of this network gives it (%s)", addr, describe(req.Sets))
+			return nil, fmt.Errorf("%s was asked for, but %w (%s)", addr, ErrUnserved, describe(req.Sets))
 		case wanted[i].IsValid():
-			return nil, fmt.Errorf("%s and %s were asked for, but they come from the same ranges, of which a pod gets one"+
-				" address", wanted[i], addr)
+			return nil, fmt.Errorf("%s and %s were asked for, but %w", wanted[i], addr, ErrSameRanges)
 		}
 		wanted[i] = addr
 	}
