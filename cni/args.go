@@ -16,9 +16,10 @@ type podArgs struct {
 	mac                  string       // MAC: the hardware address of its interface
 }
 
-// ask adds what CNI_ARGS asks for. Addresses are often asked for in runtimeConfig as well, in a form of its own.
+// ask adds what CNI_ARGS asks for. Where both name a hardware address, runtimeConfig has the word, as in upstream's
+// plugins: CNI_ARGS is deprecated. Addresses are often asked for in both, each time in another form.
 func (c *Config) ask(a podArgs) {
-	if a.mac != "" {
+	if c.MAC == "" {
 		c.MAC = a.mac
 	}
 	c.want(a.wanted...)

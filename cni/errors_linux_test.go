@@ -109,14 +109,15 @@ func TestStateThatCantBeWritten(t *testing.T) {
 	}
 }
 
-// Both ways of asking may ask for the same: an address twice is one.
+// Both ways of asking may ask for the same: an address twice is one, and of two hardware addresses runtimeConfig's is
+// taken, as in upstream's plugins.
 func TestAskedForTwice(t *testing.T) {
 	n := newNode(t)
-	n.confMore = `, "runtimeConfig": {"ips": ["10.244.1.50/24", "10.244.1.50"]}`
+	n.confMore = `, "runtimeConfig": {"ips": ["10.244.1.50/24", "10.244.1.50"], "mac": "02:00:00:00:00:11"}`
 	p := n.pod(n.conf("1.0.0", cni.ModeRouted))
-	p.args = "IP=10.244.1.50"
+	p.args = "IP=10.244.1.50;MAC=02:00:00:00:00:22"
 	r := p.add()
-	if r.addrs()[0].String() != "10.244.1.50" {
+	if r.addrs()[0].String() != "10.244.1.50" || r.Interfaces[1].Mac != "02:00:00:00:00:11" {
 		t.Errorf("result %+v", r)
 	}
 }
