@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/warren-net/warren/cni"
 	"github.com/warren-net/warren/internal/lab"
 	"github.com/warren-net/warren/internal/nodefile"
 )
@@ -170,7 +172,8 @@ func (n *node) command(c call) *exec.Cmd {
 	return cmd
 }
 
-// do runs the plugin. What it prints must be one JSON object, or nothing.
+// do runs the plugin. What it prints must be what the specification has for the command: one JSON object that names a
+// version, or, where DEL, CHECK, GC or STATUS succeeds, nothing.
 func (n *node) do(c call) ([]byte, *types.Error) {
 	n.t.Helper()
 	var stdout, stderr bytes.Buffer
@@ -180,10 +183,15 @@ func (n *node) do(c call) ([]byte, *types.Error) {
 	if stderr.Len() > 0 {
 		n.t.Logf("%s %s says: %s", c.command, c.id, stderr.String())
 	}
-	d := json.NewDecoder(bytes.NewReader(stdout.Bytes()))
-	var object map[string]any
-	if decodeErr := d.Decode(&object); decodeErr == nil && d.More() {
-		n.t.Errorf("%s printed more than one object: %s", c.command, stdout.String())
+	if err == nil && c.command != "ADD" && c.command != "VERSION" {
+		if stdout.Len() > 0 {
+			n.t.Errorf("%s succeeded and printed %q", c.command, stdout.String())
+		}
+		return nil, nil
+	}
+	object := map[string]any{}
+	if decodeErr := json.Unmarshal(stdout.Bytes(), &object); decodeErr != nil || !spoken(object["cniVersion"]) {
+		n.t.Errorf("%s printed %q, which is not one JSON object with a version (%v)", c.command, stdout.String(), decodeErr)
 	}
 	if err == nil {
 		return stdout.Bytes(), nil
@@ -193,10 +201,15 @@ func (n *node) do(c call) ([]byte, *types.Error) {
 		n.t.Fatalf("%s %s ended with %v\n%s%s", c.command, c.id, err, stdout.String(), stderr.String())
 	}
 	var e types.Error
-	if err := json.Unmarshal(stdout.Bytes(), &e); err != nil || e.Msg == "" {
+	if err := json.Unmarshal(stdout.Bytes(), &e); err != nil || e.Msg == "" || e.Code == 0 {
 		n.t.Fatalf("%s printed no error object (%v): %q", c.command, err, stdout.String())
 	}
 	return stdout.Bytes(), &e
+}
+
+func spoken(version any) bool {
+	v, _ := version.(string)
+	return slices.Contains(cni.Versions().SupportedVersions(), v)
 }
 
 func (n *node) must(c call) []byte {
