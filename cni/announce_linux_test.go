@@ -15,8 +15,8 @@ func TestAddressChangesHardware(t *testing.T) {
 	other := n.pod(conf)
 	other.add()
 	for _, mac := range []string{"02:00:00:00:00:0a", "02:00:00:00:00:0b", ""} {
-		p := n.pod(strings.TrimSuffix(conf, "}") + `, "runtimeConfig": {"ips": ["10.244.1.50", "fd00:10:244:1::50"], "mac": "` +
-			mac + `"}}`)
+		p := n.pod(strings.TrimSuffix(conf, "}") + `, "runtimeConfig": {"mac": "` + mac +
+			`", "ips": ["10.244.1.50", "fd00:10:244:1::50"]}}`)
 		for _, addr := range p.add().addrs() {
 			ping(t, other.ns, addr)
 			ping(t, n.ns, addr)

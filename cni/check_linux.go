@@ -92,8 +92,8 @@ func unrecorded(host *hostHandle, conf Config, args *skel.CmdArgs) error {
 		return fail(types.ErrUnknownContainer, "interface %s of container %s is not attached: add it first (CNI ADD)",
 			args.IfName, args.ContainerID)
 	}
-	return fail(CodeChanged, "interface %s of container %s has no record, without which it can't be checked, but %s: delete "+
-		"it (CNI DEL) and start the pod anew", args.IfName, args.ContainerID, left)
+	return fail(CodeChanged, "interface %s of container %s has no record, without which it can't be checked, but %s: "+
+		"delete it (CNI DEL) and start the pod anew", args.IfName, args.ContainerID, left)
 }
 
 // heldBy are the addresses of Warren's own that an interface of a container has.
@@ -142,7 +142,8 @@ func (c *checkup) result() {
 		}
 	}
 	if !slices.ContainsFunc(c.prev.Interfaces, func(i *current.Interface) bool { return i.Name == rec.HostIfName }) {
-		c.add("prevResult lacks host interface %s, so it is not the result of this interface's ADD: %s", rec.HostIfName, anew)
+		c.add("prevResult lacks host interface %s, so it is not the result of this interface's ADD: %s", rec.HostIfName,
+			anew)
 	}
 }
 
@@ -218,8 +219,8 @@ func (c *checkup) onHost() error {
 func (c *checkup) routed(link netlink.Link) error {
 	rec := c.rec
 	if mac := hostMAC(); link.Attrs().HardwareAddr.String() != mac.String() {
-		c.add("host interface %s has hardware address %s, not the one that the pod sends to, %s: `ip link set %s address %s`",
-			rec.HostIfName, link.Attrs().HardwareAddr, mac, rec.HostIfName, mac)
+		c.add("host interface %s has hardware address %s, not the one that the pod sends to, %s: `ip link set %s address "+
+			"%s`", rec.HostIfName, link.Attrs().HardwareAddr, mac, rec.HostIfName, mac)
 	}
 	routes, err := retry(func() ([]netlink.Route, error) { return c.host.RouteList(link, netlink.FAMILY_ALL) })
 	if err != nil {

@@ -24,8 +24,9 @@ func (c *checkup) port(link netlink.Link) error {
 		return err
 	}
 	if link.Attrs().MasterIndex != br.Attrs().Index {
-		c.add("host interface %s is no port of bridge %s: `ip link set %s master %s` and `ip link set %s type bridge_slave "+
-			"hairpin %s`", rec.HostIfName, rec.Bridge, rec.HostIfName, rec.Bridge, rec.HostIfName, onOff(c.conf.Hairpin))
+		c.add("host interface %s is no port of bridge %s: `ip link set %s master %s` and `ip link set %s type "+
+			"bridge_slave hairpin %s`", rec.HostIfName, rec.Bridge, rec.HostIfName, rec.Bridge, rec.HostIfName,
+			onOff(c.conf.Hairpin))
 		return nil
 	}
 	port, err := retry(func() (netlink.Protinfo, error) { return c.host.LinkGetProtinfo(link) })

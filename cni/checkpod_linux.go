@@ -66,8 +66,8 @@ func (c *checkup) addresses(link netlink.Link) error {
 }
 
 // gatewayEntries looks for a permanent neighbour entry of a gateway that has another hardware address than the host's
-// end. None at all is no difference: it goes when a plugin behind this one (tuning) sets the interface down and up, and
-// only saves a question.
+// end. None at all is no difference: it goes when a plugin behind this one (tuning) sets the interface down and up,
+// and only saves a question.
 func (c *checkup) gatewayEntries(link netlink.Link) error {
 	if c.rec.Mode == ModeBridge {
 		return nil // the pod asks for it

@@ -58,7 +58,8 @@ func (c *checkup) wantedRoutes() []types.Route {
 		if i >= 0 {
 			// A runtime that knows no CNI 1.1.0 may have dropped these from prevResult.
 			own := c.conf.Routes[i]
-			r.MTU, r.AdvMSS, r.Priority = cmp.Or(r.MTU, own.MTU), cmp.Or(r.AdvMSS, own.AdvMSS), cmp.Or(r.Priority, own.Priority)
+			r.MTU, r.AdvMSS = cmp.Or(r.MTU, own.MTU), cmp.Or(r.AdvMSS, own.AdvMSS)
+			r.Priority = cmp.Or(r.Priority, own.Priority)
 			r.Table, r.Scope = cmp.Or(r.Table, own.Table), cmp.Or(r.Scope, own.Scope)
 		}
 		if i >= 0 || c.reaches(r.GW) {

@@ -96,7 +96,8 @@ func TestStateThatCantBeWritten(t *testing.T) {
 	for _, tc := range []struct{ mount, want string }{
 		{"mount -t tmpfs -o ro,mode=755 none " + n.state(), "mount it writable"},
 		{"mount -t tmpfs -o size=64k,mode=755 none " + n.state() + " && mkdir -p " + podrecord.Dir(n.state()) +
-			" && chmod 700 " + n.state() + "/cni && head -c 1M /dev/zero > " + n.state() + "/fill 2>/dev/null; true", "make room"},
+			" && chmod 700 " + n.state() + "/cni && head -c 1M /dev/zero > " + n.state() + "/fill 2>/dev/null; true",
+			"make room"},
 	} {
 		sh(t, "", tc.mount)
 		for _, mode := range modes {

@@ -94,9 +94,9 @@ func (a *attachment) awaitCarrier() error {
 	}
 }
 
-// announce has everybody on the bridge, and behind its uplink, who knew an address under another hardware address learn
-// this one. The kernel announces addresses by itself when an interface is set up, which is too early: there is no
-// carrier then.
+// announce has everybody on the bridge, and behind its uplink, who knew an address under another hardware address
+// learn this one. The kernel announces addresses by itself when an interface is set up, which is too early: there is
+// no carrier then.
 func (a *attachment) announce() error {
 	if a.Mode != ModeBridge {
 		return nil // the host's entries are set

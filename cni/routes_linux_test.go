@@ -33,7 +33,8 @@ func TestRouteFields(t *testing.T) {
 			}
 			for _, want := range []string{
 				`{"dst": "10.9.0.0/16", "mtu": 1300, "advmss": 1210, "priority": 50, "table": 77, "scope": 253}`,
-				`{"dst": "10.10.0.0/16", "gw": "10.244.1.1", "mtu": 1300, "advmss": 1210, "priority": 51, "table": 78, "scope": 0}`,
+				`{"dst": "10.10.0.0/16", "gw": "10.244.1.1", "mtu": 1300, "advmss": 1210, "priority": 51, "table": 78,
+					"scope": 0}`,
 				`{"dst": "::/0", "gw": "fd00:10:244:1::1", "mtu": 1310, "advmss": 1200}`,
 				`{"dst": "fd09::/64", "priority": 52, "table": 79, "scope": 253}`,
 			} {
@@ -107,7 +108,8 @@ func TestBadRoutes(t *testing.T) {
 		err := cni.ResolveForTest(t.TempDir(), fmt.Sprintf(`"routes": [%s]`, tc.route))
 		if (err == nil) != (tc.want == "") {
 			t.Errorf("%s: %v", tc.route, err)
-		} else if err != nil && (!strings.Contains(err.Error(), tc.want) || cni.Code(err) != types.ErrInvalidNetworkConfig) {
+		} else if err != nil &&
+			(!strings.Contains(err.Error(), tc.want) || cni.Code(err) != types.ErrInvalidNetworkConfig) {
 			t.Errorf("%s: code %d, %v, want %q", tc.route, cni.Code(err), err, tc.want)
 		}
 	}
@@ -122,7 +124,8 @@ func TestRouteTaken(t *testing.T) {
 	second := p.call("ADD")
 	second.ifname = "net1"
 	_, err := n.do(second)
-	if err == nil || err.Code != types.ErrInvalidNetworkConfig || !strings.Contains(err.Msg, `with "routes": [] there is none`) {
+	if err == nil || err.Code != types.ErrInvalidNetworkConfig ||
+		!strings.Contains(err.Msg, `with "routes": [] there is none`) {
 		t.Errorf("ADD: %+v", err)
 	}
 	second.conf = strings.Replace(second.conf, `"mode"`, `"routes": [{"dst": "10.9.0.0/16", "scope": 255}], "mode"`, 1)
