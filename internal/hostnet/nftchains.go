@@ -13,7 +13,7 @@ const (
 	tableName      = "warren"
 	setPods4       = "pods4"   // interface . IPv4 address
 	setPods6       = "pods6"   // interface . IPv6 address
-	setMACs        = "macs"    // interface . Ethernet address; table bridge only
+	setMACs        = "macs"    // interface . Ethernet address (broadcast: may use DHCP); table bridge only
 	setBridges     = "bridges" // bridges of bridge mode; table inet only
 	counterSpoofed = "spoofed"
 	chainSource    = "source"
@@ -72,6 +72,7 @@ var (
 	linkLocal          = netip.MustParsePrefix("fe80::/10")
 	multicast6         = netip.MustParsePrefix("ff00::/8")
 	multicast4         = netip.MustParsePrefix("224.0.0.0/4")
+	unspecified4       = netip.MustParsePrefix("0.0.0.0/32")
 	unspecified6       = netip.MustParsePrefix("::/128")
 	linkScopeMulticast = netip.MustParsePrefix("ff02::/16")
 )
@@ -133,6 +134,10 @@ func bridgeChain() chain {
 		add("multicast listener reports", isEther(v6), sourceIn(source), destinationIn(linkScopeMulticast),
 			icmp6Type(icmpv6MLDReport1, icmpv6MLDDone, icmpv6MLDReport2), accept())
 	}
+	// The element that allows it holds the frame's destination. It allows nothing else: a bridge takes no frame that
+	// comes from the broadcast address.
+	add("DHCP of a pod that gets its address so (RFC 2131)", isEther(v4), sourceIn(unspecified4), dhcpRequest(),
+		pair(setMACs, link, etherDestination, 6, false), accept())
 	add("not the pod's own address", countedDrop())
 	return chain{
 		name: chainSource, kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: -300, rules: rules,

@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -30,8 +31,10 @@ const (
 	etherTypeARP      = 0x0806
 	neighborAdvTarget = 8  // offset of the target address in a neighbour advertisement (RFC 4861, section 4.4)
 	arpSenderIPv4     = 14 // offset of the sender's IPv4 address in an Ethernet ARP packet (RFC 826)
-	etherSource       = 6  // offset of the source address in an Ethernet header
+	etherDestination  = 0  // offsets of the addresses in an Ethernet header
+	etherSource       = 6
 	etherTypeOffset   = 12
+	ipv4Fragment      = 6 // flags and fragment offset
 	ipv4Source        = 12
 	ipv4Destination   = 16
 	ipv6Source        = 8
@@ -188,6 +191,19 @@ func icmp6Type(types ...byte) match {
 		payload(expr.PayloadBaseTransportHeader, 0, 1, 1), set,
 	}
 }
+
+// dhcpRequest matches what a DHCP client sends to servers: UDP from port 68 to port 67 (RFC 2131, section 4.1), not cut
+// to fragments, of which the later ones have any bytes in the place of the ports.
+func dhcpRequest() match {
+	return match{
+		payload(expr.PayloadBaseNetworkHeader, ipv4Fragment, 2, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}}, eq(0, 0),
+		meta(expr.MetaKeyL4PROTO), eq(unix.IPPROTO_UDP),
+		payload(expr.PayloadBaseTransportHeader, 0, 4, 1), eq(0, 68, 0, 67),
+	}
+}
+
+func broadcastMAC() net.HardwareAddr { return net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} }
 
 func verdict(kind expr.VerdictKind) match { return match{&expr.Verdict{Kind: kind}} }
 

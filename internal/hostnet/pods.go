@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 
 	"github.com/google/nftables"
@@ -137,8 +138,15 @@ func (p Pod) keys() (inet, bridge map[string][][]byte) {
 	if p.Bridge == "" {
 		return elems, nil
 	}
-	elems[setMACs] = [][]byte{slices.Concat(ifname(p.Interface), p.MAC, []byte{0, 0})} // padded to four bytes
+	elems[setMACs] = [][]byte{macKey(p.Interface, p.MAC)}
+	if p.DHCP {
+		elems[setMACs] = append(elems[setMACs], macKey(p.Interface, broadcastMAC()))
+	}
 	return map[string][][]byte{setBridges: {ifname(p.Bridge)}}, elems
+}
+
+func macKey(interfaceName string, mac net.HardwareAddr) []byte {
+	return slices.Concat(ifname(interfaceName), mac, []byte{0, 0}) // padded to four bytes
 }
 
 // ensurePod makes the sets hold exactly the pod's elements.

@@ -69,6 +69,7 @@ type Pod struct {
 	Addrs     []netip.Addr     // the pod's addresses; packets from others are dropped
 	Bridge    string           // bridge mode: the bridge that Interface is a port of; else ""
 	MAC       net.HardwareAddr // bridge mode: the pod's MAC address
+	DHCP      bool             // bridge mode: it may ask for an address by DHCP, before it has one and to keep it
 
 	Masquerade *Masquerade // what EnsurePod makes when it is missing; nil: nothing
 }
