@@ -26,6 +26,7 @@ const (
 	macPod    = 0x58
 	macBridge = 0x59
 	macPort   = 0x5a
+	macDHCP   = 0x5b
 )
 
 // macOf makes a hardware address from an IP address, so that neighbours which knew the last holder of the IP address
@@ -61,6 +62,12 @@ type attachment struct {
 // attach does the steps in an order that DEL can undo after a kill at any moment: each one is found by what the step
 // before it wrote.
 func (a *attachment) attach() error {
+	if err := a.parseMAC(); err != nil {
+		return err
+	}
+	if a.rec.DHCP() {
+		return a.attachForDHCP()
+	}
 	if err := a.record(); err != nil {
 		return err
 	}
@@ -90,9 +97,6 @@ func (a *attachment) attach() error {
 
 // record takes the addresses and writes the record, in an order in which all that anybody has is in a record.
 func (a *attachment) record() error {
-	if err := a.parseMAC(); err != nil {
-		return err
-	}
 	take := a.fromStore
 	if a.IPAM != nil {
 		take = a.fromDelegate
@@ -100,6 +104,11 @@ func (a *attachment) record() error {
 	if err := take(); err != nil {
 		return err
 	}
+	return a.fits()
+}
+
+// fits refuses a pod that does not go with the daemon as it is now, or with other pods. What the pod has is recorded.
+func (a *attachment) fits() error {
 	if err := a.stillServed(); err != nil {
 		return err
 	}
@@ -216,7 +225,7 @@ func (a *attachment) makeVeth() error {
 func (a *attachment) checked() error {
 	err := a.source.Ensure(hostnet.Pod{
 		Interface: a.rec.HostIfName, Addrs: a.rec.Addresses, Bridge: a.rec.Bridge, MAC: a.podMAC,
-		Masquerade: masqueradeOf(a.node),
+		DHCP: a.rec.DHCP(), Masquerade: masqueradeOf(a.node),
 	})
 	if errors.Is(err, hostnet.ErrNoNftables) {
 		a.remark("%v: sources of %s are checked by rp_filter alone, which knows IPv4 and mode routed only (`warren check`)",

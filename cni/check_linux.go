@@ -242,7 +242,7 @@ func (c *checkup) sourceCheck() error {
 	rec := c.rec
 	mac, _ := net.ParseMAC(rec.MAC)
 	lost, err := hostnet.CheckPod(hostnet.Pod{
-		Interface: rec.HostIfName, Addrs: rec.Addresses, Bridge: rec.Bridge, MAC: mac,
+		Interface: rec.HostIfName, Addrs: rec.Addresses, Bridge: rec.Bridge, MAC: mac, DHCP: rec.DHCP(),
 	})
 	if err != nil {
 		return err

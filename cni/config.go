@@ -12,6 +12,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/warren-net/warren/cni/podrecord"
 )
 
 // Modes of attachment.
@@ -244,6 +245,9 @@ func (c *Config) validate() error {
 	case c.IPAM != nil && (len(c.PodCIDRs) > 0 || len(c.Ranges) > 0):
 		return bad("ipam.type is %q, and podCIDRs or ranges are set, which are for addresses of Warren's own: remove ipam, "+
 			"or put the ranges into it, as its plugin wants them", delegateType(c.IPAM))
+	case c.Mode == ModeRouted && podrecord.UsesDHCP(c.IPAM):
+		return bad("ipam.type is \"dhcp\", but mode is %q, in which no DHCP server is on the pod's link: set mode to %q, or "+
+			"remove ipam", c.Mode, ModeBridge)
 	}
 	if c.Bridge != "" {
 		if err := utils.ValidateInterfaceName(c.Bridge); err != nil {

@@ -119,6 +119,11 @@ func (a *attachment) fromDelegate() error {
 	if err := a.writeRecord(podrecord.Create); err != nil {
 		return err
 	}
+	return a.ask()
+}
+
+// ask asks the IPAM plugin that the record names, and records what it gives.
+func (a *attachment) ask() error {
 	result, err := a.delegate(delegation{"ADD", a.IPAM, a.rec})
 	if err != nil {
 		return err

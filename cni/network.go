@@ -10,6 +10,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/allocator"
+	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/internal/nodefile"
 )
 
@@ -28,7 +29,8 @@ func (c Config) resolve() (network, error) {
 	n := network{Config: c, mtu: c.MTU}
 	node, err := nodefile.Read(c.RunDir)
 	known := err == nil
-	standalone := len(c.PodCIDRs) > 0 || len(c.Ranges) > 0 || c.IPAM != nil
+	// By DHCP a pod asks over the bridge, for which the node's gateway has to be known.
+	standalone := len(c.PodCIDRs) > 0 || len(c.Ranges) > 0 || c.IPAM != nil && !podrecord.UsesDHCP(c.IPAM)
 	switch {
 	case known:
 		n.node, n.device, n.gsoMaxSize = &node, node.Device, node.GSOMaxSize

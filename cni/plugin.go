@@ -230,6 +230,11 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 // An address is freed only when the interface that has it is shut for good. linked: the host interface is the
 // attachment's own. What can't be freed or forgotten, because the state directory can't be changed, keeps nothing else.
 func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, linked bool) error {
+	if rec.DHCP() { // which tells its server so by the interface; in vain when that is gone, and asked again below
+		if err := conf.releaseDelegated(rec); err != nil {
+			p.remark("%v", err)
+		}
+	}
 	var freed error
 	free := func() error {
 		freed = stateFailure(conf.StateDir, p.releaseAddresses(host, conf.StateDir, rec))

@@ -14,26 +14,12 @@ import (
 
 // setUpPod gives the pod's end its addresses and routes.
 func (a *attachment) setUpPod() error {
-	link, err := a.pod.LinkByName(a.rec.IfName)
+	link, err := a.preparePod()
 	if err != nil {
 		return err
 	}
-	if err := a.pod.do(a.podSysctls); err != nil {
+	if err := a.addAddresses(link); err != nil {
 		return err
-	}
-	if a.gsoMaxSize > 0 {
-		if err := a.pod.LinkSetGSOMaxSize(link, a.gsoMaxSize); err != nil {
-			a.remark("gso_max_size of %s in the pod: %v", a.rec.IfName, err)
-		}
-	}
-	for _, g := range a.given {
-		bits := g.Addr.BitLen()
-		if a.Mode == ModeBridge {
-			bits = g.Subnet.Bits()
-		}
-		if err := a.pod.AddrAdd(link, address(g.Addr, bits)); err != nil {
-			return fmt.Errorf("address %s: %w", g.Addr, err)
-		}
 	}
 	if err := a.pod.LinkSetUp(link); err != nil {
 		return err
@@ -44,6 +30,36 @@ func (a *attachment) setUpPod() error {
 		}
 	}
 	return a.addRoutes(link)
+}
+
+// preparePod sets what comes before the pod's end is up.
+func (a *attachment) preparePod() (netlink.Link, error) {
+	link, err := a.pod.LinkByName(a.rec.IfName)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.pod.do(a.podSysctls); err != nil {
+		return nil, err
+	}
+	if a.gsoMaxSize > 0 {
+		if err := a.pod.LinkSetGSOMaxSize(link, a.gsoMaxSize); err != nil {
+			a.remark("gso_max_size of %s in the pod: %v", a.rec.IfName, err)
+		}
+	}
+	return link, nil
+}
+
+func (a *attachment) addAddresses(link netlink.Link) error {
+	for _, g := range a.given {
+		bits := g.Addr.BitLen()
+		if a.Mode == ModeBridge {
+			bits = g.Subnet.Bits()
+		}
+		if err := a.pod.AddrAdd(link, address(g.Addr, bits)); err != nil {
+			return fmt.Errorf("address %s: %w", g.Addr, err)
+		}
+	}
+	return nil
 }
 
 // podSysctls runs in the pod's namespace.

@@ -131,8 +131,8 @@ func warnOfStrays(cfg *config.Config, pods []hostnet.Pod, log *slog.Logger) {
 
 // hostPod is what the source check knows of an attached pod; false while the pod has no address yet.
 func hostPod(r *podrecord.Record) (hostnet.Pod, bool) {
-	p := hostnet.Pod{Interface: r.HostIfName, Addrs: r.Addresses, Bridge: r.Bridge}
-	if len(r.Addresses) == 0 {
+	p := hostnet.Pod{Interface: r.HostIfName, Addrs: r.Addresses, Bridge: r.Bridge, DHCP: r.DHCP()}
+	if len(r.Addresses) == 0 && !p.DHCP {
 		return p, false
 	}
 	if r.Bridge != "" {

@@ -57,6 +57,18 @@ type Record struct {
 	Since        time.Time       `json:"since"`
 }
 
+// DHCP reports whether the pod gets its address by DHCP, over its interface: whoever gives it has to reach the pod
+// before, and as long as it lives.
+func (r *Record) DHCP() bool { return r.Bridge != "" && UsesDHCP(r.IPAM) }
+
+// UsesDHCP reports whether a section ipam names the plugin that speaks DHCP.
+func UsesDHCP(section json.RawMessage) bool {
+	var ipam struct {
+		Type string `json:"type"`
+	}
+	return json.Unmarshal(section, &ipam) == nil && ipam.Type == "dhcp"
+}
+
 // HostIfName is the name of the host's end of an interface: the same for every ADD, DEL and CHECK of it.
 func HostIfName(containerID, ifname string) string {
 	sum := sha256.Sum256([]byte(containerID + "\x00" + ifname)) // a NUL can be in neither
