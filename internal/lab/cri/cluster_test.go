@@ -74,19 +74,15 @@ func newLab(t *testing.T, names ...string) *cluster {
 	return c
 }
 
-// newCluster also runs containerd on the nodes, with the fields in Warren's entry of the network configuration.
-func newCluster(t *testing.T, fields map[string]any, names ...string) *cluster {
+// newCluster also runs containerd on the nodes, which attaches pods in a mode.
+func newCluster(t *testing.T, mode string, names ...string) *cluster {
 	t.Helper()
 	plugins := built(t, "cni")
 	c := newLab(t, names...)
 	images, err := cri.BuildImages(c.ctx, c.lab.Dir)
 	c.ok(err)
-	warrenCNI, err := c.lab.Binary("warren-cni")
-	c.ok(err)
 	for _, n := range c.nodes {
-		n.runtime, err = cri.Install(c.lab, n.Node, cri.Options{
-			WarrenCNI: warrenCNI, Plugins: plugins, Fields: fields, Images: images,
-		})
+		n.runtime, err = cri.Install(c.ctx, c.lab, n.Node, cri.Options{Plugins: plugins, Mode: mode, Images: images})
 		c.ok(err)
 		t.Cleanup(func() { // before the lab's own, so that containerd's end is waited for
 			if err := n.runtime.PowerOff(); err != nil {
@@ -228,6 +224,11 @@ func (c *cluster) shutDown() {
 	c.t.Helper()
 	for _, n := range c.nodes {
 		c.ok(n.runtime.PowerOff())
+		left, err := n.runtime.Uninstall(c.ctx)
+		c.ok(err)
+		if len(left) > 0 {
+			c.t.Errorf("node %s after `warren cni remove`: %q", n.Name, left)
+		}
 		c.ok(n.Down(c.ctx))
 		added, gone := c.state(n).Since(n.bare)
 		for _, line := range append(added, gone...) {

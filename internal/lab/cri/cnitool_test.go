@@ -5,8 +5,6 @@ package cri_test
 import (
 	"encoding/json"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,39 +13,32 @@ import (
 	"github.com/warren-net/warren/internal/lab"
 )
 
-// list is the network configuration list of docs/cni.md, for a node of the lab.
-func list(n *node, version string) string {
-	b, err := json.Marshal(map[string]any{
-		"cniVersion": version, "name": "warren",
-		"plugins": []map[string]any{{"type": "warren-cni", "runDir": n.RunDir, "stateDir": n.StateDir}},
-	})
-	if err != nil {
-		panic(err) // strings always can be marshalled
-	}
-	return string(b)
-}
-
 // TestCnitool does what cnitool's manual says, with a network namespace in the place of a container.
 func TestCnitool(t *testing.T) {
-	tool := built(t, "cnitool")
+	program := built(t, "cnitool")
 	c := newLab(t, "a")
 	n := c.nodes[0]
 	for _, version := range []string{"0.4.0", "1.0.0", "1.1.0"} {
 		c.t = t
 		t.Run(version, func(t *testing.T) {
 			c.t = t
-			conf := t.TempDir()
-			c.ok(os.WriteFile(filepath.Join(conf, "10-warren.conflist"), []byte(list(n, version)), 0o644))
-			c.cnitool(n, version, func(args ...string) (string, error) {
-				return n.NS.Run(c.ctx, append([]string{"env", "CNI_PATH=" + c.lab.Options.BinDir, "NETCONFPATH=" + conf, tool},
-					args...)...)
+			bin, conf := t.TempDir(), t.TempDir()
+			_, err := n.Warren(c.ctx, "cni", "install", "--bin-dir", bin, "--conf-dir", conf, "--cni-version", version)
+			c.ok(err)
+			c.cnitool(n, version, func(memory string, args ...string) (string, error) {
+				// What it remembers it keeps in /var/lib/cni, which it takes from no flag. It sees another /var/lib.
+				return n.NS.Run(c.ctx, append([]string{"unshare", "--mount", "--propagation", "private",
+					"env", "CNI_PATH=" + bin, "NETCONFPATH=" + conf,
+					"sh", "-c", `mount --bind "$0" /var/lib && exec "$@"`, memory, program}, args...)...)
 			})
 		})
 	}
 }
 
-func (c *cluster) cnitool(n *node, version string, tool func(args ...string) (string, error)) {
+func (c *cluster) cnitool(n *node, version string, run func(memory string, args ...string) (string, error)) {
 	c.t.Helper()
+	memory, another := c.t.TempDir(), c.t.TempDir()
+	tool := func(args ...string) (string, error) { return run(memory, args...) }
 	pod, err := c.lab.AddNS("pod-" + strings.ReplaceAll(version, ".", "-"))
 	c.ok(err)
 	before, bare := c.state(n), c.stateOf(pod)
@@ -62,18 +53,13 @@ func (c *cluster) cnitool(n *node, version string, tool func(args ...string) (st
 	}
 	_, err = tool("check", "warren", pod.Path())
 	c.ok(err)
-	for _, ip := range result.IPs {
-		a, ok := netip.AddrFromSlice(ip.Address.IP)
-		if !ok {
-			c.t.Fatalf("address %s", ip.Address)
-		}
-		_, err := n.NS.Run(c.ctx, "ping", "-c1", "-W1", a.Unmap().String())
-		c.ok(err)
-	}
-	if version == "1.1.0" {
-		_, err = tool("status", "warren", pod.Path())
-		c.ok(err)
-	}
+	c.reaches(n, result)
+	_, err = tool("status", "warren", pod.Path())
+	c.ok(err)
+	// cnitool tells the plugin of no pod: what other runtimes have added has to stay.
+	_, err = run(another, "gc", "warren", pod.Path())
+	c.ok(err)
+	c.reaches(n, result)
 	// What check says of a pod that is not as it was has to reach the user.
 	_, err = pod.Run(c.ctx, "ip", "-4", "addr", "flush", "dev", "eth0")
 	c.ok(err)
@@ -81,17 +67,39 @@ func (c *cluster) cnitool(n *node, version string, tool func(args ...string) (st
 	if out, err := tool("check", "warren", pod.Path()); err == nil || !strings.Contains(err.Error(), v4) {
 		c.t.Errorf("`cnitool check` of a pod that has lost %s: %s %v", v4, out, err)
 	}
-	_, err = tool("del", "warren", pod.Path())
-	c.ok(err)
-	for what, difference := range map[string][2]lab.KernelState{
-		"node": {before, c.state(n)}, "pod": {bare, c.stateOf(pod)},
-	} {
-		if added, gone := difference[1].Since(difference[0]); len(added)+len(gone) > 0 {
-			c.t.Errorf("%s after `cnitool del`: added %q, gone %q", what, added, gone)
+	for _, command := range []string{"del", "gc"} { // gc deletes what cnitool remembers
+		_, err = tool(command, "warren", pod.Path())
+		c.ok(err)
+		c.asBefore(command, n, map[string][2]lab.KernelState{"node": {before, c.state(n)}, "pod": {bare, c.stateOf(pod)}})
+		if after := c.filesOf(n); strings.Join(after, "\n") != strings.Join(files, "\n") {
+			c.t.Errorf("files after `cnitool %s`: %q, before %q", command, after, files)
+		}
+		if command == "del" {
+			_, err = tool("add", "warren", pod.Path())
+			c.ok(err)
 		}
 	}
-	if after := c.filesOf(n); strings.Join(after, "\n") != strings.Join(files, "\n") {
-		c.t.Errorf("files after `cnitool del`: %q, before %q", after, files)
-	}
 	c.ok(c.lab.RemoveNS(pod))
+}
+
+// reaches checks that the node reaches a pod.
+func (c *cluster) reaches(n *node, pod types.Result) {
+	c.t.Helper()
+	for _, ip := range pod.IPs {
+		a, ok := netip.AddrFromSlice(ip.Address.IP)
+		if !ok {
+			c.t.Fatalf("address %s", ip.Address)
+		}
+		_, err := n.NS.Run(c.ctx, "ping", "-c1", "-W1", a.Unmap().String())
+		c.ok(err)
+	}
+}
+
+func (c *cluster) asBefore(command string, n *node, states map[string][2]lab.KernelState) {
+	c.t.Helper()
+	for what, states := range states {
+		if added, gone := states[1].Since(states[0]); len(added)+len(gone) > 0 {
+			c.t.Errorf("%s of node %s after `cnitool %s`: added %q, gone %q", what, n.Name, command, added, gone)
+		}
+	}
 }

@@ -1,12 +1,10 @@
 package cri
 
 import (
-	"encoding/json"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
-
-	"github.com/warren-net/warren/internal/lab"
 )
 
 // containerdConfig is the daemon's configuration, version 2 (containerd 1.6 and later). /run is the node's own, so the
@@ -32,28 +30,12 @@ bin_dir = %q
 conf_dir = %q
 `
 
-// Conflist is the network configuration list of a node: Warren's plugin and, behind it, those of CNI's own that a
-// cluster may use. The fields are added to Warren's entry.
-func Conflist(n *lab.Node, fields map[string]any) ([]byte, error) {
-	warren := map[string]any{"type": "warren-cni", "runDir": n.RunDir, "stateDir": n.StateDir}
-	for k, v := range fields {
-		warren[k] = v
-	}
-	return json.MarshalIndent(map[string]any{
-		"cniVersion": "1.0.0", // of containerd 1.6
-		"name":       "warren",
-		"plugins": []map[string]any{
-			warren,
-			{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}},
-			{"type": "bandwidth", "capabilities": map[string]bool{"bandwidth": true}},
-			{"type": "firewall"},
-			{"type": "tuning", "sysctl": map[string]string{"net.ipv4.ip_unprivileged_port_start": "80"}},
-		},
-	}, "", "  ")
-}
+// chain are the plugins of CNI's own that the list names behind Warren's.
+const chain = "portmap,bandwidth,firewall,tuning"
 
-// writeFiles writes what an operator would put on the node: the daemon's configuration, the plugins and their list.
-func (r *Runtime) writeFiles(o Options) error {
+// writeFiles puts on the node what an operator would: the daemon's configuration, CNI's own plugins, and by `warren cni
+// install`, as docs/cni.md has it, Warren's and the network configuration list.
+func (r *Runtime) writeFiles(ctx context.Context, o Options) error {
 	for _, dir := range []string{r.confDir(), r.binDir(), r.logDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -68,18 +50,37 @@ func (r *Runtime) writeFiles(o Options) error {
 			return err
 		}
 	}
-	if err := os.Symlink(o.WarrenCNI, filepath.Join(r.binDir(), "warren-cni")); err != nil {
-		return err
-	}
-	list, err := Conflist(r.Node, o.Fields)
-	if err != nil {
-		return err
-	}
 	config := fmt.Sprintf(containerdConfig, r.root(), r.socket(), pauseImage, r.binDir(), r.confDir())
 	if err := os.WriteFile(r.configFile(), []byte(config), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(r.confDir(), "10-warren.conflist"), list, 0o644)
+	_, err = r.warrenCNI(ctx, "install", "--mode", o.Mode, "--chain", chain)
+	return err
+}
+
+// Uninstall is `warren cni remove`. What is left in the two directories by then it returns: CNI's own plugins only.
+func (r *Runtime) Uninstall(ctx context.Context) ([]string, error) {
+	if _, err := r.warrenCNI(ctx, "remove"); err != nil {
+		return nil, err
+	}
+	var left []string
+	for _, dir := range []string{r.binDir(), r.confDir()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.Type() != os.ModeSymlink { // what writeFiles made
+				left = append(left, filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	return left, nil
+}
+
+func (r *Runtime) warrenCNI(ctx context.Context, command string, flags ...string) (string, error) {
+	args := []string{"cni", command, "--bin-dir", r.binDir(), "--conf-dir", r.confDir()}
+	return r.Node.Warren(ctx, append(args, flags...)...)
 }
 
 func (r *Runtime) in(name string) string { return filepath.Join(r.Node.Dir, name) }

@@ -23,10 +23,9 @@ const readyWait = 30 * time.Second
 
 // Options say what a runtime is to be like.
 type Options struct {
-	WarrenCNI string         // the plugin
-	Plugins   string         // directory of CNI's own plugins
-	Fields    map[string]any // added to Warren's entry in the network configuration list
-	Images    *Images        // loaded at the first start
+	Plugins string  // directory of CNI's own plugins
+	Mode    string  // of attachment
+	Images  *Images // loaded at the first start
 }
 
 // A Runtime is containerd on a node. RunPod and the methods of pods may be called concurrently, the others by one
@@ -68,11 +67,11 @@ func BuildImages(ctx context.Context, dir string) (*Images, error) {
 	return images, nil
 }
 
-// Install prepares a runtime on a node; Boot and Start start it. It ends with the lab.
-func Install(l *lab.Lab, n *lab.Node, o Options) (*Runtime, error) {
+// Install prepares a runtime on a node, where Warren runs; Boot and Start start it. It ends with the lab.
+func Install(ctx context.Context, l *lab.Lab, n *lab.Node, o Options) (*Runtime, error) {
 	r := &Runtime{Node: n, lab: l, images: o.Images}
 	l.OnClose(r.removeCgroups)
-	if err := errors.Join(sweepCgroups(), r.writeFiles(o)); err != nil {
+	if err := errors.Join(sweepCgroups(), r.writeFiles(ctx, o)); err != nil {
 		return nil, fmt.Errorf("runtime of node %s: %w", n.Name, err)
 	}
 	return r, nil

@@ -19,7 +19,7 @@ import (
 // TestRuntime is the life of two nodes with a container runtime, which sees no difference between the modes.
 func TestRuntime(t *testing.T) {
 	for _, mode := range []string{"routed", "bridge"} {
-		t.Run(mode, func(t *testing.T) { life(newCluster(t, map[string]any{"mode": mode}, "a", "b")) })
+		t.Run(mode, func(t *testing.T) { life(newCluster(t, mode, "a", "b")) })
 	}
 }
 
