@@ -67,7 +67,7 @@ func (n *Node) openDevice(lanes int) error {
 	cfg := n.cfg
 	d, err := tun.Open(tun.Config{
 		Name: cfg.Device, Queues: lanes, MTU: n.podMTU, QueueLength: deviceQueueLength,
-		TSO: tunMode(cfg.Offloads.TSO), USO: tunMode(cfg.Offloads.USO),
+		Checksum: tunMode(cfg.Offloads.Checksum), TSO: tunMode(cfg.Offloads.TSO), USO: tunMode(cfg.Offloads.USO),
 	})
 	if err != nil {
 		return err

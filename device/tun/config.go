@@ -38,8 +38,10 @@ type Config struct {
 	Name   string // at most 15 bytes, the kernel's limit
 	Queues int    // 1 to 256; 0: 1
 	MTU    int    // bytes; 0: as it is (1500 for a new device)
-	TSO    Mode   // TCP superpackets
-	USO    Mode   // UDP superpackets (Linux 6.2)
+	TSO    Mode   // TCP superpackets; need Checksum
+	USO    Mode   // UDP superpackets (Linux 6.2); need Checksum
+
+	Checksum Mode // packets with a checksum that is still to be completed
 
 	GSOMaxSize  int    // bytes of the largest superpacket that the kernel delivers; 0: as it is (65,536)
 	QueueLength int    // packets that the kernel keeps for each queue; 0: as it is (500)
@@ -67,8 +69,9 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("GSO size %d and queue length %d for device %s: must not be negative", c.GSOMaxSize,
 			c.QueueLength, c.Name)
 	}
-	if c.TSO > Off || c.USO > Off {
-		return c, fmt.Errorf("offload modes %d and %d for device %s: must be auto or off", c.TSO, c.USO, c.Name)
+	if c.Checksum > Off || c.TSO > Off || c.USO > Off {
+		return c, fmt.Errorf("offload modes %d, %d and %d for device %s: must be auto or off", c.Checksum, c.TSO, c.USO,
+			c.Name)
 	}
 	return c, nil
 }

@@ -33,6 +33,7 @@ type mirror struct {
 	read     map[packet.GSOType]int
 	queues   map[int]int // packets by queue
 	longest  map[packet.GSOType]int
+	partial  int // packets whose checksum was left to the device
 	writeErr error
 }
 
@@ -87,6 +88,9 @@ func (m *mirror) run(stop chan struct{}, index int, q *Queue, p *poll.Poller, o 
 			m.read[meta.Type]++
 			m.queues[index]++
 			m.longest[meta.Type] = max(m.longest[meta.Type], len(b))
+			if meta.NeedsChecksum {
+				m.partial++
+			}
 			m.mu.Unlock()
 			pieces = cut(pieces[:0], b, o.piece)
 			if err := q.Write(meta, pieces); err != nil {
@@ -116,6 +120,13 @@ func (m *mirror) check(t *testing.T) (read, longest map[packet.GSOType]int) {
 		t.Error(m.writeErr)
 	}
 	return maps.Clone(m.read), maps.Clone(m.longest)
+}
+
+// unsummed returns how many packets came with a checksum that was left to the device.
+func (m *mirror) unsummed() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.partial
 }
 
 // used returns how many packets each queue had.

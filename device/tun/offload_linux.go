@@ -38,31 +38,45 @@ type offloads struct {
 // negotiate asks for as many offloads as cfg wants and the kernel has. set is TUNSETOFFLOAD.
 func negotiate(cfg Config, set func(flags int) error) *offloads {
 	o := &offloads{tso: reasonConfig, uso: reasonConfig}
-	if err := set(unix.TUN_F_CSUM); err != nil {
-		// Everything else needs it. Make sure that nothing of an earlier process is left on the device.
+	if cfg.Checksum == Off {
+		o.checksum = reasonConfig
+	} else if err := set(unix.TUN_F_CSUM); err != nil {
 		o.checksum = fmt.Sprintf("not in this kernel: TUNSETOFFLOAD: %v", err)
+	}
+	if o.checksum != "" {
+		// Everything else needs it. Make sure that nothing of an earlier process is left on the device.
 		if err := set(0); err != nil {
 			o.checksum = fmt.Sprintf("%s; and they could not be reset: %v", o.checksum, err)
 		}
 	}
 	flags := unix.TUN_F_CSUM
 	if cfg.TSO == Auto {
-		o.tso = o.checksum
+		o.tso = withoutChecksum(o.checksum)
 		if o.checksum == "" {
 			flags, o.tso = firstTaken(set, flags, offTSOECN, offTSO)
 		}
 	}
 	if cfg.USO == Auto {
-		o.uso = o.checksum
+		o.uso = withoutChecksum(o.checksum)
 		if o.checksum == "" {
 			_, o.uso = firstTaken(set, flags, offUSO)
 		}
 	}
 	o.takes[packet.GSONone].Store(true)
-	o.takes[packet.GSOTCP4].Store(cfg.TSO == Auto)
-	o.takes[packet.GSOTCP6].Store(cfg.TSO == Auto)
+	// A kernel without TUN_F_CSUM takes them still; who switched checksums off wants none left to the kernel.
+	tcp := cfg.TSO == Auto && cfg.Checksum == Auto
+	o.takes[packet.GSOTCP4].Store(tcp)
+	o.takes[packet.GSOTCP6].Store(tcp)
 	o.takes[packet.GSOUDP].Store(o.uso == "") // both directions came with Linux 6.2
 	return o
+}
+
+// withoutChecksum is why superpackets are off when checksums are; empty when they are not.
+func withoutChecksum(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return "needs tun-checksum: " + reason
 }
 
 // firstTaken adds the first of the sets that the kernel takes to flags. A refused TUNSETOFFLOAD changes nothing.
@@ -125,6 +139,14 @@ func (o *offloads) probeOn(fd int) error {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		return fmt.Errorf("try offloads on a temporary device: %w", err)
 	}
+	return o.tryWrites(func(p []byte) error {
+		_, err := unix.Write(fd, p)
+		return err
+	})
+}
+
+// tryWrites writes the probes of the types that are on.
+func (o *offloads) tryWrites(write func(p []byte) error) error {
 	for _, s := range probes() {
 		if !o.takes[s.meta.Type].Load() {
 			continue
@@ -135,7 +157,7 @@ func (o *offloads) probeOn(fd int) error {
 		}
 		var h [vnetLen]byte
 		encode(&h, s.meta, shape)
-		if _, err := unix.Write(fd, append(h[:], s.packet...)); errors.Is(err, unix.EINVAL) {
+		if err := write(append(h[:], s.packet...)); errors.Is(err, unix.EINVAL) {
 			o.switchOff(s.meta.Type, fmt.Sprintf("the kernel refused to take a %s superpacket when it was tried: %v", s.name,
 				err))
 		}

@@ -1,6 +1,8 @@
 package tun
 
 import (
+	"bytes"
+	"errors"
 	"strings"
 	"testing"
 
@@ -16,24 +18,25 @@ func TestNegotiate(t *testing.T) {
 	for _, c := range []struct {
 		name          string
 		kernel        int // the bits that it knows
-		tso, uso      Mode
+		cfg           Config
 		want          int // what is set in the end
 		enabled       [3]bool
 		takeTCP, take bool // TCP, UDP
 	}{
-		{"everything", all, Auto, Auto, all, [3]bool{true, true, true}, true, true},
-		{"no USO (before 6.2)", all &^ offUSO, Auto, Auto, all &^ offUSO, [3]bool{true, true, false}, true, false},
-		{"no ECN", all &^ unix.TUN_F_TSO_ECN, Auto, Auto, all &^ unix.TUN_F_TSO_ECN, [3]bool{true, true, true}, true, true},
-		{"no TSO", unix.TUN_F_CSUM | offUSO, Auto, Auto, unix.TUN_F_CSUM | offUSO, [3]bool{true, false, true}, true, true},
-		{"half of USO is none", all &^ unix.TUN_F_USO6, Auto, Auto, all &^ offUSO, [3]bool{true, true, false}, true, false},
-		{"nothing", 0, Auto, Auto, 0, [3]bool{}, true, false},
-		{"TSO off", all, Off, Auto, unix.TUN_F_CSUM | offUSO, [3]bool{true, false, true}, false, true},
-		{"USO off", all, Auto, Off, unix.TUN_F_CSUM | offTSOECN, [3]bool{true, true, false}, true, false},
-		{"both off", all, Off, Off, unix.TUN_F_CSUM, [3]bool{true, false, false}, false, false},
+		{"everything", all, Config{}, all, [3]bool{true, true, true}, true, true},
+		{"no USO (before 6.2)", all &^ offUSO, Config{}, all &^ offUSO, [3]bool{true, true, false}, true, false},
+		{"no ECN", all &^ unix.TUN_F_TSO_ECN, Config{}, all &^ unix.TUN_F_TSO_ECN, [3]bool{true, true, true}, true, true},
+		{"no TSO", unix.TUN_F_CSUM | offUSO, Config{}, unix.TUN_F_CSUM | offUSO, [3]bool{true, false, true}, true, true},
+		{"half of USO is none", all &^ unix.TUN_F_USO6, Config{}, all &^ offUSO, [3]bool{true, true, false}, true, false},
+		{"nothing", 0, Config{}, 0, [3]bool{}, true, false},
+		{"TSO off", all, Config{TSO: Off}, unix.TUN_F_CSUM | offUSO, [3]bool{true, false, true}, false, true},
+		{"USO off", all, Config{USO: Off}, unix.TUN_F_CSUM | offTSOECN, [3]bool{true, true, false}, true, false},
+		{"checksums off", all, Config{Checksum: Off}, 0, [3]bool{}, false, false},
+		{"both off", all, Config{TSO: Off, USO: Off}, unix.TUN_F_CSUM, [3]bool{true, false, false}, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			state := all // what an earlier process left
-			o := negotiate(Config{TSO: c.tso, USO: c.uso}, func(flags int) error {
+			o := negotiate(c.cfg, func(flags int) error {
 				if flags&^c.kernel != 0 {
 					return unix.EINVAL
 				}
@@ -102,5 +105,59 @@ func TestProbePacketsAreGood(t *testing.T) {
 		if e := packet.Parse(p.packet, &i); e != packet.OK || int(i.Len) != len(p.packet) || !i.Dst.IsLoopback() {
 			t.Errorf("%s: %+v, %v", p.name, i, e)
 		}
+	}
+}
+
+// A kernel that refuses the superpacket that is tried at start loses the type before a packet comes, and no other; one
+// that says that the link is down would have taken it.
+func TestProbeRefused(t *testing.T) {
+	for _, refused := range probes() {
+		t.Run(refused.name, func(t *testing.T) {
+			o := negotiate(Config{}, func(int) error { return nil })
+			err := o.tryWrites(func(p []byte) error {
+				if bytes.Equal(p[vnetLen:], refused.packet) {
+					return unix.EINVAL
+				}
+				return unix.EIO
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			q := newQueue(-1, o)
+			for _, p := range probes() {
+				if typ := p.meta.Type; q.Takes(typ) != (typ != refused.meta.Type) {
+					t.Errorf("takes type %d: %v, after type %d was refused", typ, q.Takes(typ), refused.meta.Type)
+				}
+			}
+			off := map[bool]int{false: 1, true: 2}[refused.meta.Type == packet.GSOUDP]
+			for i, s := range o.states() {
+				if s.Enabled == (i == off) || i == off && !strings.Contains(s.Reason, refused.name) {
+					t.Errorf("%+v", s)
+				}
+			}
+		})
+	}
+}
+
+// Write hands back what a kernel refuses, to be cut, and after a few in a row does not try the type any more. The
+// kernel's EINVAL is a real one: a timer can't be written to.
+func TestWriteRefused(t *testing.T) {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := newQueue(fd, negotiate(Config{}, func(int) error { return nil }))
+	defer func() { _ = q.Close() }()
+	uso := probes()[2]
+	for i := range maxRefusals {
+		if !q.Takes(packet.GSOUDP) {
+			t.Fatalf("off after %d refusals", i)
+		}
+		if err := q.Write(uso.meta, [][]byte{uso.packet}); !errors.Is(err, device.ErrNotTaken) {
+			t.Fatalf("refusal %d: %v, want ErrNotTaken", i, err)
+		}
+	}
+	if s := q.offloads.states(); q.Takes(packet.GSOUDP) || s[2].Enabled || !s[1].Enabled {
+		t.Errorf("after %d refusals: %+v", maxRefusals, s)
 	}
 }

@@ -91,6 +91,7 @@ func TestTCPSuperpackets(t *testing.T) {
 		{"pieces of 1448 bytes", Config{}, mirrorOptions{piece: 1448}},
 		{"more than 1024 pieces", Config{}, mirrorOptions{piece: 40}}, // also cuts through headers
 		{"no TSO", Config{TSO: Off}, mirrorOptions{}},
+		{"no checksums", Config{Checksum: Off}, mirrorOptions{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			enterFreshNetns(t)
@@ -102,13 +103,17 @@ func TestTCPSuperpackets(t *testing.T) {
 			transferTCP(t, own6, peer6, n)
 			read, longest := m.check(t)
 			t.Logf("read by type: %v, longest: %v", read, longest)
+			if partial := m.unsummed(); (partial == 0) != (c.cfg.Checksum == Off) {
+				t.Errorf("%d packets had their checksum left to the device", partial)
+			}
+			on := c.cfg.TSO == Auto && c.cfg.Checksum == Auto
 			for _, typ := range []packet.GSOType{packet.GSOTCP4, packet.GSOTCP6} {
-				if on := c.cfg.TSO == Auto; on != (read[typ] > 0) || on != (longest[typ] > 32<<10) {
+				if on != (read[typ] > 0) || on != (longest[typ] > 32<<10) {
 					t.Errorf("type %d: read %d superpackets of up to %d bytes", typ, read[typ], longest[typ])
 				}
 			}
 			for _, s := range d.Offloads() {
-				if s.Name == "tun-tso" && s.Enabled != (c.cfg.TSO == Auto) {
+				if s.Name == "tun-tso" && s.Enabled != on {
 					t.Errorf("%+v", s)
 				}
 			}

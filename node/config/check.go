@@ -187,8 +187,8 @@ func (c *checker) offloads() error {
 		key, value string
 		use        *bool
 	}{
-		{"tso", r.TSO, &o.TSO}, {"uso", r.USO, &o.USO}, {"udpGSO", r.UDPGSO, &o.UDPGSO}, {"udpGRO", r.UDPGRO, &o.UDPGRO},
-		{"tunnelGSO", r.TunnelGSO, &o.TunnelGSO},
+		{"checksum", r.Checksum, &o.Checksum}, {"tso", r.TSO, &o.TSO}, {"uso", r.USO, &o.USO},
+		{"udpGSO", r.UDPGSO, &o.UDPGSO}, {"udpGRO", r.UDPGRO, &o.UDPGRO}, {"tunnelGSO", r.TunnelGSO, &o.TunnelGSO},
 	} {
 		switch {
 		case k.value == "auto":

@@ -64,7 +64,7 @@ type Config struct {
 
 // Offloads says which offloads may be used; those that the kernel lacks are not, whatever stands here.
 type Offloads struct {
-	TSO, USO, UDPGSO, UDPGRO, TunnelGSO bool
+	Checksum, TSO, USO, UDPGSO, UDPGRO, TunnelGSO bool
 
 	AnyDriver bool // TunnelGSO also with network devices whose drivers were not tried with it
 }
@@ -103,6 +103,8 @@ type rawVXLAN struct {
 }
 
 type rawOffloads struct {
+	Checksum string `yaml:"checksum"`
+
 	TSO    string `yaml:"tso"`
 	USO    string `yaml:"uso"`
 	UDPGSO string `yaml:"udpGSO"`
@@ -127,12 +129,14 @@ func defaults() raw {
 		Encapsulation: "vxlan",
 		VXLAN:         rawVXLAN{VNI: 1, Port: 4789},
 		Masquerade:    true,
-		Offloads:      rawOffloads{TSO: "auto", USO: "auto", UDPGSO: "auto", UDPGRO: "auto", TunnelGSO: "auto"},
-		Routing:       rawRouting{Table: 8787, RulePriority: 5200},
-		RunDir:        "/run/warren",
-		StateDir:      "/var/lib/warren",
-		OnExit:        string(Remove),
-		Log:           rawLog{Level: "info", Format: "text"},
+		Offloads: rawOffloads{
+			Checksum: "auto", TSO: "auto", USO: "auto", UDPGSO: "auto", UDPGRO: "auto", TunnelGSO: "auto",
+		},
+		Routing:  rawRouting{Table: 8787, RulePriority: 5200},
+		RunDir:   "/run/warren",
+		StateDir: "/var/lib/warren",
+		OnExit:   string(Remove),
+		Log:      rawLog{Level: "info", Format: "text"},
 	}
 }
 

@@ -33,7 +33,7 @@ func TestDefaults(t *testing.T) {
 		File: "w.yaml", Node: "a", Self: c.State.Nodes[0], State: c.State,
 		Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		Device:  "warren0", Encapsulation: "vxlan", VNI: 1, Port: 4789, Masquerade: true,
-		Offloads: Offloads{TSO: true, USO: true, UDPGSO: true, UDPGRO: true, TunnelGSO: true},
+		Offloads: Offloads{Checksum: true, TSO: true, USO: true, UDPGSO: true, UDPGRO: true, TunnelGSO: true},
 		Table:    8787, RulePriority: 5200, RunDir: "/run/warren", StateDir: "/var/lib/warren", OnExit: Remove,
 		LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
@@ -59,7 +59,7 @@ encapsulation: vxlan
 vxlan: {vni: 16777215, port: 8472}
 workers: 2
 masquerade: false
-offloads: {tso: off, uso: auto, udpGSO: off, udpGRO: "off", tunnelGSO: off}
+offloads: {checksum: off, tso: off, uso: auto, udpGSO: off, udpGRO: "off", tunnelGSO: off}
 routing: {table: 100, rulePriority: 7}
 metrics: "[::1]:9187"
 runDir: /tmp/run/
@@ -120,6 +120,7 @@ func TestErrors(t *testing.T) {
 		{"encapsulation", with("encapsulation: gre"), `"gre" is not an encapsulation; use vxlan`},
 		{"workers", with("workers: 257"), "is not a number of workers"},
 		{"workers negative", with("workers: -1"), "is not a number of workers"},
+		{"checksum offload", with("offloads: {checksum: on}"), `offloads.checksum: "on" is neither auto nor off`},
 		{"offload", with("offloads: {tso: on}"), `offloads.tso: "on" is neither auto nor off`},
 		{"tunnel offload", with("offloads: {tunnelGSO: yes}"), `offloads.tunnelGSO: "yes" is neither auto, on nor off`},
 		{"table main", with("routing: {table: 254}"), "is one of the kernel's own tables"},
