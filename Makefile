@@ -22,7 +22,7 @@ SOAK ?= 1h
 
 # What the demo, the tests and the bench execute, and the Debian package that holds it.
 TOOLS := ip:iproute2 bridge:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ethtool:ethtool tcpdump:tcpdump \
-	tshark:tshark nsenter:util-linux iptables:iptables dnsmasq:dnsmasq-base
+	tshark:tshark nsenter:util-linux iptables:iptables dnsmasq:dnsmasq-base sysctl:procps
 
 export KEEP
 # Where Debian keeps ip and nft; a plain `su` leaves it out.
