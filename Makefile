@@ -64,6 +64,20 @@ test-runtime: need-root deps build ## Pods under two real containerds, through c
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/cnitool $(CNI)/cni/cnitool
 	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags runtime -count 1 -timeout $(TESTTIME) -v ./internal/lab/cri
 
+# Each switch of the configuration's `offloads` by itself, all of them, and the one that can be forced.
+OFFLOADS ?= checksum=off tso=off uso=off udpGSO=off udpGRO=off tunnelGSO=off \
+	checksum=off,tso=off,uso=off,udpGSO=off,udpGRO=off,tunnelGSO=off tunnelGSO=on
+
+.PHONY: test-offloads
+test-offloads: need-root deps build ## The node's and the cluster's tests and the demo, with each offload off; half an hour
+	@$(BUILD) -o bin/warren-demo ./internal/lab/demo
+	@failed=""; for o in $(OFFLOADS); do \
+		echo "== WARREN_TEST_OFFLOADS=$$o"; export WARREN_TEST_OFFLOADS=$$o WARREN_REQUIRE_ROOT=1; \
+		$(GO) test -buildvcs=false -count 1 -timeout $(TESTTIME) ./internal/e2e ./node || failed+=" $$o"; \
+		bin/warren-demo >bin/demo.log 2>&1 || { failed+=" demo,$$o"; cat bin/demo.log; }; \
+		grep 'passed,' bin/demo.log || true; \
+	done; [ -z "$$failed" ] || { echo "failed with:$$failed" >&2; exit 1; }
+
 .PHONY: test-unit
 test-unit: need-go ## The tests that need no root; the others are skipped (as root they run too)
 	$(GO) test -buildvcs=false -timeout $(TESTTIME) ./...

@@ -52,6 +52,7 @@ func (w *warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
 	b.Lab.Options.BinDir = w.binDir
 	for _, n := range b.Nodes {
 		n.Settings.Encapsulation, n.Settings.MTU = w.encapsulation, b.PodMTU()
+		n.Settings.Offloads = map[string]string{} // the daemon's own, whatever lab.OffloadsEnv says
 	}
 	if err := b.Lab.WriteConfigs(); err != nil {
 		return nil, err

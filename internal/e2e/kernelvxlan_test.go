@@ -176,7 +176,7 @@ func (v *vtep) offloads(state string) {
 func TestKernelVXLAN(t *testing.T) {
 	c := newCluster(t, lab.Options{})
 	auto, off := c.node("auto"), c.node("off")
-	off.Settings.Offloads = allOff()
+	auto.Settings.Offloads, off.Settings.Offloads = allAuto(), allOff()
 	vteps := []*vtep{c.vtepNode("k4", 4), c.vtepNode("k6", 6)}
 	c.configure(append(vteps[0].edits(), vteps[1].edits()...)...)
 	c.up(auto, off)
@@ -255,6 +255,7 @@ func (v *vtep) transfers(p *lab.Pod, bytes int64) {
 }
 
 // allOff is the configuration of a node without any offload.
-func allOff() map[string]string {
-	return map[string]string{"tso": "off", "uso": "off", "udpGSO": "off", "udpGRO": "off", "tunnelGSO": "off"}
-}
+func allOff() map[string]string { return lab.AllOffloads("off") }
+
+// allAuto is the configuration of a node that has all offloads, whatever the environment says (lab.OffloadsEnv).
+func allAuto() map[string]string { return lab.AllOffloads("auto") }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/node/api"
 )
 
 // mixed are the ranges with which one node has pods of both modes: a subnet for each.
@@ -139,10 +140,35 @@ func onUnderlay(f int) netip.Addr {
 	return netip.MustParseAddr(map[int]string{4: "192.0.2.254", 6: "2001:db8::fe"}[f])
 }
 
+// TestOffloadsFromEnvironment holds that what `make test-offloads` asks for is what the daemons do.
+func TestOffloadsFromEnvironment(t *testing.T) {
+	var off []string
+	for key := range allOff() {
+		off = append(off, key+"=off")
+	}
+	t.Setenv(lab.OffloadsEnv, strings.Join(off, ","))
+	c := newCluster(t, lab.Options{})
+	named, all := c.node("named"), c.node("all")
+	named.Settings.Offloads = allAuto()
+	c.configure()
+	c.up(named, all)
+	for _, o := range ask[api.Status](c, all, "status").Offloads {
+		if switched := o.Name != "udp-steering"; o.Enabled == switched || switched && o.Reason != "configuration" {
+			t.Errorf("with %s: %+v", strings.Join(off, ","), o)
+		}
+	}
+	for _, o := range ask[api.Status](c, named, "status").Offloads {
+		if o.Reason == "configuration" {
+			t.Errorf("a test asked for all: %+v", o)
+		}
+	}
+}
+
 // TestOffloads switches off each offload alone, and all of them, at one end of the path.
 func TestOffloads(t *testing.T) {
 	c := newCluster(t, lab.Options{})
 	full := c.node("full")
+	full.Settings.Offloads = allAuto()
 	lacking := map[string]*lab.Node{}
 	for key := range allOff() {
 		n := c.node(fmt.Sprint("no", len(lacking)))

@@ -71,6 +71,7 @@ func testTunnelGSO(t *testing.T, family int) {
 	a, b := c.node("a"), c.node("b")
 	var edits []edit
 	for _, n := range []*lab.Node{a, b} {
+		n.Settings.Offloads = allAuto()
 		edits = append(edits, setNode(n.Name, "addresses", []netip.Addr{n.Address(family)}))
 	}
 	c.configure(edits...)
@@ -145,6 +146,7 @@ func testTunnelGSOByPeer(t *testing.T, family int) {
 	a, b, d := c.node("a"), c.node("b"), c.node("d") // that of a alone runs
 	var edits []edit
 	for _, n := range []*lab.Node{a, b, d} {
+		n.Settings.Offloads = allAuto()
 		edits = append(edits, setNode(n.Name, "addresses", []netip.Addr{n.Address(family)}))
 	}
 	c.configure(edits...)

@@ -29,6 +29,7 @@ func testWire(t *testing.T, devicesCut bool) {
 	t.Helper()
 	c := newCluster(t, lab.Options{})
 	auto4, auto6, off4, off6 := c.node("auto4"), c.node("auto6"), c.node("off4"), c.node("off6")
+	auto4.Settings.Offloads, auto6.Settings.Offloads = allAuto(), allAuto()
 	off4.Settings.Offloads, off6.Settings.Offloads = allOff(), allOff()
 	check := wireCheck{mtu: lab.DefaultMTU}
 	var edits []edit

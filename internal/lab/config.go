@@ -14,7 +14,7 @@ type Settings struct {
 	Encapsulation string            `yaml:"encapsulation,omitempty"`
 	Workers       int               `yaml:"workers,omitempty"`
 	Masquerade    *bool             `yaml:"masquerade,omitempty"`
-	Offloads      map[string]string `yaml:"offloads,omitempty"` // tso, uso, udpGSO, udpGRO, tunnelGSO: auto or off
+	Offloads      map[string]string `yaml:"offloads,omitempty"` // by key: auto or off; nil: see OffloadsEnv
 	Metrics       string            `yaml:"metrics,omitempty"`
 	OnExit        string            `yaml:"onExit,omitempty"` // remove or leave
 	Log           map[string]string `yaml:"log,omitempty"`
@@ -53,13 +53,17 @@ func (l *Lab) WriteConfigs() error {
 }
 
 func (n *Node) writeConfig(list []configNode) error {
+	settings, err := n.settings()
+	if err != nil {
+		return fmt.Errorf("configuration of node %s: %w", n.Name, err)
+	}
 	content, err := yaml.Marshal(configFile{
 		Node:     n.Name,
 		Cluster:  []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		Nodes:    list,
 		RunDir:   n.RunDir,
 		StateDir: n.StateDir,
-		Settings: n.Settings,
+		Settings: settings,
 	})
 	if err != nil {
 		return fmt.Errorf("configuration of node %s: %w", n.Name, err)
