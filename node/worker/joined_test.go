@@ -1,8 +1,12 @@
 package worker
 
 import (
+	"bytes"
+	"net/netip"
 	"testing"
 	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 
 	"github.com/warren-net/warren/forwarder"
 	"github.com/warren-net/warren/forwarder/packet"
@@ -48,4 +52,37 @@ func TestRefusedSendsAreCountedInSegments(t *testing.T) {
 	p, m := super(t, build{src: "10.244.1.5", dst: "10.244.2.9", payload: 20 * 1360, df: true}.bytes(t), 1360)
 	c.nodes[0].dev.Inject(p, m)
 	c.nodes[0].waitDrop(t, forwarder.SendTooBig, 20)
+}
+
+// TestUSORefused has the device refuse the superpacket that a flow of datagrams was joined to: that one and what
+// follows go on as the datagrams that they were, each with its checksum.
+func TestUSORefused(t *testing.T) {
+	const size, datagrams = 1000, 20
+	c := newCluster(t, clusterConfig{nodes: 2})
+	to := c.nodes[1]
+	to.dev.Break(packet.GSOUDP)
+	want := build{src: "10.244.1.5", dst: "10.244.2.9", proto: protoUDP, payload: size * datagrams, df: true}.bytes(t)
+	for range 2 {
+		p, m := super(t, bytes.Clone(want), size)
+		c.nodes[0].dev.Inject(p, m)
+		var got []byte
+		for range datagrams {
+			p := to.next(t)
+			if p.Meta.Type != packet.GSONone || p.Meta.NeedsChecksum || len(p.Data) != 28+size {
+				t.Fatalf("%d bytes with %+v, want a complete datagram", len(p.Data), p.Meta)
+			}
+			sum := pseudo(netip.MustParseAddr("10.244.1.5"), netip.MustParseAddr("10.244.2.9"), protoUDP, 8+size)
+			if checksum.Checksum(p.Data[20:], sum) != 0xffff {
+				t.Fatalf("datagram with a bad checksum: %x", p.Data[20:28])
+			}
+			got = append(got, p.Data[28:]...)
+		}
+		if !bytes.Equal(got, want[28:]) {
+			t.Error("the payload did not arrive as it was sent")
+		}
+	}
+	to.nothing(t)
+	if d := to.allDrops(); len(d) > 0 || to.dev.Queues()[0].Takes(packet.GSOUDP) {
+		t.Errorf("dropped: %v; or the device still takes the type", d)
+	}
 }
