@@ -160,28 +160,32 @@ func (s Spec) chains(families []family) []chain {
 // forwarded, and must not be translated, nor judged by a connection's state.
 func (s Spec) untracked(families []family) chain {
 	var rules []chainRule
+	add := func(why string, ms ...match) { rules = append(rules, chainRule{why, join(ms...)}) }
+	// What comes from elsewhere, the tunnel's own datagrams above all, is done with one rule, and so is what comes from
+	// the TUN with few: a rule that only compares a name takes some 20 ns.
+	add("from elsewhere", notFromPods(), nameIsNot(s.Device), nameIsNot(s.TunnelGSO), notFromBridges(), accept())
 	if s.TunnelGSO != "" {
-		rules = append(rules, chainRule{"uncut superpackets to peers", join(iifIs(s.TunnelGSO), notrack())})
+		add("uncut superpackets to peers", iifIs(s.TunnelGSO), notrack(), accept())
 	}
+	for _, f := range families {
+		for _, p := range s.podCIDRs(f) {
+			for _, q := range s.podCIDRs(f) {
+				add("between local pods, second time",
+					iifIs(s.Device), isFamily(f), sourceIn(p), destinationIn(q), notrack(), accept())
+			}
+		}
+	}
+	add("from the TUN", iifIs(s.Device), accept())
 	for _, f := range families {
 		outside := match{}
 		for _, p := range s.podCIDRs(f) {
 			outside = join(outside, destinationNotIn(p))
-			for _, q := range s.podCIDRs(f) {
-				rules = append(rules, chainRule{"between local pods, second time",
-					join(iifIs(s.Device), isFamily(f), sourceIn(p), destinationIn(q), notrack())})
-			}
 		}
-		for _, from := range []match{fromPods(), fromBridges()} {
-			for _, c := range cidrsOf(f, s.ClusterCIDRs) {
-				rules = append(rules, chainRule{"from a pod to the cluster, only time",
-					join(from, isFamily(f), destinationIn(c), accept())})
-			}
-			rules = append(rules, chainRule{"from a pod to a node, only time",
-				join(from, isFamily(f), destinationOneOf(f, nodeSet(f)), accept())})
-			rules = append(rules, chainRule{"from a pod to the TUN, first time",
-				join(from, isFamily(f), outside, destinationNotLocal(), notrack())})
+		for _, c := range cidrsOf(f, s.ClusterCIDRs) {
+			add("from a pod to the cluster, only time", isFamily(f), destinationIn(c), accept())
 		}
+		add("from a pod to a node, only time", isFamily(f), destinationOneOf(f, nodeSet(f)), accept())
+		add("from a pod to the TUN, first time", isFamily(f), outside, destinationNotLocal(), notrack())
 	}
 	return chain{
 		name: "untracked", kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting,

@@ -78,6 +78,14 @@ func fromBridges() match {
 	return match{meta(expr.MetaKeyIIFNAME), &expr.Lookup{SourceRegister: 1, SetName: setBridges}}
 }
 
+// notFromBridges goes on from the name of an interface in the register, as nameIsNot does.
+func notFromBridges() match {
+	return match{&expr.Lookup{SourceRegister: 1, SetName: setBridges, Invert: true}}
+}
+
+// nameIsNot goes on from the name of an interface in the register; an empty one is nobody's.
+func nameIsNot(name string) match { return match{cmp(expr.CmpOpNeq, ifname(name))} }
+
 func iifIs(name string) match { return match{meta(expr.MetaKeyIIFNAME), eq(ifname(name)...)} }
 
 func oifIs(name string) match { return match{meta(expr.MetaKeyOIFNAME), eq(ifname(name)...)} }
