@@ -8,54 +8,31 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/warren-net/warren/internal/netsysctl"
 )
 
-// procSysNet belongs to the network namespace of the thread that opens a file in it.
-const procSysNet = "/proc/sys/net"
-
 // sysctl reads a sysctl; key is a path below net, like "ipv4/ip_forward".
-func sysctl(key string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(procSysNet, key))
-	return strings.TrimSpace(string(b)), err
-}
+func sysctl(key string) (string, error) { return netsysctl.Get(key) }
 
-// setSysctl writes a sysctl where it differs, and reads it back: in some containers a write is accepted and ignored.
+// setSysctl writes a sysctl where it differs.
 func setSysctl(key, value string, c *Changes) error {
-	was, err := sysctl(key)
-	if err != nil {
-		return fmt.Errorf("reading sysctl net/%s: %w", key, err)
-	}
-	if was == value {
-		return nil
-	}
-	mend := fmt.Sprintf("run `sysctl -w net/%s=%s` on the host, or give Warren a writable /proc/sys", key, value)
-	// No O_CREAT and O_TRUNC: the file exists or the sysctl does not.
-	if err := writeFile(filepath.Join(procSysNet, key), value); err != nil {
-		return fmt.Errorf("setting sysctl net/%s to %s: %w; %s", key, value, err, mend)
-	}
-	now, err := sysctl(key)
-	if err != nil {
-		return fmt.Errorf("reading sysctl net/%s back: %w", key, err)
-	}
-	if now != value {
-		return fmt.Errorf("sysctl net/%s is %s after %s was written; %s", key, now, value, mend)
-	}
-	c.add("sysctl net/%s set from %s to %s", key, was, value)
-	return nil
-}
-
-func writeFile(path, value string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
+	was, err := netsysctl.Set(key, value)
+	if errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
+	if err != nil {
+		return fmt.Errorf("%w; run `sysctl -w net/%s=%s` on the host, or give Warren a writable /proc/sys", err, key, value)
+	}
+	if was != value {
+		c.add("sysctl net/%s set from %s to %s", key, was, value)
+	}
+	return nil
 }
 
 // haveIPv6 reports whether the kernel has IPv6 at all; a single interface may still have it turned off.
 func haveIPv6() bool {
-	_, err := os.Stat(filepath.Join(procSysNet, "ipv6/conf/all/disable_ipv6"))
+	_, err := os.Stat(filepath.Join(netsysctl.Dir, "ipv6/conf/all/disable_ipv6"))
 	return err == nil
 }
 
@@ -86,7 +63,7 @@ func forwardIPv6(c *Changes) error {
 	if on == "1" {
 		return nil
 	}
-	entries, err := os.ReadDir(filepath.Join(procSysNet, "ipv6/conf"))
+	entries, err := os.ReadDir(filepath.Join(netsysctl.Dir, "ipv6/conf"))
 	if err != nil {
 		return fmt.Errorf("listing interfaces: %w", err)
 	}
@@ -150,11 +127,12 @@ func EnsurePodLink(ifname string) error {
 		errs = append(errs, setSysctl(conf+kv[0], kv[1], &c))
 	}
 	conf = filepath.Join("ipv6/conf", ifname) + "/"
-	if _, err := sysctl(conf + "accept_ra"); errors.Is(err, fs.ErrNotExist) {
-		return errors.Join(errs...) // no IPv6 on this interface
-	}
 	for _, kv := range [][2]string{{"accept_ra", "0"}, {"accept_dad", "0"}} {
-		errs = append(errs, setSysctl(conf+kv[0], kv[1], &c))
+		err := setSysctl(conf+kv[0], kv[1], &c)
+		if errors.Is(err, fs.ErrNotExist) {
+			break // no IPv6 on this interface
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
