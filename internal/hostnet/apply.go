@@ -15,7 +15,9 @@ import (
 //
 // What keeps cluster traffic from leaving in the clear comes first, forwarding is turned on last.
 func Apply(spec Spec, log *slog.Logger) (Changes, error) {
-	return apply(spec, log, newFirewall())
+	fw := newFirewall()
+	defer fw.close()
+	return apply(spec, log, fw)
 }
 
 func apply(spec Spec, log *slog.Logger, fw *firewall) (Changes, error) {
@@ -93,7 +95,9 @@ func kernelFamilies() []family {
 // node and nothing else, until the next Apply, or Remove without keepGuards; the node's routes to spec.Pods no longer
 // name the gateway address as source, which went with the device.
 func Remove(spec Spec, keepGuards bool) error {
-	return remove(spec, keepGuards, newFirewall())
+	fw := newFirewall()
+	defer fw.close()
+	return remove(spec, keepGuards, fw)
 }
 
 func remove(spec Spec, keepGuards bool, fw *firewall) error {

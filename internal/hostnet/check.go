@@ -165,7 +165,9 @@ func (c *checker) tun() {
 
 func (c *checker) nftables() {
 	const what = "nftables"
-	_, _, err := newFirewall().tables()
+	fw := newFirewall()
+	defer fw.close()
+	_, _, err := fw.tables()
 	switch {
 	case errors.Is(err, ErrNoNftables):
 		c.noNft = true

@@ -71,7 +71,7 @@ func (c *checker) forwardPolicy() {
 	if c.noNft {
 		return
 	}
-	chains, err := newFirewall().conn().ListChains()
+	chains, err := everyChain()
 	if err != nil {
 		return // nftables has its own finding
 	}
@@ -119,9 +119,16 @@ func (c *checker) bridgeNetfilter() {
 	}
 }
 
+// everyChain lists the chains of all tables, whoever made them.
+func everyChain() ([]*nftables.Chain, error) {
+	fw := newFirewall()
+	defer fw.close()
+	return ask(fw, (*nftables.Conn).ListChains)
+}
+
 // kubeProxy reports whether kube-proxy's nftables table or its iptables chains are there.
 func (c *checker) kubeProxy() bool {
-	chains, err := newFirewall().conn().ListChains()
+	chains, err := everyChain()
 	if err != nil {
 		return false
 	}

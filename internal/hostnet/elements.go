@@ -12,7 +12,9 @@ import (
 
 // elements lists the keys of a set; none when the set does not exist.
 func (fw *firewall) elements(s *nftables.Set) ([][]byte, error) {
-	keys, err := dump(func() ([][]byte, error) { return listElements(s) })
+	keys, err := dump(func() ([][]byte, error) {
+		return ask(fw, func(*nftables.Conn) ([][]byte, error) { return listElements(fw.sock, s) })
+	})
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
@@ -23,15 +25,7 @@ func (fw *firewall) elements(s *nftables.Set) ([][]byte, error) {
 }
 
 // listElements dumps a set. The library does that as well, but hides what tells that a list is torn.
-func listElements(s *nftables.Set) ([][]byte, error) {
-	conn, err := mdnetlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	if err := setNftDeadline(conn); err != nil {
-		return nil, err
-	}
+func listElements(conn *mdnetlink.Conn, s *nftables.Set) ([][]byte, error) {
 	// Behind struct nfgenmsg: family, version 0, resource id 0.
 	attrs := mdnetlink.NewAttributeEncoder()
 	attrs.String(unix.NFTA_SET_ELEM_LIST_TABLE, s.Table.Name)

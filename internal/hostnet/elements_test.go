@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/nftables"
 	mdnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -88,9 +89,9 @@ func TestElementsOfManySizes(t *testing.T) {
 	for _, want := range []int{1, 100, 50, 2500, 20, 3000, 1000, 0} {
 		tx := fw.begin(inetTable())
 		if want > have {
-			tx.change(set, keys[have:want], tx.conn.SetAddElements)
+			tx.change(set, keys[have:want], (*nftables.Conn).SetAddElements)
 		} else {
-			tx.change(set, keys[want:have], tx.conn.SetDeleteElements)
+			tx.change(set, keys[want:have], (*nftables.Conn).SetDeleteElements)
 		}
 		w.must(tx.commit())
 		have = want

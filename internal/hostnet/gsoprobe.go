@@ -40,7 +40,9 @@ func probes(tap string) chain {
 // TunnelGSOProbes counts the probes that arrived behind the host's firewall. ErrNoProbes: nothing would stop them.
 func TunnelGSOProbes(tap string) (uint64, error) {
 	want := probes(tap)
-	rules, err := newFirewall().conn().GetRules(inetTable(), &nftables.Chain{Table: inetTable(), Name: want.name})
+	fw := newFirewall()
+	defer fw.close()
+	rules, err := fw.rules(inetTable(), want.name)
 	if errors.Is(err, unix.ENOENT) || err == nil && len(rules) != len(want.rules) {
 		return 0, ErrNoProbes
 	}

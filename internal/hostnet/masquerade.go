@@ -45,6 +45,7 @@ func nodeSets(t *nftables.Table) []*nftables.Set {
 // RemoveMasquerade takes the translation away. It is no error when there is none, or no nftables.
 func RemoveMasquerade() error {
 	fw := newFirewall()
+	defer fw.close()
 	inet, _, err := fw.tables()
 	if errors.Is(err, ErrNoNftables) || err == nil && !inet {
 		return nil
@@ -60,7 +61,7 @@ func RemoveMasquerade() error {
 	if at < 0 {
 		return nil
 	}
-	tx := &txn{conn: fw.conn(), table: inetTable()}
+	tx := fw.change(inetTable())
 	tx.removeChains(chains[at : at+1])
 	if err := tx.commit(); err != nil && !errors.Is(err, unix.ENOENT) { // somebody else was faster
 		return fmt.Errorf("masquerade: removing the nftables chain %s: %w", chainOutgoing, err)
@@ -71,6 +72,7 @@ func RemoveMasquerade() error {
 // EnsureMasquerade makes the translation when it is missing. ErrNoNftables: the kernel can't translate so.
 func EnsureMasquerade(m Masquerade) error {
 	fw := newFirewall()
+	defer fw.close()
 	inet, _, err := fw.tables()
 	if err != nil {
 		return fmt.Errorf("masquerade: listing nftables tables: %w", err)
@@ -140,8 +142,8 @@ func (fw *firewall) syncNodes(spec Spec, c *Changes) error {
 		}
 		add, del := difference(want, have), difference(have, want)
 		added, dropped = added+len(add), dropped+len(del)
-		tx.change(s, add, tx.conn.SetAddElements)
-		tx.change(s, del, tx.conn.SetDeleteElements)
+		tx.change(s, add, (*nftables.Conn).SetAddElements)
+		tx.change(s, del, (*nftables.Conn).SetDeleteElements)
 	}
 	if added+dropped == 0 {
 		return nil

@@ -19,39 +19,68 @@ import (
 // single error, and waiting for the answers to the others would last for ever.
 const nftTimeout = 10 * time.Second
 
-// A firewall speaks nftables. Lists and transactions each open a socket in the calling thread's namespace.
+// A firewall speaks nftables in the calling thread's namespace, all of a task through one socket. Whoever makes one
+// closes it.
 //
 // A list of tables, chains or rules that changes while it is read may be wrong, as the library hides that from us. Then
 // a transaction is made that was not needed and changes nothing, or one that is needed comes with the next Apply:
 // transactions are written so that they leave the right state whatever was there. Sets are read by elements, as what is
 // missed there would stay when a pod leaves.
 type firewall struct {
-	conn  func() *nftables.Conn
+	dial  func() (*nftables.Conn, error)
 	extra []chain // for tests: chains that the kernel refuses
+
+	open *nftables.Conn  // nil: none yet, or the last one is of no use any more
+	sock *mdnetlink.Conn // of open
 }
 
 func newFirewall() *firewall {
-	deadline := nftables.WithSockOptions(setNftDeadline)
-	return &firewall{conn: func() *nftables.Conn {
-		conn, err := nftables.New(deadline)
-		if err != nil {
-			// Only a lasting connection is dialled here, and this one is not.
-			return &nftables.Conn{}
-		}
-		return conn
-	}}
+	fw := &firewall{}
+	fw.dial = func() (*nftables.Conn, error) {
+		return nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
+			fw.sock = c
+			return nil
+		}))
+	}
+	return fw
 }
 
-func setNftDeadline(c *mdnetlink.Conn) error { return c.SetDeadline(time.Now().Add(nftTimeout)) }
+// ask has f talk to the kernel. After an error there may be answers left in the socket, so it is not used again.
+func ask[T any](fw *firewall, f func(*nftables.Conn) (T, error)) (T, error) {
+	var answer T
+	if fw.open == nil {
+		conn, err := fw.dial()
+		if err != nil {
+			return answer, err
+		}
+		fw.open = conn
+	}
+	if fw.sock != nil {
+		if err := fw.sock.SetDeadline(time.Now().Add(nftTimeout)); err != nil {
+			return answer, err
+		}
+	}
+	answer, err := f(fw.open)
+	if err != nil {
+		fw.close()
+	}
+	return answer, err
+}
+
+// close gives the socket back, which nobody has to wait for: the kernel lets whoever closes one wait until what was
+// removed from a set is freed (an RCU grace period), if it has not begun with that.
+func (fw *firewall) close() {
+	if conn := fw.open; conn != nil {
+		go func() { _ = conn.CloseLasting() }()
+	}
+	fw.open, fw.sock = nil, nil
+}
 
 // tables lists which of Warren's tables exist. ErrNoNftables when the kernel has none at all.
 func (fw *firewall) tables() (inet, bridge bool, err error) {
-	ts, err := fw.conn().ListTables()
+	ts, err := ask(fw, (*nftables.Conn).ListTables)
 	if err != nil {
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
-			return false, false, fmt.Errorf("%w: %w", ErrNoNftables, err)
-		}
-		return false, false, missing(err)
+		return false, false, absent(err)
 	}
 	for _, t := range ts {
 		if t.Name == tableName {
@@ -62,9 +91,17 @@ func (fw *firewall) tables() (inet, bridge bool, err error) {
 	return inet, bridge, nil
 }
 
+// absent adds ErrNoNftables to the errors of a kernel that has no nf_tables at all: a single message is answered EINVAL,
+// and without netfilter's netlink there is no such socket.
+func absent(err error) error {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return fmt.Errorf("%w: %w", ErrNoNftables, err)
+	}
+	return missing(err)
+}
+
 // missing adds ErrNoNftables to the errors of a kernel that lacks a part of nf_tables: the subsystem, a table family,
-// or an expression or chain type (ENOENT). Without the subsystem a single message is answered EINVAL, which tables
-// knows, and without netfilter's netlink there is no such socket.
+// or an expression or chain type (ENOENT).
 func missing(err error) error {
 	for _, e := range []error{unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ENOENT} {
 		if errors.Is(err, e) {
@@ -185,7 +222,6 @@ func (fw *firewall) remove(keepSource bool) error {
 	if err != nil {
 		return fmt.Errorf("listing tables: %w", err)
 	}
-	conn := fw.conn()
 	if keepSource {
 		if !inet {
 			return nil
@@ -198,13 +234,11 @@ func (fw *firewall) remove(keepSource bool) error {
 		tx.removeChains(slices.DeleteFunc(state.chains, func(c *nftables.Chain) bool { return c.Name == chainSource }))
 		return tx.commit()
 	}
-	if inet {
-		conn.DelTable(inetTable())
+	tx := fw.change(nil)
+	for _, t := range existing(inet, bridge) {
+		tx.add(func(c *nftables.Conn) { c.DelTable(t) })
 	}
-	if bridge {
-		conn.DelTable(bridgeTable())
-	}
-	return conn.Flush()
+	return tx.commit()
 }
 
 // A tableState is what a table holds now: its chains, and the fingerprints of their rules.
@@ -232,16 +266,16 @@ func (fw *firewall) read(t *nftables.Table, exists bool) (tableState, error) {
 }
 
 func (fw *firewall) chains(t *nftables.Table) ([]*nftables.Chain, error) {
-	cs, err := fw.conn().ListChainsOfTableFamily(t.Family)
+	cs, err := ask(fw, func(c *nftables.Conn) ([]*nftables.Chain, error) { return c.ListChainsOfTableFamily(t.Family) })
 	if err != nil {
-		return nil, fmt.Errorf("listing nftables chains: %w", err)
+		return nil, fmt.Errorf("listing nftables chains: %w", absent(err))
 	}
 	return slices.DeleteFunc(cs, func(c *nftables.Chain) bool { return c.Table.Name != t.Name }), nil
 }
 
 // fingerprints reads the comments of a chain's rules; nil when the chain has none or does not exist.
 func (fw *firewall) fingerprints(t *nftables.Table, chain string) ([]string, error) {
-	rules, err := fw.conn().GetRules(t, &nftables.Chain{Table: t, Name: chain})
+	rules, err := fw.rules(t, chain)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
@@ -254,6 +288,12 @@ func (fw *firewall) fingerprints(t *nftables.Table, chain string) ([]string, err
 		marks = append(marks, comment)
 	}
 	return marks, nil
+}
+
+func (fw *firewall) rules(t *nftables.Table, chain string) ([]*nftables.Rule, error) {
+	return ask(fw, func(c *nftables.Conn) ([]*nftables.Rule, error) {
+		return c.GetRules(t, &nftables.Chain{Table: t, Name: chain})
+	})
 }
 
 // has reports whether the table holds the chain as it should be.
@@ -300,19 +340,24 @@ func (r chainRule) comment() string {
 	return fmt.Sprintf("%s #%08x", r.why, h.Sum32())
 }
 
-// A txn is a transaction on one table: all of it happens, or nothing.
+// A txn is a transaction on one table: all of it happens at commit, or nothing.
 type txn struct {
-	conn  *nftables.Conn
+	fw    *firewall
 	table *nftables.Table
 	setID uint32 // the library would count in a global variable, without a lock
-	errs  []error
+	steps []func(*nftables.Conn) error
 }
+
+// change starts a transaction on a table that exists.
+func (fw *firewall) change(t *nftables.Table) *txn { return &txn{fw: fw, table: t} }
 
 // begin starts a transaction that makes the table, its counter and its sets when they are missing.
 func (fw *firewall) begin(t *nftables.Table) *txn {
-	tx := &txn{conn: fw.conn(), table: t}
-	tx.conn.AddTable(t)
-	tx.conn.AddObj(&nftables.NamedObj{Table: t, Name: counterSpoofed, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
+	tx := fw.change(t)
+	tx.add(func(c *nftables.Conn) {
+		c.AddTable(t)
+		c.AddObj(&nftables.NamedObj{Table: t, Name: counterSpoofed, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
+	})
 	sets := podSets(t)
 	if t.Family == nftables.TableFamilyINet {
 		sets = append(sets, nodeSets(t)...)
@@ -323,12 +368,17 @@ func (fw *firewall) begin(t *nftables.Table) *txn {
 	return tx
 }
 
+func (tx *txn) add(step func(*nftables.Conn)) {
+	tx.steps = append(tx.steps, func(c *nftables.Conn) error {
+		step(c)
+		return nil
+	})
+}
+
 func (tx *txn) addSet(s *nftables.Set, elems []nftables.SetElement) {
 	tx.setID++
 	s.ID = tx.setID
-	if err := tx.conn.AddSet(s, elems); err != nil {
-		tx.errs = append(tx.errs, err)
-	}
+	tx.steps = append(tx.steps, func(c *nftables.Conn) error { return c.AddSet(s, elems) })
 }
 
 // putChain makes the chain hold exactly its rules, whether it exists or not; one on another hook is made anew.
@@ -337,10 +387,13 @@ func (tx *txn) putChain(w chain, state tableState) {
 		tx.removeChains([]*nftables.Chain{old})
 	}
 	policy := nftables.ChainPolicyAccept
-	c := tx.conn.AddChain(&nftables.Chain{
+	c := &nftables.Chain{
 		Table: tx.table, Name: w.name, Type: w.kind, Hooknum: &w.hook, Priority: &w.priority, Policy: &policy,
+	}
+	tx.add(func(conn *nftables.Conn) {
+		conn.AddChain(c)
+		conn.FlushChain(c)
 	})
-	tx.conn.FlushChain(c)
 	for _, r := range w.rules {
 		tx.addRule(c, r)
 	}
@@ -366,21 +419,26 @@ func (tx *txn) addRule(c *nftables.Chain, r chainRule) {
 			})
 		}
 	}
-	tx.conn.AddRule(rule)
+	tx.add(func(conn *nftables.Conn) { conn.AddRule(rule) })
 }
 
 func (tx *txn) removeChains(cs []*nftables.Chain) {
 	for _, c := range cs {
-		tx.conn.FlushChain(c)
+		tx.add(func(conn *nftables.Conn) { conn.FlushChain(c) })
 	}
 	for _, c := range cs {
-		tx.conn.DelChain(c)
+		tx.add(func(conn *nftables.Conn) { conn.DelChain(c) })
 	}
 }
 
 func (tx *txn) commit() error {
-	if err := errors.Join(tx.errs...); err != nil {
-		return err
-	}
-	return tx.conn.Flush()
+	_, err := ask(tx.fw, func(c *nftables.Conn) (struct{}, error) {
+		for _, step := range tx.steps {
+			if err := step(c); err != nil {
+				return struct{}{}, err
+			}
+		}
+		return struct{}{}, c.Flush()
+	})
+	return err
 }

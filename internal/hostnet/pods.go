@@ -25,13 +25,16 @@ func EnsurePod(p Pod) error {
 	if err := p.validate(); err != nil {
 		return fmt.Errorf("source check: %w", err)
 	}
-	return newFirewall().ensurePod(p)
+	fw := newFirewall()
+	defer fw.close()
+	return fw.ensurePod(p)
 }
 
 // RemovePod takes the interface out of the source check. It is no error when it is not there, or when the kernel has no
 // nftables.
 func RemovePod(ifname string) error {
 	fw := newFirewall()
+	defer fw.close()
 	inet, bridge, err := fw.tables()
 	if errors.Is(err, ErrNoNftables) {
 		return nil
@@ -50,6 +53,7 @@ func RemovePod(ifname string) error {
 // there is no check.
 func Spoofed() (uint64, error) {
 	fw := newFirewall()
+	defer fw.close()
 	inet, bridge, err := fw.tables()
 	if err != nil {
 		return 0, err
@@ -59,7 +63,9 @@ func Spoofed() (uint64, error) {
 	}
 	var sum uint64
 	for _, t := range existing(inet, bridge) {
-		obj, err := fw.conn().GetObject(&nftables.CounterObj{Table: t, Name: counterSpoofed})
+		obj, err := ask(fw, func(c *nftables.Conn) (nftables.Obj, error) {
+			return c.GetObject(&nftables.CounterObj{Table: t, Name: counterSpoofed})
+		})
 		if err != nil {
 			return 0, fmt.Errorf("reading the nftables counter %s: %w", counterSpoofed, err)
 		}
@@ -73,6 +79,7 @@ func Spoofed() (uint64, error) {
 // CheckPod names what the source check lacks of a pod; nothing where the kernel has no nftables.
 func CheckPod(p Pod) ([]string, error) {
 	fw := newFirewall()
+	defer fw.close()
 	inet, bridge, err := fw.tables()
 	if errors.Is(err, ErrNoNftables) {
 		return nil, nil
@@ -208,8 +215,8 @@ func (fw *firewall) repairSets(t *nftables.Table, wanted map[string][][]byte, li
 			}
 		}
 		added, dropped = added+len(add), dropped+len(del)
-		tx.change(s, add, tx.conn.SetAddElements)
-		tx.change(s, del, tx.conn.SetDeleteElements)
+		tx.change(s, add, (*nftables.Conn).SetAddElements)
+		tx.change(s, del, (*nftables.Conn).SetDeleteElements)
 	}
 	if added+dropped == 0 {
 		return nil
@@ -221,8 +228,8 @@ func (fw *firewall) repairSets(t *nftables.Table, wanted map[string][][]byte, li
 	return nil
 }
 
-// syncElements makes the sets of t hold exactly elems for the interface. With chains it also makes the table and these
-// chains where they are missing, and the source check where it is not as it should be.
+// syncElements makes the sets of t, which exists, hold exactly elems for the interface. With chains it also makes the
+// table and these chains where they are missing, and the source check where it is not as it should be.
 func (fw *firewall) syncElements(t *nftables.Table, ifname string, elems map[string][][]byte, chains []chain) error {
 	var err error
 	for range podAttempts {
@@ -243,65 +250,83 @@ func wrapSource(ifname string, err error) error {
 }
 
 func (fw *firewall) trySyncElements(t *nftables.Table, ifn string, elems map[string][][]byte, chains []chain) error {
-	inet, bridge, err := fw.tables()
+	tx, there, err := fw.mend(t, chains)
 	if err != nil {
 		return err
-	}
-	there := inet
-	if t.Family == nftables.TableFamilyBridge {
-		there = bridge
-	}
-	if !there && chains == nil {
-		return nil
-	}
-	state, err := fw.read(t, there)
-	if err != nil {
-		return err
-	}
-	tx, changed := fw.begin(t), false
-	for _, c := range chains {
-		// What is translated the daemon knows best.
-		if state.has(c) || c.name == chainOutgoing && state.chain(c.name) != nil {
-			continue
-		}
-		tx.putChain(c, state)
-		changed = true
 	}
 	for _, s := range podSets(t) {
+		want := elems[s.Name]
+		if s.Name == setBridges && len(want) == 0 {
+			continue // other ports of a bridge may need its element
+		}
 		var have [][]byte
 		if there {
 			if have, err = fw.elements(s); err != nil {
 				return err
 			}
 		}
-		want := elems[s.Name]
 		add := slices.DeleteFunc(slices.Clone(want), func(k []byte) bool { return containsKey(have, k) })
-		// Other pods' elements are theirs, and a bridge may have other ports.
+		// Other pods' elements are theirs.
 		del := slices.DeleteFunc(have, func(k []byte) bool {
 			return s.Name == setBridges || !bytes.HasPrefix(k, ifname(ifn)) || containsKey(want, k)
 		})
-		changed = changed || len(add)+len(del) > 0
-		tx.change(s, add, tx.conn.SetAddElements)
-		tx.change(s, del, tx.conn.SetDeleteElements)
+		tx.change(s, add, (*nftables.Conn).SetAddElements)
+		tx.change(s, del, (*nftables.Conn).SetDeleteElements)
 	}
-	if !changed {
+	if len(tx.steps) == 0 {
 		return nil
 	}
 	return tx.commit()
+}
+
+// mend starts a transaction with what has to be done to chains, and to the table that they are in, and reports whether
+// the table is there. Without chains it has to be. A chain that is as it should be has its table and its sets.
+func (fw *firewall) mend(t *nftables.Table, chains []chain) (tx *txn, there bool, err error) {
+	if len(chains) == 0 {
+		return fw.change(t), true, nil
+	}
+	state := tableState{table: t, rules: map[string][]string{}}
+	if state.chains, err = fw.chains(t); err != nil {
+		return nil, false, err
+	}
+	var wrong []chain
+	for _, c := range chains {
+		exists := state.chain(c.name) != nil
+		if exists && c.name == chainOutgoing {
+			continue // what is translated the daemon knows best
+		}
+		if exists {
+			if state.rules[c.name], err = fw.fingerprints(t, c.name); err != nil {
+				return nil, false, err
+			}
+		}
+		if !state.has(c) {
+			wrong = append(wrong, c)
+		}
+	}
+	if len(wrong) == 0 {
+		return fw.change(t), true, nil
+	}
+	tx = fw.begin(t)
+	for _, c := range wrong {
+		tx.putChain(c, state)
+	}
+	inet, bridge, err := fw.tables()
+	return tx, inet && t.Family == nftables.TableFamilyINet || bridge && t.Family == nftables.TableFamilyBridge, err
 }
 
 func containsKey(keys [][]byte, key []byte) bool {
 	return slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, key) })
 }
 
-func (tx *txn) change(s *nftables.Set, keys [][]byte, call func(*nftables.Set, []nftables.SetElement) error) {
+func (tx *txn) change(s *nftables.Set, keys [][]byte,
+	call func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error,
+) {
 	for part := range slices.Chunk(keys, setChunk) {
 		elems := make([]nftables.SetElement, len(part))
 		for i, k := range part {
 			elems[i].Key = k
 		}
-		if err := call(s, elems); err != nil {
-			tx.errs = append(tx.errs, err)
-		}
+		tx.steps = append(tx.steps, func(c *nftables.Conn) error { return call(c, s, elems) })
 	}
 }

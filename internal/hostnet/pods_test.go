@@ -71,6 +71,7 @@ func TestEnsurePodAtOnce(t *testing.T) {
 			}
 			if i%8 == 1 && errs[i] == nil {
 				fw := newFirewall()
+				defer fw.close()
 				errs[i] = fw.apply(testSpec().withDefaults(), nil, everyLink, &Changes{})
 			}
 		})
@@ -243,8 +244,8 @@ func TestWithoutNftables(t *testing.T) {
 	w := newWorld(t)
 	w.tun("warren0")
 	for _, errno := range []error{unix.EOPNOTSUPP, unix.EINVAL, unix.EPROTONOSUPPORT} {
-		none := &firewall{conn: func() *nftables.Conn {
-			return &nftables.Conn{TestDial: func([]netlink.Message) ([]netlink.Message, error) { return nil, errno }}
+		none := &firewall{dial: func() (*nftables.Conn, error) {
+			return nftables.New(nftables.WithTestDial(func([]netlink.Message) ([]netlink.Message, error) { return nil, errno }))
 		}}
 		c, err := apply(testSpec(), discard(), none)
 		if err != nil || len(c.Lost) != 1 || !strings.Contains(c.Lost[0], "unchecked") {
@@ -260,6 +261,7 @@ func TestWithoutNftables(t *testing.T) {
 	}
 
 	lacking := newFirewall()
+	defer lacking.close()
 	lacking.extra = []chain{{name: "more", kind: "bogus", hook: *nftables.ChainHookPrerouting, lost: "more does not work"}}
 	c, err := apply(testSpec(), discard(), lacking)
 	if err != nil || len(c.Lost) != 1 || !strings.Contains(c.Lost[0], "more does not work") {

@@ -173,7 +173,9 @@ func TestSpoofedSourcesAreDropped(t *testing.T) {
 	// The reverse path filter alone, as on a kernel without nftables.
 	filtered := func() string { return w.run("nstat -asz TcpExtIPReversePathFilter | tail -1 | awk '{print $2}'") }
 	wasFiltered := filtered()
-	w.must(newFirewall().remove(false))
+	fw := newFirewall()
+	defer fw.close()
+	w.must(fw.remove(false))
 	w.must(EnsurePodLink("wrn00000000001"))
 	w.in(pod1, func() {
 		w.run("ip addr add " + pod2v4 + "/32 dev eth0")
