@@ -124,7 +124,7 @@ func (c *collection) delegated() error {
 }
 
 func (c *collection) drop(name string) error {
-	if err := c.host.removeChecked(name, c.plugin.Source, func() error { return nil }); err != nil {
+	if err := c.host.removeVeth(name, func() error { return c.plugin.unlist(name) }); err != nil {
 		return err
 	}
 	return stateFailure(c.conf.StateDir, podrecord.Remove(c.conf.StateDir, name))

@@ -64,7 +64,7 @@ func (h *hostHandle) removeVeth(name string, after func() error) error {
 	}
 	shut := watchLinkEnd(link.Attrs().Index)
 	removed := make(chan error, 1)
-	go func() { removed <- h.LinkDel(link) }()
+	go func() { removed <- netlink.LinkDel(link) }() // by a socket of its own: after uses this one meanwhile
 	select {
 	case <-shut:
 		err = after()
@@ -103,19 +103,6 @@ func watchLinkEnd(index int) <-chan struct{} {
 		}
 	}()
 	return shut
-}
-
-// removeChecked removes a veth pair and its place in the source check, both at once: for each the kernel waits until no
-// processor refers to it any more (an RCU grace period), and it can wait for both together. Whichever is gone first,
-// the pod sends nothing unchecked: the check lets nothing through but what it lists. after is as removeVeth's.
-func (h *hostHandle) removeChecked(name string, source SourceCheck, after func() error) error {
-	unlisted := make(chan error, 1)
-	go func() { unlisted <- source.Remove(name) }()
-	err := h.removeVeth(name, after)
-	if checkErr := <-unlisted; checkErr != nil {
-		err = errors.Join(err, fmt.Errorf("removing %s from the source check: %w", name, checkErr))
-	}
-	return err
 }
 
 // podRoute is the host's route to a pod.

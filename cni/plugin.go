@@ -129,8 +129,7 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 	a := &attachment{network: n, rec: rec, host: host, pod: ns, source: p.Source, remark: p.remark}
 	defer func() {
 		if err != nil && a.recorded {
-			undo := p.detach(host, n.Config, a.rec, a.linked)
-			if undo = errors.Join(undo, p.shared(host, n.Config, undo).releaseMasquerade()); undo != nil {
+			if undo := p.detach(host, n.Config, a.rec, a.linked); undo != nil {
 				err = fmt.Errorf("%w; undoing it failed too, DEL will try again: %w", err, undo)
 			}
 		}
@@ -219,54 +218,60 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		p.remark("%v; removing what its name tells", err)
 	}
-	err = p.detach(host, conf, rec, true)
-	if err != nil && !frozen(err) {
-		return err
-	}
-	return errors.Join(err, p.shared(host, conf, err).releaseMasquerade())
+	return p.detach(host, conf, rec, true)
 }
 
 // detach undoes an attachment, in an order that can be repeated after a kill: what a step needs to know goes after it.
-// An address is freed only when the interface that has it is shut for good. linked: the host interface is the
-// attachment's own. What can't be freed or forgotten, because the state directory can't be changed, keeps nothing else.
+// An address is freed only when the interface that has it is shut for good, which is when the rest can go too: nothing
+// stops the kernel any more, and it takes longer than all of that. linked: the host interface is the attachment's own.
+// What can't be freed or forgotten, because the state directory can't be changed, keeps nothing else.
 func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, linked bool) error {
 	if rec.DHCP() { // which tells its server so by the interface; in vain when that is gone, and asked again below
 		if err := conf.releaseDelegated(rec); err != nil {
 			p.remark("%v", err)
 		}
 	}
-	var freed error
-	free := func() error {
-		freed = stateFailure(conf.StateDir, p.releaseAddresses(host, conf.StateDir, rec))
-		if frozen(freed) {
-			return nil
+	if !linked {
+		return p.erase(host, conf, rec)
+	}
+	return host.removeVeth(rec.HostIfName, func() error {
+		if err := errors.Join(host.forget(rec.Bridge, rec.Addresses), p.unlist(rec.HostIfName)); err != nil {
+			return err
 		}
-		return freed
-	}
-	var err error
-	if linked {
-		err = host.removeChecked(rec.HostIfName, p.Source, func() error {
-			return errors.Join(host.forget(rec.Bridge, rec.Addresses), free())
-		})
-	} else {
-		err = free()
-	}
-	if err != nil {
-		return err
+		return p.erase(host, conf, rec)
+	})
+}
+
+// erase gives back and forgets what an attachment has beside its interface.
+func (p *Plugin) erase(host *hostHandle, conf Config, rec podrecord.Record) error {
+	kept := stateFailure(conf.StateDir, p.releaseAddresses(host, conf.StateDir, rec))
+	if kept != nil && !frozen(kept) {
+		return kept
 	}
 	if err := conf.releaseDelegated(rec); err != nil {
-		return errors.Join(err, freed)
+		return errors.Join(err, kept)
 	}
-	if freed == nil {
-		freed = stateFailure(conf.StateDir, podrecord.Remove(conf.StateDir, rec.HostIfName))
+	if kept == nil {
+		kept = stateFailure(conf.StateDir, podrecord.Remove(conf.StateDir, rec.HostIfName))
 	}
 	switch {
-	case frozen(freed):
-		freed = fmt.Errorf("%w; the pod's interface is removed, repeat DEL or GC then for its record and addresses", freed)
-	case freed != nil:
-		return freed
+	case frozen(kept):
+		kept = fmt.Errorf("%w; the pod's interface is removed, repeat DEL or GC then for its record and addresses", kept)
+	case kept != nil:
+		return kept
 	}
-	return errors.Join(freed, p.shared(host, conf, freed).releaseBridges(rec))
+	shared := p.shared(host, conf, kept)
+	return errors.Join(kept, shared.releaseBridges(rec), shared.releaseMasquerade())
+}
+
+// unlist takes an interface that is shut out of the source check, which lets nothing through but what it lists. Not at
+// once with the beginning of the interface's removal: for either the kernel waits until no processor refers to it any
+// more (an RCU grace period), and the interface would have to wait for the next one.
+func (p *Plugin) unlist(ifname string) error {
+	if err := p.Source.Remove(ifname); err != nil {
+		return fmt.Errorf("removing %s from the source check: %w", ifname, err)
+	}
+	return nil
 }
 
 // releaseAddresses frees what an attachment has, by its record, or else by looking at every address. A file that does
