@@ -204,6 +204,9 @@ func (a *attachment) makeVeth() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = a.rec.HostIfName, a.mtu, a.hostMAC
 	attrs.GSOMaxSize = uint32(a.gsoMaxSize)
+	// One queue each way is what a veth uses. By default it gets one per processor, and then waits for two RCU grace
+	// periods to turn the others off.
+	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
 	err := a.host.LinkAdd(&netlink.Veth{
 		LinkAttrs: attrs, PeerName: a.rec.IfName, PeerHardwareAddr: a.podMAC, PeerTxQLen: -1,
 		PeerNamespace: netlink.NsFd(a.pod.file.Fd()),
