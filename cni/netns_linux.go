@@ -20,6 +20,7 @@ var errNoNetns = errors.New("the network namespace is gone")
 type podNetns struct {
 	file *os.File
 	path string
+	host netns.NsHandle // the plugin's own
 	*netlink.Handle
 }
 
@@ -38,14 +39,19 @@ func openNetns(path string) (*podNetns, error) {
 	case err != nil:
 		return nil, bad("CNI_NETNS is %s: %w", path, err)
 	}
-	n := &podNetns{file: f, path: path}
-	if err := n.verify(); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	n.Handle, err = netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	host, err := netns.Get()
 	if err != nil {
-		return nil, errors.Join(bad("entering network namespace %s: %w; the plugin needs CAP_SYS_ADMIN", path, err),
-			f.Close())
+		return nil, errors.Join(fmt.Errorf("opening the plugin's own network namespace: %w", err), f.Close())
+	}
+	n := &podNetns{file: f, path: path, host: host}
+	if err = n.verify(); err == nil {
+		n.Handle, err = netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+		if err != nil {
+			err = bad("entering network namespace %s: %w; the plugin needs CAP_SYS_ADMIN", path, err)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close(), host.Close())
 	}
 	return n, nil
 }
@@ -65,12 +71,7 @@ func (n *podNetns) verify() error {
 	if err == nil && kind != unix.CLONE_NEWNET {
 		return bad("CNI_NETNS is %s, which is a namespace of another kind: it must be a network namespace", n.path)
 	}
-	own, err := netns.Get()
-	if err != nil {
-		return fmt.Errorf("opening the plugin's own network namespace: %w", err)
-	}
-	defer own.Close()
-	if own.Equal(netns.NsHandle(n.file.Fd())) {
+	if n.host.Equal(netns.NsHandle(n.file.Fd())) {
 		return bad("CNI_NETNS is %s, which is the host's own network namespace: a pod needs one of its own (hostNetwork "+
 			"pods "+
 			"get no CNI call)", n.path)
@@ -80,20 +81,26 @@ func (n *podNetns) verify() error {
 
 func (n *podNetns) close() {
 	n.Handle.Close()
+	_ = n.host.Close()
 	_ = n.file.Close()
 }
 
-// do runs f on a thread inside the namespace, for what only /proc/sys offers. The thread ends with it.
+// do runs f on a thread inside the namespace, for what only /proc/sys offers.
 func (n *podNetns) do(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
-		// Never unlocked: the runtime ends the thread with the goroutine, so that nothing else runs in the namespace.
 		runtime.LockOSThread()
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("entering network namespace %s: %w", n.path, err)
-			return
+		err := netns.Set(netns.NsHandle(n.file.Fd()))
+		if err != nil {
+			err = fmt.Errorf("entering network namespace %s: %w", n.path, err)
+		} else {
+			err = f()
 		}
-		result <- f()
+		// A thread that can't come back stays locked: the runtime ends it with the goroutine, and nothing else runs there.
+		if netns.Set(n.host) == nil {
+			runtime.UnlockOSThread()
+		}
+		result <- err
 	}()
 	return <-result
 }
