@@ -1,5 +1,7 @@
 // Command warren-cni is Warren's CNI plugin: container runtimes run it once per command, with CNI_* variables in the
 // environment and the network configuration on standard input. See package cni.
+//
+//go:debug containermaxprocs=0
 package main
 
 import (
@@ -13,7 +15,8 @@ import (
 
 func main() {
 	// The plugin does one thing after the other and ends before there is garbage worth collecting. With one processor
-	// its threads don't wake each other for every answer of the kernel's.
+	// its threads don't wake each other for every answer of the kernel's. As it has one anyway, the Go runtime does not
+	// look in the list of mounts for the control group's share of processors (go:debug above).
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(-1)
 	plugin := cni.New()
