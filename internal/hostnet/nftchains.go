@@ -161,9 +161,17 @@ func (s Spec) chains(families []family) []chain {
 func (s Spec) untracked(families []family) chain {
 	var rules []chainRule
 	add := func(why string, ms ...match) { rules = append(rules, chainRule{why, join(ms...)}) }
-	// What comes from elsewhere, the tunnel's own datagrams above all, is done with one rule, and so is what comes from
-	// the TUN with few: a rule that only compares a name takes some 20 ns.
+	// What comes from elsewhere, the tunnel's own datagrams above all, is done with one rule, and so is the most with few:
+	// a rule that only compares a name takes some 20 ns.
 	add("from elsewhere", notFromPods(), nameIsNot(s.Device), nameIsNot(s.TunnelGSO), notFromBridges(), accept())
+	toCluster := func(from match) {
+		for _, f := range families {
+			for _, c := range cidrsOf(f, s.ClusterCIDRs) {
+				add("from a pod to the cluster, only time", from, isFamily(f), destinationIn(c), accept())
+			}
+		}
+	}
+	toCluster(fromPods()) // the most, in mode routed
 	if s.TunnelGSO != "" {
 		add("uncut superpackets to peers", iifIs(s.TunnelGSO), notrack(), accept())
 	}
@@ -176,13 +184,11 @@ func (s Spec) untracked(families []family) chain {
 		}
 	}
 	add("from the TUN", iifIs(s.Device), accept())
+	toCluster(nil) // from bridges
 	for _, f := range families {
 		outside := match{}
 		for _, p := range s.podCIDRs(f) {
 			outside = join(outside, destinationNotIn(p))
-		}
-		for _, c := range cidrsOf(f, s.ClusterCIDRs) {
-			add("from a pod to the cluster, only time", isFamily(f), destinationIn(c), accept())
 		}
 		add("from a pod to a node, only time", isFamily(f), destinationOneOf(f, nodeSet(f)), accept())
 		add("from a pod to the TUN, first time", isFamily(f), outside, destinationNotLocal(), notrack())
