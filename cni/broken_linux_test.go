@@ -92,6 +92,27 @@ func TestUnreadableAddressBesideAnotherNetwork(t *testing.T) {
 	unchanged(t, "in the end", before, n.dump())
 }
 
+// The interface of a pod without a record keeps the files of its network, however long the network's name is.
+func TestUnreadableAddressOfLongName(t *testing.T) {
+	n := newNode(t)
+	n.warm(cni.ModeRouted)
+	name := strings.Repeat("n", 150)
+	conf := strings.Replace(n.conf("1.0.0", cni.ModeRouted), `"pods"`, `"`+name+`"`, 1)
+	p, never := n.pod(conf), n.pod(conf)
+	addr := p.add().addrs()[0].String()
+	file := filepath.Join(n.state(), "cni", "ipam", name, addr)
+	spoil(t, "", file)
+	sh(t, "", "rm "+p.record())
+	never.del()
+	if !exists(file) {
+		t.Errorf("%s was freed, and a pod has it", addr)
+	}
+	p.del()
+	if exists(file) {
+		t.Errorf("%s stays in use", addr)
+	}
+}
+
 // A file that can't be read is kept when another pod may have the address, until that pod leaves.
 func TestUnreadableAddressOfAnother(t *testing.T) {
 	n := newNode(t)

@@ -50,5 +50,5 @@ func (p *Plugin) freeUnreadable(
 
 // ofAnother reports whether an interface's alias says that it is of another network.
 func ofAnother(network, alias string) bool {
-	return strings.HasPrefix(alias, aliasPrefix) && !strings.HasPrefix(alias, aliasPrefix+network+" ")
+	return strings.HasPrefix(alias, aliasPrefix) && !strings.HasPrefix(alias, networkAlias(network))
 }
