@@ -80,7 +80,7 @@ func unrecorded(host *hostHandle, conf Config, args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	left := ""
+	var left string
 	switch {
 	case exists:
 		left = "host interface " + name + " is there"

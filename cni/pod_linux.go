@@ -92,10 +92,18 @@ const carrierTimeout = 3 * time.Second
 
 // awaitCarrier waits until the pod's end can send. It was up before the host's end was, so the kernel starts its
 // queue on a work queue of its own, some time after both are up, and drops without a word what the pod sends before.
-// Since Linux 6.8 asking for an interface makes the kernel catch up with it, and there is nothing to wait for.
+// A port of a bridge drops what comes in until the kernel has noticed its carrier. Since Linux 6.8 asking for an
+// interface makes the kernel catch up with it, and there is nothing to wait for.
 func (a *attachment) awaitCarrier() error {
+	if err := a.awaitUp(a.pod.Handle, a.rec.IfName); err != nil || a.Mode == ModeRouted {
+		return err
+	}
+	return a.awaitUp(a.host.Handle, a.rec.HostIfName)
+}
+
+func (a *attachment) awaitUp(h *netlink.Handle, name string) error {
 	for deadline := time.Now().Add(carrierTimeout); ; time.Sleep(time.Millisecond) {
-		link, err := a.pod.LinkByName(a.rec.IfName)
+		link, err := h.LinkByName(name)
 		if err != nil {
 			return err
 		}
@@ -103,8 +111,8 @@ func (a *attachment) awaitCarrier() error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			a.remark("%s in the pod has had no carrier for %v since both its ends are up (it is %s): what it sends first may be "+
-				"lost", a.rec.IfName, carrierTimeout, link.Attrs().OperState)
+			a.remark("%s has had no carrier for %v since both ends of the pair %s are up (it is %s): what the pod sends first "+
+				"may be lost", name, carrierTimeout, a.rec.HostIfName, link.Attrs().OperState)
 			return nil
 		}
 	}
