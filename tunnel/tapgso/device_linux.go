@@ -17,6 +17,7 @@ import (
 var (
 	ErrUnsupported = errors.New("this kernel has no UDP tunnel GSO for TAP devices, which came with Linux 6.17")
 	ErrTaken       = errors.New("device name taken")
+	ErrRefused     = errors.New("this kernel refuses a tunnelled superpacket that was tried, though it says it takes them")
 )
 
 // What package unix does not name yet (include/uapi/linux/if_tun.h, Linux 6.17).
@@ -63,7 +64,7 @@ type Device struct {
 	broken       atomic.Pointer[string]
 }
 
-// Open makes the device; it is down, see hostnet.SetUpTunnelGSO.
+// Open makes the device and tries whether the kernel takes superpackets; it is down, see hostnet.SetUpTunnelGSO.
 func Open(cfg Config) (*Device, error) {
 	if cfg.Node == "" {
 		cfg.Node = "/dev/net/tun"
@@ -87,6 +88,13 @@ func Open(cfg Config) (*Device, error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("open TAP device %s: %w", cfg.Name, err), d.Close())
 		}
+	}
+	err := d.try(func(frame []byte) error {
+		_, err := unix.Write(d.queues[0].fd, frame)
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open TAP device %s: %w", cfg.Name, err), d.Close())
 	}
 	return d, nil
 }

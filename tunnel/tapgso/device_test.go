@@ -1,6 +1,7 @@
 package tapgso
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 	"runtime"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/warren-net/warren/internal/lab"
 	"github.com/warren-net/warren/tunnel"
@@ -121,6 +123,99 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("after %d refusals in a row: %q", maxRefusals, why)
 	}
 	if q.SendWhole(good) || d.Queues()[1].SendWhole(good) {
+		t.Error("taken after it was given up")
+	}
+}
+
+// TestTried wants Open to have the kernel look at a superpacket of each kind, and to give up on a refusal alone: a link
+// that is down is what it is to find.
+func TestTried(t *testing.T) {
+	isolate(t)
+	d := open(t, "wrntap0")
+	write := func(frame []byte) error {
+		_, err := unix.Write(d.queues[0].fd, frame)
+		return err
+	}
+	var kinds []byte
+	err := d.try(func(frame []byte) error {
+		kinds = append(kinds, frame[offType])
+		err := write(frame)
+		if !errors.Is(err, unix.EIO) {
+			t.Errorf("kind %#x, while the link is down: %v, want EIO", frame[offType], err)
+		}
+		return err
+	})
+	want := []byte{vnetTCP4 | vnetTunnel4, vnetTCP6 | vnetTunnel4, vnetTCP4 | vnetTunnel6, vnetTCP6 | vnetTunnel6}
+	if err != nil || !bytes.Equal(kinds, want) {
+		t.Errorf("tried %#x, want %#x: %v", kinds, want, err)
+	}
+	for _, kind := range want {
+		err := d.try(func(frame []byte) error {
+			if frame[offType] == kind {
+				frame[offSegmentSize] = 0 // the kernel's EINVAL, also of a device that is down
+			}
+			return write(frame)
+		})
+		if !errors.Is(err, ErrRefused) {
+			t.Errorf("kind %#x refused: %v, want %v", kind, err, ErrRefused)
+		}
+	}
+	if why := d.Broken(); why != "" {
+		t.Errorf("given up: %s", why)
+	}
+}
+
+// TestProbeArrives wants the kernel to take a probe for what it is, one packet of two segments: it is uncut where it
+// comes in.
+func TestProbeArrives(t *testing.T) {
+	isolate(t)
+	d := open(t, "wrntap0")
+	link, err := netlink.LinkByName(d.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		t.Fatal(err)
+	}
+	const everything = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8 // in network byte order
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	wait := unix.Timeval{Sec: 5}
+	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait),
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: everything, Ifindex: link.Attrs().Index}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []netip.AddrPort{peer4, peer6} {
+		if err := d.Probe(1, to); err != nil {
+			t.Fatal(err)
+		}
+		want := probe(4, netip.AddrPortFrom(d.From(to.Addr()), 1), to)[vnetLen:]
+		got := make([]byte, 2*len(want))
+		n, _, err := unix.Recvfrom(fd, got, 0)
+		if err != nil || !bytes.Equal(got[:n], want) {
+			t.Errorf("to %s: %v, got\n%x, want\n%x", to, err, got[:n], want)
+		}
+	}
+}
+
+// TestProbeRefused wants one refusal of a probe to be enough: nobody but this package makes them. A timer can't be
+// written to, which is a real EINVAL.
+func TestProbeRefused(t *testing.T) {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Device{name: "wrntap0", from4: own4}
+	d.queues = []*Queue{{device: d, fd: fd}}
+	defer func() { _ = d.Close() }()
+	if err := d.Probe(1, peer4); !errors.Is(err, unix.EINVAL) || !strings.Contains(d.Broken(), "tried") {
+		t.Errorf("%v, given up because of %q", err, d.Broken())
+	}
+	if d.queues[0].SendWhole(superpacket(t)) {
 		t.Error("taken after it was given up")
 	}
 }

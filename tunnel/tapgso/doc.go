@@ -13,11 +13,13 @@
 // # What it asks of the kernel
 //
 //   - A driver for TAP devices that takes TUN_F_UDP_TUNNEL_GSO: Linux 6.17. Open says ErrUnsupported otherwise.
+//   - That it takes the superpackets too. Open writes one of each kind (IPv4 and IPv6, inner and outer) to the device
+//     while it is down, which goes nowhere, and says ErrRefused when the kernel does.
 //   - Forwarding from the TAP, which hostnet.SetUpTunnelGSO turns on for this device alone, and that it takes a packet
 //     from one of the node's own addresses: accept_local, and no strict reverse path filter of all interfaces
 //     (net.ipv4.conf.all.rp_filter 1).
 //   - That the host's firewall forwards such packets. No call tells: the packet is gone, the write said yes. Whoever
-//     uses this sends a Probe now and then, and counts its arrival behind the firewall (hostnet).
+//     uses this sends a Probe now and then, itself a superpacket, and counts its arrival behind the firewall (hostnet).
 //   - That the device towards the peer cuts tunnelled packets. Where it does not, the kernel cuts them, and on a veth
 //     that made one connection 0.6 of the rate of UDP_SEGMENT: receivers do not join (UDP_GRO) what was encapsulated
 //     on the same machine.

@@ -50,6 +50,7 @@ const (
 	tcpCWR         = 0x80 // RFC 3168
 	tcpChecksum    = 16
 	udpChecksum    = 6
+	protoTCP       = 6
 	protoUDP       = 17
 	etherTypeIPv4  = 0x0800
 	etherTypeIPv6  = 0x86dd
@@ -107,14 +108,14 @@ func putOuter(b []byte, o *outer) int {
 }
 
 // putPrefix writes everything that stands before the inner packet of s, from the virtio-net header on, and returns its
-// length; 0 when s cannot go this way.
-func putPrefix(b *[prefixMax]byte, s *tunnel.Superpacket, from netip.Addr) int {
+// length; 0 when s cannot go this way. The outer packet has the TTL that is given.
+func putPrefix(b *[prefixMax]byte, s *tunnel.Superpacket, from netip.Addr, ttl uint8) int {
 	if !from.IsValid() || len(s.Header) > encapMax {
 		return 0
 	}
 	frame := b[vnetLen:]
 	n := putOuter(frame, &outer{
-		from: netip.AddrPortFrom(from, s.SourcePort), to: s.To, tos: s.TOS, ttl: superpacketTTL,
+		from: netip.AddrPortFrom(from, s.SourcePort), to: s.To, tos: s.TOS, ttl: ttl,
 		udpLength: udpLen + len(s.Header) + len(s.Packet),
 	})
 	outerTransport := n - udpLen
@@ -145,14 +146,27 @@ func putPrefix(b *[prefixMax]byte, s *tunnel.Superpacket, from netip.Addr) int {
 	return vnetLen + n
 }
 
-// probe makes a datagram that takes the way of superpackets, but has no inner packet: the encapsulation's header is all
-// zeros, so that a receiver which got it after all would drop it.
-func probe(from, to netip.AddrPort) []byte {
-	const encap = 22
-	b := make([]byte, vnetLen+ethernetLen+ipv6Len+udpLen+encap)
-	n := putOuter(b[vnetLen:], &outer{from: from, to: to, ttl: probeTTL, udpLength: udpLen + encap})
-	b[offFlags] = vnetNeedsChecksum
-	binary.LittleEndian.PutUint16(b[offChecksumStart:], uint16(n-udpLen))
-	binary.LittleEndian.PutUint16(b[offChecksumOffset:], udpChecksum)
-	return b[:vnetLen+n+encap]
+// probe makes a superpacket of two segments whose inner packet is TCP over IPv4 or IPv6, as version says. The
+// encapsulation's header is all zeros, so that a receiver which got it after all would drop it, and the inner addresses
+// are the loopback's.
+func probe(version uint8, from, to netip.AddrPort) []byte {
+	const encap, segment, tcp = 22, 8, 20
+	p := make([]byte, ipv6Len+tcp+2*segment)
+	m := packet.Meta{Type: packet.GSOTCP6, NeedsChecksum: true, SegmentSize: segment, ChecksumOffset: tcpChecksum}
+	if version == 4 {
+		m.Type, p = packet.GSOTCP4, p[ipv6Len-ipv4Len:]
+		p[0], p[3], p[8], p[9] = 0x45, byte(len(p)), 1, protoTCP
+		p[12], p[15], p[16], p[19] = 127, 1, 127, 1
+	} else {
+		p[0], p[5], p[6], p[7] = 0x60, byte(len(p)-ipv6Len), protoTCP, 1
+		p[23], p[39] = 1, 1
+	}
+	m.ChecksumStart = uint16(len(p) - tcp - 2*segment)
+	p[m.ChecksumStart+12] = tcp / 4 << 4
+	var i packet.Info
+	packet.Parse(p, &i)
+	s := tunnel.Superpacket{To: to, SourcePort: from.Port(), Header: make([]byte, encap), Packet: p, Info: &i, Meta: m}
+	var b [prefixMax]byte
+	n := putPrefix(&b, &s, from.Addr(), probeTTL)
+	return append(b[:n:n], p...)
 }

@@ -2,6 +2,7 @@ package tapgso
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -109,7 +110,7 @@ func TestPrefix(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := b[:putPrefix(&b, &s, from)]; !bytes.Equal(got, want) {
+			if got := b[:putPrefix(&b, &s, from, superpacketTTL)]; !bytes.Equal(got, want) {
 				t.Errorf("got\n%x, want\n%x", got, want)
 			}
 		})
@@ -124,7 +125,7 @@ func TestPrefixTOS(t *testing.T) {
 	for to, from := range map[netip.AddrPort]netip.Addr{peer4: own4, peer6: own6} {
 		s.To = to
 		var b [prefixMax]byte
-		n := putPrefix(&b, &s, from)
+		n := putPrefix(&b, &s, from, superpacketTTL)
 		outer := b[vnetLen+ethernetLen : n]
 		if to == peer4 && !packet.VerifyIPv4(outer[:ipv4Len]) {
 			t.Errorf("outer IPv4 checksum wrong: %x", outer[:ipv4Len])
@@ -156,28 +157,45 @@ func TestPrefixRefuses(t *testing.T) {
 		p, i, m := tcpSuperpacket(t, 4, c.bytes-40, 0x10)
 		s := tunnel.Superpacket{To: peer4, SourcePort: 1, Header: encapsulation(4), Packet: p, Info: i, Meta: m}
 		var b [prefixMax]byte
-		if n := putPrefix(&b, &s, c.from); n > 0 != c.taken {
+		if n := putPrefix(&b, &s, c.from, superpacketTTL); n > 0 != c.taken {
 			t.Errorf("%s: %d bytes written, want it taken: %v", c.name, n, c.taken)
 		}
 	}
 }
 
-// TestProbe wants a probe to look like a superpacket to a firewall, with a TTL that forwarding makes 1.
+// TestProbe wants a probe to look like a superpacket to a firewall, with a TTL that forwarding makes 1, and to have two
+// segments.
 func TestProbe(t *testing.T) {
 	for to, from := range map[netip.AddrPort]netip.Addr{peer4: own4, peer6: own6} {
-		b := probe(netip.AddrPortFrom(from, 0xc001), to)
-		ip := b[vnetLen+ethernetLen:]
-		var i packet.Info
-		if e := packet.Parse(ip, &i); e != packet.OK || int(i.Len) != len(ip) {
-			t.Errorf("to %s: %v, length %d of %d", to, e, i.Len, len(ip))
-		}
-		m := packet.Meta{NeedsChecksum: true, ChecksumStart: i.L4, ChecksumOffset: udpChecksum}
-		if !packet.CompleteChecksum(ip, m) || !packet.VerifyTransport(ip, &i) {
-			t.Errorf("to %s: checksum does not come out", to)
-		}
-		got := fmt.Sprint(i.Src, i.SrcPort, i.Dst, i.DstPort, i.TTL, b[offType])
-		if want := fmt.Sprint(from, 0xc001, to.Addr(), to.Port(), 2, 0); got != want {
-			t.Errorf("probe is %s, want %s", got, want)
+		for version, kind := range map[uint8]byte{4: vnetTCP4, 6: vnetTCP6} {
+			b := probe(version, netip.AddrPortFrom(from, 0xc001), to)
+			ip := b[vnetLen+ethernetLen:]
+			var i packet.Info
+			if e := packet.Parse(ip, &i); e != packet.OK || int(i.Len) != len(ip) {
+				t.Errorf("to %s: %v, length %d of %d", to, e, i.Len, len(ip))
+			}
+			m := packet.Meta{NeedsChecksum: true, ChecksumStart: i.L4, ChecksumOffset: udpChecksum}
+			if !packet.CompleteChecksum(ip, m) || !packet.VerifyTransport(ip, &i) {
+				t.Errorf("to %s: checksum does not come out", to)
+			}
+			if from.Is4() {
+				kind |= vnetTunnel4
+			} else {
+				kind |= vnetTunnel6
+			}
+			got := fmt.Sprint(i.Src, i.SrcPort, i.Dst, i.DstPort, i.TTL, b[offType])
+			if want := fmt.Sprint(from, 0xc001, to.Addr(), to.Port(), 2, kind); got != want {
+				t.Errorf("probe is %s, want %s", got, want)
+			}
+			inner := vnetLen + int(binary.LittleEndian.Uint16(b[offInnerNetwork:]))
+			if e := packet.Parse(b[inner:], &i); e != packet.OK || int(i.Len) != len(b)-inner || i.Version != version ||
+				i.Proto != protoTCP || !i.Dst.IsLoopback() || !bytes.Equal(b[inner-22:inner], make([]byte, 22)) {
+				t.Errorf("to %s: inner packet %+v: %v", to, i, e)
+			}
+			payload, segment := int(i.Len)-i.HeaderLen(), int(binary.LittleEndian.Uint16(b[offSegmentSize:]))
+			if payload != 2*segment || segment == 0 {
+				t.Errorf("to %s: %d bytes of payload in segments of %d, want two", to, payload, segment)
+			}
 		}
 	}
 }

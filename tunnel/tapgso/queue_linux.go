@@ -1,6 +1,7 @@
 package tapgso
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"unsafe"
@@ -33,7 +34,7 @@ func (q *Queue) SendWhole(s *tunnel.Superpacket) bool {
 	if q.device.broken.Load() != nil || len(s.Packet) == 0 {
 		return false
 	}
-	n := putPrefix(&q.prefix, s, q.device.From(s.To.Addr()))
+	n := putPrefix(&q.prefix, s, q.device.From(s.To.Addr()), superpacketTTL)
 	if n == 0 {
 		return false
 	}
@@ -68,17 +69,37 @@ func (q *Queue) refused(errno unix.Errno, s *tunnel.Superpacket) {
 	}
 }
 
-// Probe hands a small datagram to the kernel that takes the way of superpackets from the UDP port to a peer, with a TTL
-// that leaves 1 behind the forwarding. Somebody has to stop it there. An error concerns every peer of to's family, and
-// does not name to.
+// Probe hands a superpacket of two segments to the kernel, from the UDP port to a peer, with a TTL that leaves 1 behind
+// the forwarding. Somebody has to stop it there. An error concerns every peer of to's family, and does not name to.
 func (d *Device) Probe(port uint16, to netip.AddrPort) error {
 	from := d.From(to.Addr())
 	if !from.IsValid() || len(d.queues) == 0 {
 		return fmt.Errorf("a probe by %s: no own address of the peer's family, or the device is closed", d.name)
 	}
-	if _, err := unix.Write(d.queues[0].fd, probe(netip.AddrPortFrom(from, port), to)); err != nil {
-		d.lost(err)
-		return fmt.Errorf("handing a probe to %s: %w", d.name, err)
+	_, err := unix.Write(d.queues[0].fd, probe(4, netip.AddrPortFrom(from, port), to))
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, unix.EINVAL) {
+		d.fail(fmt.Sprintf("the kernel refused a superpacket that was tried: %v", err))
+	}
+	d.lost(err)
+	return fmt.Errorf("handing a probe to %s: %w", d.name, err)
+}
+
+// try writes a superpacket of each kind to the device while it is down. The kernel looks at the virtio-net header first
+// (EINVAL), and at the link after that (EIO), so nothing goes anywhere. Anything but a refusal is not told.
+func (d *Device) try(write func(frame []byte) error) error {
+	for _, own := range []netip.Addr{d.from4, d.from6} {
+		for _, version := range []uint8{4, 6} {
+			if !own.IsValid() {
+				continue
+			}
+			end := netip.AddrPortFrom(own, 1)
+			if err := write(probe(version, end, end)); errors.Is(err, unix.EINVAL) {
+				return fmt.Errorf("%w: TCP over IPv%d to %s: %w", ErrRefused, version, own, err)
+			}
+		}
 	}
 	return nil
 }
