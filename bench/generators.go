@@ -37,6 +37,9 @@ func udp64(ctx context.Context, m measurement) (_ []figure, err error) {
 		return out, err
 	}
 	out, err := load.HighestRate(ctx, probe, m.time)
+	if err == nil && out.SendersLimit {
+		m.sendersLimit(metricReceived)
+	}
 	return []figure{{metricReceived, out.Rate()}}, err
 }
 

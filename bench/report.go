@@ -49,9 +49,13 @@ type series struct{ system, wire, scenario, metric string }
 type results struct {
 	order  []series
 	values map[series]map[int]float64
+
+	limited map[series]int // rounds in which the generator was the limit
 }
 
-func newResults() *results { return &results{values: make(map[series]map[int]float64)} }
+func newResults() *results {
+	return &results{values: make(map[series]map[int]float64), limited: make(map[series]int)}
+}
 
 func (r *results) add(s series, round int, value float64) {
 	if r.values[s] == nil {
@@ -59,6 +63,18 @@ func (r *results) add(s series, round int, value float64) {
 		r.order = append(r.order, s)
 	}
 	r.values[s][round] = value
+}
+
+// sendersLimits say of which rows some rounds show what the generator could send, and not what the system could carry.
+func (r *results) sendersLimits() []string {
+	var notes []string
+	for _, s := range r.order {
+		if n := r.limited[s]; n > 0 {
+			notes = append(notes, fmt.Sprintf("%s, %s, %s: the sender's limit, not the system's: %d of %d rounds", s.scenario,
+				s.system, s.wire, n, len(r.values[s])))
+		}
+	}
+	return notes
 }
 
 func (r *results) rows() []Row {

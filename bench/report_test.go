@@ -36,6 +36,20 @@ func TestRows(t *testing.T) {
 	}
 }
 
+// TestSendersLimits holds that a figure which is the generator's says so, with the rounds, and that no row looks other.
+func TestSendersLimits(t *testing.T) {
+	r := sampleResults()
+	if notes := r.sendersLimits(); len(notes) > 0 {
+		t.Errorf("notes %q, want none", notes)
+	}
+	rows := r.rows()
+	r.limited[series{"warren-vxlan", WireOffload, "tcp-1", metricRate}] = 2
+	want := []string{"tcp-1, warren-vxlan, offload: the sender's limit, not the system's: 2 of 3 rounds"}
+	if notes := r.sendersLimits(); !slices.Equal(notes, want) || !slices.Equal(r.rows(), rows) {
+		t.Errorf("notes %q, want %q; rows %+v", notes, want, r.rows())
+	}
+}
+
 // TestReportForm holds the keys of report.json, which other programs read.
 func TestReportForm(t *testing.T) {
 	r := sampleResults()

@@ -72,6 +72,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 			r.fail("%s: %v", wire, err)
 		}
 	}
+	r.notes = append(r.notes, r.results.sendersLimits()...)
 	report := &Report{Rows: r.results.rows(), Ratios: r.results.ratios(), Failures: r.failures, Notes: r.notes,
 		Machine: r.machine()}
 	if err := ctx.Err(); err != nil {
@@ -216,7 +217,8 @@ func (r *runner) measure(ctx context.Context, e *entrant, s scenario, at place) 
 	what := fmt.Sprintf("%s, %s, %s, round %d", e.Name(), at.wire, s.name, at.round+1)
 	figures, err := s.run(ctx, measurement{bed: e.bed, path: e.path, wire: at.wire, time: s.time,
 		congestionControl: r.CongestionControl,
-		note:              func(format string, args ...any) { r.note("%s: %s", what, fmt.Sprintf(format, args...)) }})
+		note:              func(format string, args ...any) { r.note("%s: %s", what, fmt.Sprintf(format, args...)) },
+		sendersLimit:      func(metric string) { r.results.limited[series{e.Name(), at.wire, s.name, metric}]++ }})
 	r.progress.measured(s.name, time.Since(begin))
 	if ctx.Err() != nil {
 		return

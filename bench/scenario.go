@@ -54,6 +54,9 @@ type measurement struct {
 	time time.Duration // of traffic
 	note func(format string, args ...any)
 
+	// sendersLimit notes that the figure of a metric is what the generator could offer: the system might do better.
+	sendersLimit func(metric string)
+
 	congestionControl string
 }
 

@@ -33,53 +33,61 @@ const (
 // disturbed the machine for a moment may have cost it. The result is the outcome of a longer probe at the
 // rate that was found, so it was really received; it fails when no rate holds.
 //
+// Where the sender could not offer more than what holds, the result says so: it is no figure of the system's then.
+//
 // probe is called some probesInTime times and gets the share of time that it may take.
 func HighestRate(ctx context.Context, probe func(context.Context, Offer) (Outcome, error), t time.Duration) (
-	Outcome, error) {
+	Highest, error) {
 	s := &search{probe: probe, time: t / probesInTime, left: probesInTime}
 	full, err := s.offer(ctx, 0, 1)
 	if err != nil {
-		return Outcome{}, err
+		return Highest{}, err
 	}
 	if full.Sent == 0 || full.Received == 0 {
-		return Outcome{}, fmt.Errorf("of %d datagrams at full rate, none arrived", full.Sent)
+		return Highest{}, fmt.Errorf("of %d datagrams at full rate, none arrived", full.Sent)
 	}
 	if holds(full) {
 		if out, err := s.offer(ctx, 0, lastProbe); err != nil || holds(out) {
-			return out, err
+			return Highest{out, true}, err
 		}
 	}
 	s.fails = full.Offered()
 	if err := s.bracket(ctx, full.Rate()); err != nil {
-		return Outcome{}, err
+		return Highest{}, err
 	}
 	if err := s.halve(ctx); err != nil {
-		return Outcome{}, err
+		return Highest{}, err
 	}
 	for s.left > reserve && !s.ceiling && s.fails < full.Offered() {
 		failed := s.fails
 		s.fails = full.Offered()
 		if err := s.try(ctx, failed); err != nil {
-			return Outcome{}, err
+			return Highest{}, err
 		}
 		if s.fails == failed {
 			break
 		}
 		if err := errors.Join(s.climb(ctx), s.halve(ctx)); err != nil {
-			return Outcome{}, err
+			return Highest{}, err
 		}
 	}
 	rate := s.holds
 	for range lastTries {
 		for range 2 {
 			if out, err := s.offer(ctx, rate, lastProbe); err != nil || holds(out) {
-				return out, err
+				return Highest{out, s.ceiling && rate == s.holds}, err
 			}
 		}
 		rate *= backOff
 	}
-	return Outcome{}, fmt.Errorf("no rate holds: even at %.0f datagrams/s more than %g %% are lost", rate/backOff,
+	return Highest{}, fmt.Errorf("no rate holds: even at %.0f datagrams/s more than %g %% are lost", rate/backOff,
 		MaxLoss*100)
+}
+
+// A Highest is the outcome of a search.
+type Highest struct {
+	Outcome
+	SendersLimit bool // all that the sender could offer held: the system might have carried more
 }
 
 // search is a search that goes on.

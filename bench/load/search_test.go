@@ -57,18 +57,19 @@ func TestHighestRate(t *testing.T) {
 	for name, c := range map[string]struct {
 		link
 		from, to float64 // of the capacity
+		sender   bool    // its limit is found, not the link's
 	}{
-		"plain":                      {link{capacity: 100_000}, 0.95, 1.01},
-		"slow":                       {link{capacity: 800}, 0.94, 1.01},
-		"fast":                       {link{capacity: 900_000}, 0.95, 1.01},
-		"sender is the limit":        {link{capacity: 200_000, sender: 150_000}, 0.74, 0.76},
-		"paced sender is the limit":  {link{capacity: 200_000, paced: 150_000}, 0.74, 0.76},
-		"collapses under overload":   {link{capacity: 100_000, collapse: 0.1}, 0.93, 1.01},
-		"collapses altogether":       {link{capacity: 60_000, collapse: 5}, 0.85, 1.01},
-		"trembles":                   {link{capacity: 100_000, jitter: 0.05}, 0.85, 1.06},
-		"loses for another reason":   {link{capacity: 100_000, hiccups: 0.15}, 0.6, 1.01},
-		"all at once":                {link{capacity: 70_000, collapse: 0.5, jitter: 0.04, hiccups: 0.1}, 0.6, 1.05},
-		"loses a little at any rate": {link{capacity: 100_000, floor: 0.003}, 0.93, 1.01},
+		"plain":                      {link{capacity: 100_000}, 0.95, 1.01, false},
+		"slow":                       {link{capacity: 800}, 0.94, 1.01, false},
+		"fast":                       {link{capacity: 900_000}, 0.95, 1.01, false},
+		"sender is the limit":        {link{capacity: 200_000, sender: 150_000}, 0.74, 0.76, true},
+		"paced sender is the limit":  {link{capacity: 200_000, paced: 150_000}, 0.74, 0.76, true},
+		"collapses under overload":   {link{capacity: 100_000, collapse: 0.1}, 0.93, 1.01, false},
+		"collapses altogether":       {link{capacity: 60_000, collapse: 5}, 0.85, 1.01, false},
+		"trembles":                   {link{capacity: 100_000, jitter: 0.05}, 0.85, 1.06, false},
+		"loses for another reason":   {link{capacity: 100_000, hiccups: 0.15}, 0.6, 1.01, false},
+		"all at once":                {link{capacity: 70_000, collapse: 0.5, jitter: 0.04, hiccups: 0.1}, 0.6, 1.05, false},
+		"loses a little at any rate": {link{capacity: 100_000, floor: 0.003}, 0.93, 1.01, false},
 	} {
 		for seed := range uint64(50) {
 			l := c.link
@@ -83,6 +84,9 @@ func TestHighestRate(t *testing.T) {
 			}
 			if out.Loss() > MaxLoss || out.Took != lastProbe*budget/probesInTime {
 				t.Errorf("%s, seed %d: the result %+v is not a long probe that held", name, seed, out)
+			}
+			if out.SendersLimit != c.sender {
+				t.Errorf("%s, seed %d: the sender's limit: %v, want %v; probes %q", name, seed, out.SendersLimit, c.sender, l.log)
 			}
 			if l.used > budget*3/2 {
 				t.Errorf("%s, seed %d: %v of traffic, more than half beyond %v; probes %q", name, seed, l.used, budget, l.log)
