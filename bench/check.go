@@ -89,14 +89,11 @@ const proofBytes = 8 << 20
 
 // prove sends bytes over a path that has just come up, compares their hashes, and counts on the wire what bears the
 // address of a pod: nothing may where there is a tunnel, and all of it does where there is none. The counters exist
-// only as long as that takes, so that no measurement pays for them.
+// only as long as that takes, so that no measurement pays for them; there, checkCarried sees a leak of more than
+// carriedShare leaves open.
 func prove(ctx context.Context, b *Bed, p *Path) error {
 	for _, n := range b.Nodes {
-		err := commands(ctx, n.NS,
-			"nft add table inet warrenbench",
-			"nft add chain inet warrenbench in { type filter hook prerouting priority -400 ; }",
-			fmt.Sprintf("nft add rule inet warrenbench in iifname %s ip saddr 10.244.0.0/16 counter", wireDevice))
-		if err != nil {
+		if err := countBare(ctx, n); err != nil {
 			return err
 		}
 	}
@@ -109,11 +106,7 @@ func prove(ctx context.Context, b *Bed, p *Path) error {
 		return fmt.Errorf("self-check: the pods don't reach each other: %w", err)
 	}
 	for _, n := range b.Nodes {
-		out, err := n.NS.Run(ctx, "nft", "list", "table", "inet", "warrenbench")
-		if err != nil {
-			return err
-		}
-		bare, err := parseCounter(out)
+		bare, err := bareArrived(ctx, n)
 		if err != nil {
 			return err
 		}
@@ -130,11 +123,38 @@ func prove(ctx context.Context, b *Bed, p *Path) error {
 	return nil
 }
 
-// parseCounter reads the packets of the only counter of a listing.
-func parseCounter(listing string) (uint64, error) {
-	m := regexp.MustCompile(`counter packets (\d+)`).FindStringSubmatch(listing)
-	if m == nil {
-		return 0, fmt.Errorf("no counter in what nft lists: %q", listing)
+// countBare begins to count what arrives at a node by the wire from a pod, or for one: the source alone would not tell
+// of what was masqueraded.
+func countBare(ctx context.Context, n *lab.Node) error {
+	const rule = "nft add rule inet warrenbench in iifname %s ip %s 10.244.0.0/16 counter"
+	return commands(ctx, n.NS,
+		"nft add table inet warrenbench",
+		"nft add chain inet warrenbench in { type filter hook prerouting priority -400 ; }",
+		fmt.Sprintf(rule+" accept", wireDevice, "saddr"),
+		fmt.Sprintf(rule, wireDevice, "daddr"))
+}
+
+// bareArrived says how many packets countBare has counted.
+func bareArrived(ctx context.Context, n *lab.Node) (uint64, error) {
+	out, err := n.NS.Run(ctx, "nft", "list", "table", "inet", "warrenbench")
+	if err != nil {
+		return 0, err
 	}
-	return strconv.ParseUint(m[1], 10, 64)
+	return parseCounters(out)
+}
+
+// parseCounters adds up the packets of the counters of a listing, which has two.
+func parseCounters(listing string) (sum uint64, err error) {
+	counters := regexp.MustCompile(`counter packets (\d+)`).FindAllStringSubmatch(listing, -1)
+	if len(counters) != 2 {
+		return 0, fmt.Errorf("%d counters in what nft lists: %q", len(counters), listing)
+	}
+	for _, m := range counters {
+		n, err := strconv.ParseUint(m[1], 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
 }

@@ -107,12 +107,16 @@ func TestParseBusy(t *testing.T) {
 	}
 }
 
-func TestParseCounter(t *testing.T) {
-	const rule = `iifname "eth0" ip saddr 10.244.0.0/16 counter packets 17 bytes 900`
-	if n, err := parseCounter(rule); err != nil || n != 17 {
-		t.Errorf("%d packets, %v, want 17", n, err)
+func TestParseCounters(t *testing.T) {
+	const rules = `iifname "eth0" ip saddr 10.244.0.0/16 counter packets 17 bytes 900 accept
+		iifname "eth0" ip daddr 10.244.0.0/16 counter packets 4 bytes 200`
+	if n, err := parseCounters(rules); err != nil || n != 21 {
+		t.Errorf("%d packets, %v, want 21", n, err)
 	}
-	if _, err := parseCounter("table inet warrenbench {}"); err == nil {
-		t.Error("a missing counter is no error")
+	first, _, _ := strings.Cut(rules, "accept")
+	for _, listing := range []string{"table inet warrenbench {}", first} {
+		if _, err := parseCounters(listing); err == nil {
+			t.Errorf("a missing counter is no error: %q", listing)
+		}
 	}
 }

@@ -48,6 +48,34 @@ func TestSmoke(t *testing.T) {
 	wantNothingLeft(t)
 }
 
+// TestMasqueradedLeakIsCounted holds that a packet to a pod is counted on the wire also when it does not bear a pod's
+// source address any more: the node's own sends one here.
+func TestMasqueradedLeakIsCounted(t *testing.T) {
+	lab.NeedRoot(t)
+	b, err := NewBed(t.Context(), BedOptions{Prefix: testPrefix + "0", Wire: WireOffload})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	p, err := vethSystem{}.Up(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := b.Nodes[1]
+	if err := countBare(t.Context(), to); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := bareArrived(t.Context(), to); err != nil || n != 0 {
+		t.Errorf("%d packets before any was sent: %v", n, err)
+	}
+	if _, err := b.Nodes[0].NS.Ping(t.Context(), p.Ends[1].Addr, lab.Ping{Count: 3}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := bareArrived(t.Context(), to); err != nil || n != 3 {
+		t.Errorf("%d packets: %v, want 3", n, err)
+	}
+}
+
 // smokeConfig runs this tree's Warren for a second at a time.
 func smokeConfig(t *testing.T) Config {
 	lab.NeedRoot(t)
