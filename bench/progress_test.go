@@ -6,6 +6,25 @@ import (
 	"time"
 )
 
+// TestExpect holds that what is to come is known from the start: only what a system has a part in, less what failed.
+func TestExpect(t *testing.T) {
+	r := &runner{progress: newProgress(nil), Config: Config{
+		Systems: []System{vethSystem{}, &warrenSystem{}, &ptp{}}, Wires: Wires(), Rounds: 3,
+		Scenarios: []string{"tcp-1", "cni", "same-node"},
+	}}
+	if err := r.choose(); err != nil {
+		t.Fatal(err)
+	}
+	r.expect()
+	if got, want := r.progress.all(), 3*2*2*3; got != want {
+		t.Errorf("%d measurements, want %d: of each scenario two systems, two wires, three rounds", got, want)
+	}
+	r.skip(vethSystem{})
+	if got, want := r.progress.all(), 3*2*2*3-2*3; got != want {
+		t.Errorf("%d measurements without veth on one wire, want %d", got, want)
+	}
+}
+
 func TestProgress(t *testing.T) {
 	var out strings.Builder
 	p := newProgress(&out)

@@ -27,6 +27,9 @@ type Config struct {
 	CongestionControl string
 }
 
+// enoughRounds is how many rounds a median needs at least for one of them to be disturbed.
+const enoughRounds = 3
+
 // runner is a run that goes on.
 type runner struct {
 	Config
@@ -63,10 +66,13 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 			r.progress.say("it is %s", d.Program())
 		}
 	}
-	r.progress.begin = time.Now()
-	for _, s := range r.scenarios {
-		r.progress.pending[s.name] = len(c.Wires) * len(r.Systems) * c.Rounds
+	if r.Rounds < enoughRounds {
+		r.note("%d of the %d rounds that a figure needs: one that was disturbed decides here, and a goal that is reached "+
+			"proves nothing", r.Rounds, enoughRounds)
 	}
+	r.progress.begin = time.Now()
+	r.expect()
+	r.progress.say("%d measurements, about %s", r.progress.all(), about(r.estimate()))
 	for _, wire := range c.Wires {
 		if err := r.measureWire(ctx, wire); err != nil {
 			r.fail("%s: %v", wire, err)
@@ -138,11 +144,10 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 		})
 		if err != nil {
 			r.fail("%s, %s: %v", s.Name(), wire, err)
-			r.skip(func(scenario) bool { return true })
+			r.skip(s)
 			continue
 		}
 		up = append(up, e)
-		r.skip(func(s scenario) bool { return !s.on(e) })
 		r.progress.say("%s is up on the %s wire, its path proven", s.Name(), wire)
 	}
 	for round := range r.Rounds {
@@ -168,13 +173,41 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 	return nil
 }
 
-// skip takes a system's measurements of some scenarios on one wire out of what is to come.
-func (r *runner) skip(left func(scenario) bool) {
+// expect counts the measurements that are to come.
+func (r *runner) expect() {
 	for _, s := range r.scenarios {
-		if left(s) {
+		for _, system := range r.Systems {
+			if s.on(system) {
+				r.progress.pending[s.name] += len(r.Wires) * r.Rounds
+			}
+		}
+	}
+}
+
+// skip takes a system's measurements on one wire out of what is to come.
+func (r *runner) skip(system System) {
+	for _, s := range r.scenarios {
+		if s.on(system) {
 			r.progress.pending[s.name] -= r.Rounds
 		}
 	}
+}
+
+// bringUp is about what it takes to bring a system up on a wire, and to prove its path before and after.
+const bringUp = 2 * time.Second
+
+func (r *runner) estimate() time.Duration {
+	return r.progress.left(r.scenarios) + time.Duration(len(r.Systems)*len(r.Wires))*bringUp
+}
+
+// Estimate is about how long a run takes, without the time to build what it measures.
+func (c Config) Estimate() (time.Duration, error) {
+	r := &runner{Config: c, progress: newProgress(nil)}
+	if err := r.choose(); err != nil {
+		return 0, err
+	}
+	r.expect()
+	return r.estimate(), nil
 }
 
 func (r *runner) note(format string, args ...any) {

@@ -43,6 +43,18 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// TestQuickIsQuick holds that a quick run ends within its six minutes, by what a measurement and bringing up take.
+func TestQuickIsQuick(t *testing.T) {
+	quick, err := parsed(t, map[string]string{"QUICK": "1"}).config.Estimate()
+	if err != nil || quick > 6*time.Minute || quick < time.Minute {
+		t.Errorf("QUICK=1 takes about %v (%v), want at most 6 minutes", quick, err)
+	}
+	whole, err := parsed(t, nil).config.Estimate()
+	if err != nil || whole < 5*quick {
+		t.Errorf("a whole run takes about %v (%v), a quick one %v", whole, err, quick)
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	for _, c := range []struct{ arg, want string }{
 		{"-systems=cisco", "cisco"}, {"-wires=copper", "copper"}, {"-rounds=many", "many"}, {"-duration=5", "5"},
