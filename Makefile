@@ -96,15 +96,13 @@ $(GOLANGCI): | need-go
 fuzz: need-go ## Every fuzz target for FUZZTIME each (default 10s)
 	@GO='$(GO)' .ci/fuzz $(FUZZTIME)
 
-# tinc is not a Go program: Debian's package is measured, where it takes part and no other binary is given.
-comma := ,
-BENCH_TINC = $(and $(if $(TINCD),,built),$(filter tinc,$(if $(SYSTEMS),$(subst $(comma), ,$(SYSTEMS)),\
-	$(if $(filter-out 0,$(QUICK)),,tinc))))
+# What every system of the bench needs; the program knows what else those that take part do (tinc: Debian's package).
+BENCH_TOOLS := ip:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ethtool:ethtool nsenter:util-linux
 
 .PHONY: bench
-bench: TOOLS += $(if $(BENCH_TINC),tincd:tinc)
-bench: need-root deps build ## Warren beside other overlays, into bench/out: docs/benchmark.md; QUICK=1, SYSTEMS=, MTU=...
+bench: need-root build ## Warren beside other overlays, into bench/out: docs/benchmark.md; QUICK=1, SYSTEMS=, MTU=...
 	@$(BUILD) -o bin/warren-bench ./bench/warren-bench
+	@needs=$$(bin/warren-bench -needs); $(MAKE) deps TOOLS="$(BENCH_TOOLS) $$needs"
 	@bin/warren-bench
 
 .PHONY: soak

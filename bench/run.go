@@ -173,6 +173,21 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 	return nil
 }
 
+// Needs lists what the systems that take part execute, as Needer does.
+func (c Config) Needs() ([]string, error) {
+	r := &runner{Config: c, progress: newProgress(nil)}
+	if err := r.choose(); err != nil {
+		return nil, err
+	}
+	var needs []string
+	for _, s := range r.Systems {
+		if n, ok := s.(Needer); ok {
+			needs = append(needs, n.Needs()...)
+		}
+	}
+	return needs, nil
+}
+
 // expect counts the measurements that are to come.
 func (r *runner) expect() {
 	for _, s := range r.scenarios {

@@ -20,6 +20,12 @@ type System interface {
 	Up(ctx context.Context, b *Bed) (*Path, error)
 }
 
+// A Needer is a System that executes a program which is not built for it.
+type Needer interface {
+	// Needs lists the programs, each with its Debian package: "program:package".
+	Needs() []string
+}
+
 // A Subject is what a scenario is about.
 type Subject int
 

@@ -33,6 +33,14 @@ const (
 // Name is the system's name in the report.
 func (*tinc) Name() string { return "tinc" }
 
+// Needs is Debian's package, unless a binary was given.
+func (s *tinc) Needs() []string {
+	if s.binary != "" {
+		return nil
+	}
+	return []string{"tincd:tinc"}
+}
+
 // Subjects is what it has a part in.
 func (*tinc) Subjects() []Subject { return []Subject{AboutNodes} }
 

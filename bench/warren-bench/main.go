@@ -33,6 +33,9 @@ func run(args []string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
+	if o.needs {
+		return tellNeeds(o.config)
+	}
 	if err := lab.CheckPrivileges(); err != nil {
 		fmt.Fprintf(os.Stderr, "The bench makes network namespaces and can't: %v.\nTry: sudo make bench\n", err)
 		return 1
@@ -54,6 +57,7 @@ func run(args []string) int {
 type options struct {
 	config bench.Config
 	out    string // directory of the report
+	needs  bool   // only say what has to be installed
 }
 
 func parse(args []string, env func(string) string, stderr io.Writer) (o options, err error) {
@@ -80,6 +84,7 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 	before := text("before", "", "a directory with warren and warren-cni of another commit, measured as warren-before")
 	nebula := text("nebula", "", "a binary to measure instead of the built one, with nebula-cert beside it")
 	bin := f.String("bin", "bin", "directory of warren and warren-cni")
+	f.BoolVar(&o.needs, "needs", false, "only list the programs that have to be installed, with their packages")
 	f.StringVar(&o.out, "out", "bench/out", "directory of the report")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -120,6 +125,17 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 		}
 	}
 	return o, errors.Join(err, errors.Join(errs[:]...))
+}
+
+// tellNeeds prints what `make bench` installs.
+func tellNeeds(c bench.Config) int {
+	needs, err := c.Needs()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 2
+	}
+	fmt.Println(strings.Join(needs, " "))
+	return 0
 }
 
 func number(name, value string, least, most int) (int, error) {

@@ -55,6 +55,28 @@ func TestQuickIsQuick(t *testing.T) {
 	}
 }
 
+// TestNeeds holds that nothing is installed for a system that takes no part.
+func TestNeeds(t *testing.T) {
+	for _, c := range []struct {
+		env  map[string]string
+		want string
+	}{
+		{nil, "tincd:tinc"},
+		{map[string]string{"SCENARIOS": "tcp-1"}, "tincd:tinc"},
+		{map[string]string{"SCENARIOS": "tcp-1,cni", "SYSTEMS": "tinc"}, "tincd:tinc"},
+		{map[string]string{"QUICK": "1"}, ""},
+		{map[string]string{"SCENARIOS": "cni"}, ""},
+		{map[string]string{"SCENARIOS": "cni same-node"}, ""},
+		{map[string]string{"SYSTEMS": "veth,warren-vxlan"}, ""},
+		{map[string]string{"TINCD": "/opt/tincd"}, ""},
+	} {
+		needs, err := parsed(t, c.env).config.Needs()
+		if got := strings.Join(needs, " "); err != nil || got != c.want {
+			t.Errorf("%v needs %q, %v, want %q", c.env, got, err, c.want)
+		}
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	for _, c := range []struct{ arg, want string }{
 		{"-systems=cisco", "cisco"}, {"-wires=copper", "copper"}, {"-rounds=many", "many"}, {"-duration=5", "5"},
