@@ -51,6 +51,47 @@ func TestSmoke(t *testing.T) {
 	wantNothingLeft(t)
 }
 
+// jumbo is Warren, and says of its pods what a jumbo frame has room for.
+type jumbo struct {
+	*warrenSystem
+	t *testing.T
+}
+
+func (s jumbo) Up(ctx context.Context, b *Bed) (*Path, error) {
+	p, err := s.warrenSystem.Up(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	const mtu = 9000
+	if b.MTU != mtu || b.PodMTU() != mtu-podRoom {
+		s.t.Errorf("the wire's MTU is %d, the pods' %d", b.MTU, b.PodMTU())
+	}
+	echo := lab.Ping{Count: 1, Payload: b.PodMTU() - udpHeaders, DontFragment: true} // ICMP's headers are as long
+	if _, err := p.Ends[0].NS.Ping(ctx, p.Ends[1].Addr, echo); err != nil {
+		return nil, fmt.Errorf("a packet of the pods' MTU: %w", err)
+	}
+	echo.Payload++
+	if _, err := p.Ends[0].NS.Ping(ctx, p.Ends[1].Addr, echo); err == nil {
+		s.t.Error("a packet beyond the pods' MTU arrives")
+	}
+	return p, nil
+}
+
+// TestJumboFrames measures on a wire that carries packets of 9,000 bytes.
+func TestJumboFrames(t *testing.T) {
+	c := smokeConfig(t)
+	c.Systems = []System{jumbo{c.Systems[0].(*warrenSystem), t}}
+	c.MTU, c.Wires, c.Scenarios = 9000, []string{WireSegmented}, []string{"tcp-1", "udp-1400"}
+	report, err := Run(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.Machine["underlay MTU"] != "9000" || len(report.Rows) < len(c.Scenarios) {
+		t.Errorf("report of %q with rows %+v", report.Machine["underlay MTU"], report.Rows)
+	}
+	wantNothingLeft(t)
+}
+
 // TestMasqueradedLeakIsCounted holds that a packet to a pod is counted on the wire also when it does not bear a pod's
 // source address any more: the node's own sends one here.
 func TestMasqueradedLeakIsCounted(t *testing.T) {
