@@ -164,7 +164,7 @@ func probe(version uint8, from, to netip.AddrPort) []byte {
 	m.ChecksumStart = uint16(len(p) - tcp - 2*segment)
 	p[m.ChecksumStart+12] = tcp / 4 << 4
 	var i packet.Info
-	packet.Parse(p, &i)
+	_ = packet.Parse(p, &i) // OK, as TestProbe wants
 	s := tunnel.Superpacket{To: to, SourcePort: from.Port(), Header: make([]byte, encap), Packet: p, Info: &i, Meta: m}
 	var b [prefixMax]byte
 	n := putPrefix(&b, &s, from.Addr(), probeTTL)
