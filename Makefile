@@ -31,7 +31,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .PHONY: help
 help: ## This list
 	@echo "Warren $(VERSION)"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: need-go ## Build bin/warren and bin/warren-cni
@@ -69,7 +69,7 @@ OFFLOADS ?= checksum=off tso=off uso=off udpGSO=off udpGRO=off tunnelGSO=off \
 	checksum=off,tso=off,uso=off,udpGSO=off,udpGRO=off,tunnelGSO=off tunnelGSO=on
 
 .PHONY: test-offloads
-test-offloads: need-root deps build ## The node's and the cluster's tests and the demo, with each offload off; half an hour
+test-offloads: need-root deps build ## The node's and the cluster's tests and the demo, with each offload off; twenty minutes
 	@$(BUILD) -o bin/warren-demo ./internal/lab/demo
 	@failed=""; for o in $(OFFLOADS); do \
 		echo "== WARREN_TEST_OFFLOADS=$$o"; export WARREN_TEST_OFFLOADS=$$o WARREN_REQUIRE_ROOT=1; \
@@ -97,7 +97,7 @@ fuzz: need-go ## Every fuzz target for FUZZTIME each (default 10s)
 	@GO='$(GO)' .ci/fuzz $(FUZZTIME)
 
 # What every system of the bench needs; the program knows what else those that take part do (tinc: Debian's package).
-BENCH_TOOLS := ip:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ethtool:ethtool nsenter:util-linux
+BENCH_TOOLS := ip:iproute2 bridge:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ethtool:ethtool nsenter:util-linux
 
 .PHONY: bench
 bench: need-root build ## Warren beside other overlays, into bench/out: docs/benchmark.md; QUICK=1, SYSTEMS=, MTU=...
