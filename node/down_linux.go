@@ -24,7 +24,12 @@ func (n *Node) remove(cfg *config.Config) error {
 	if err != nil {
 		n.opt.Log.Warn("the pods' records cannot be read, so the guards stay", "error", err)
 	}
-	return errors.Join(n.device.Remove(), hostnet.Remove(n.hostSpec(cfg, attachedPods(cfg, n.opt.Log)), keep))
+	var kept error
+	if keep {
+		kept = hostnet.KeepPodRoutes(n.hostSpec(cfg, attachedPods(cfg, n.opt.Log)))
+	}
+	// The records are read again: a pod may have come meanwhile, whose route went with the device.
+	return errors.Join(kept, n.device.Remove(), hostnet.Remove(n.hostSpec(cfg, attachedPods(cfg, n.opt.Log)), keep))
 }
 
 // withdraw reports whether pods are attached, or might be, so that the guards have to stay. When there are none it

@@ -126,6 +126,7 @@ func remove(spec Spec, keepGuards bool, fw *firewall) error {
 			return fmt.Errorf("removing rules: %w", err)
 		}
 		rules = guardRules(rules)
+		step("sources of routes to pods", keepPodRoutes(h, spec))
 	}
 	// The rules go after the routes that they lead to, so that no packet of a pod finds a rule gone and a way out.
 	step("device "+spec.Device, removeDevice(h, spec.Device))

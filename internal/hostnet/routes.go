@@ -115,6 +115,24 @@ func (s Spec) podRoutes(h *netlink.Handle, families []family, withSource bool) [
 	return rs
 }
 
+// KeepPodRoutes takes the gateway address, as their source, out of the routes to spec.Pods: who removes the device, with
+// which that address goes, calls it before, so that the node reaches its pods meanwhile. The next Apply puts it back.
+func KeepPodRoutes(spec Spec) error {
+	spec = spec.withDefaults()
+	h, err := open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return keepPodRoutes(h, spec)
+}
+
+func keepPodRoutes(h *netlink.Handle, spec Spec) error {
+	var c Changes
+	families := kernelFamilies()
+	return syncRoutes(h, families, spec.podRoutes(h, families, false), keepOthers, &c)
+}
+
 func defaultRoute(f family) netip.Prefix {
 	if f == v4 {
 		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
