@@ -20,6 +20,7 @@
 // that would have taken the packet. Should a kernel refuse later what passed the trial, Write returns
 // device.ErrNotTaken for the caller to write segments, and after a few refusals in a row the type stays off (Takes).
 // EIO never switches anything off: it only says that the link is down.
+// With Config.Checksum off there are no superpackets either way: every segment's checksum is left to the other side.
 //
 // # Metadata
 //
