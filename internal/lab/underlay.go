@@ -118,10 +118,14 @@ func (l *Lab) plug(ns *NS, port string, addresses []netip.Prefix) error {
 	return l.sw.Do(func() error { return waitForCarrier(port) })
 }
 
+// workQueueWait is how long the kernel may take for what it does on work queues of its own. These serve the whole
+// machine, one after the other with everybody who changes devices: beside other tests that took over 5 s once.
+const workQueueWait = 20 * time.Second
+
 // waitForCarrier waits until the kernel has seen that the device, whose peer came up after it, has a carrier. It looks
 // once a second when many devices come and go, and a port of the switch loses everything until then.
 func waitForCarrier(device string) error {
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(workQueueWait); ; time.Sleep(time.Millisecond) {
 		link, err := netlink.LinkByName(device)
 		if err != nil {
 			return err
@@ -160,7 +164,7 @@ func setUpPort(addresses []netip.Prefix) error {
 // device came up: the link-local address, and a local route for each IPv6 address. Who looks at the namespace later
 // should see nothing change that nobody changed.
 func waitForAddresses(link netlink.Link) error {
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(workQueueWait); ; time.Sleep(time.Millisecond) {
 		settled, err := addressesSettled(link)
 		// A list that changed while it was read is read again.
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
