@@ -47,7 +47,7 @@ func TestBesideTheDaemon(t *testing.T) {
 					t.Errorf("setting the kernel up meanwhile: %v", err)
 				}
 			}
-			left := regexp.MustCompile(`(?m)^.*wrn[0-9a-f]{11}.*$`).FindAllString(n.dump(), -1)
+			left := regexp.MustCompile(`(?m)^.*(wrn[0-9a-f]{11}|masquerade).*$`).FindAllString(n.dump(), -1)
 			if len(left) > 0 {
 				t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 			}
@@ -86,6 +86,10 @@ func (n *node) applyOnce() error {
 	spec := hostnet.Spec{
 		Device: "warren0", Gateways: n.file.Gateways, PodCIDRs: n.file.PodCIDRs, ClusterCIDRs: n.file.ClusterCIDRs,
 		Masquerade: true,
+		Attached: func() bool {
+			names, err := podrecord.Names(n.state())
+			return err != nil || len(names) > 0
+		},
 	}
 	for _, r := range records {
 		mac, _ := net.ParseMAC(r.MAC)

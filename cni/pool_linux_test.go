@@ -15,6 +15,7 @@ func TestStatusOfSharedPool(t *testing.T) {
 	sh(t, n.ns, "ip link add warren0 type veth peer name x && ip link set warren0 up && ip link set x up")
 	n.file.Device = "warren0"
 	n.writeNodeFile()
+	n.daemon(healthy)
 	conf := n.conf("1.1.0", cni.ModeRouted)
 	other := strings.Replace(conf, `"pods"`, `"other"`, 1)
 	late := n.pod(conf)

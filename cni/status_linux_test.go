@@ -89,7 +89,7 @@ func TestStatusOfDaemonThatHangs(t *testing.T) {
 		{"half a header", says(header[:20]), "hangs", false},
 		{"half an answer", says(header + `{"node": "a"`), "hangs", false},
 		{"hangs up", hangsUp(""), "hangs up without", true},
-		{"hangs up in the middle", hangsUp(header + `{"node": "a"`), "is not whole", true},
+		{"breaks off", hangsUp(header + `{"node": "a"`), "is not whole", true},
 		{"another program", hangsUp("SSH-2.0-OpenSSH_9.2p1\r\n"), "another program has its socket", true},
 		{"an error", hangsUp("HTTP/1.0 500 Whatever\r\n\r\n"), "answers 500 Whatever", true},
 	} {

@@ -168,6 +168,10 @@ func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
 	spec := specOf(cfg)
 	spec.MTU, spec.GSOMaxSize, spec.TxQueueLen = n.podMTU, deviceGSOMaxSize, deviceQueueLength
 	spec.Pods = pods
+	spec.Attached = func() bool {
+		any, _ := attached(cfg)
+		return any
+	}
 	if n.gso.device == nil {
 		spec.TunnelGSO = ""
 	}

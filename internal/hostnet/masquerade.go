@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -85,6 +86,44 @@ func EnsureMasquerade(m Masquerade) error {
 	tx.putChain(m.chain(), state)
 	if err := tx.commit(); err != nil {
 		return fmt.Errorf("masquerade: making the nftables chain %s: %w", chainOutgoing, missing(err))
+	}
+	return nil
+}
+
+// attached is whether there may be pods: by their records, or, as those may be lost, by their interfaces.
+func (s Spec) attached(links linkNames) bool {
+	if s.Attached == nil || s.Attached() {
+		return true
+	}
+	names, err := links()
+	if err != nil {
+		return true
+	}
+	for name := range names {
+		if strings.HasPrefix(name, PodPrefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// followPods looks again, after the translation was made or removed, whether there are pods: the last one may have left
+// since Pods was read, and its DEL was too early to remove what came after; or an ADD found a translation that was
+// about to go. Those look again after their own changes as well.
+func (s Spec) followPods(there bool, links linkNames, c *Changes) error {
+	if s.Attached == nil {
+		return nil
+	}
+	for s.attached(links) != there {
+		there = !there
+		change, what := RemoveMasquerade, "removed, as no pod is left"
+		if there {
+			change, what = func() error { return EnsureMasquerade(s.masquerade()) }, "set up, as there is a pod"
+		}
+		if err := change(); err != nil {
+			return err
+		}
+		c.add("nftables: chain %s %s", chainOutgoing, what)
 	}
 	return nil
 }

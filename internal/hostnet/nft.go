@@ -129,8 +129,9 @@ func (fw *firewall) apply(spec Spec, found []Pod, links linkNames, c *Changes) e
 	if err != nil {
 		return err
 	}
-	hasPods := len(spec.Pods)+len(found) > 0
-	if spec.Masquerade && (hasPods || state.chain(chainOutgoing) != nil) {
+	hadChain, hasPods := state.chain(chainOutgoing) != nil, len(spec.Pods)+len(found) > 0
+	wantChain := spec.Masquerade && (hasPods || hadChain && spec.attached(links))
+	if wantChain {
 		chains = append(chains, spec.masquerade().chain())
 	}
 	wrong := slices.DeleteFunc(slices.Clone(chains), state.has)
@@ -139,6 +140,11 @@ func (fw *firewall) apply(spec Spec, found []Pod, links linkNames, c *Changes) e
 	})
 	if len(wrong) > 0 || len(stale) > 0 {
 		if err := fw.rebuild(state, wrong, stale, c); err != nil {
+			return err
+		}
+	}
+	if spec.Masquerade && wantChain != hadChain {
+		if err := spec.followPods(wantChain, links, c); err != nil {
 			return err
 		}
 	}
@@ -194,9 +200,15 @@ func (fw *firewall) rebuild(state tableState, wrong []chain, stale []*nftables.C
 	if !errors.Is(missing(err), ErrNoNftables) {
 		return fmt.Errorf("setting up the nftables table: %w", err)
 	}
-	one := fw.begin(state.table)
-	one.removeChains(stale)
-	errs := []error{one.commit()}
+	var errs []error
+	for i := range stale {
+		one := fw.begin(state.table)
+		one.removeChains(stale[i : i+1])
+		// The last pod's DEL may have removed the translation meanwhile.
+		if err := one.commit(); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("removing the nftables chain %s: %w", stale[i].Name, err))
+		}
+	}
 	for _, w := range wrong {
 		one := fw.begin(state.table)
 		one.putChain(w, state)

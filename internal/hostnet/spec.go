@@ -61,6 +61,9 @@ type Spec struct {
 	// `nft flush ruleset`), and their host routes (those go with the device). It removes no pod: one that the CNI plugin
 	// adds at this moment is not yet known here. Pods in routed mode are also found by their host routes.
 	Pods []Pod
+
+	// Attached reports whether any pod is attached now, which Pods, read earlier, may be wrong about. nil: not known.
+	Attached func() bool
 }
 
 // A Pod is what the source check knows of a pod.
