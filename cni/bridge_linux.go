@@ -71,7 +71,7 @@ func (a *attachment) makeBridge() (netlink.Link, error) {
 func (a *attachment) setUpBridge(st bridgeState) error {
 	attrs := a.bridge.Attrs()
 	if st.Created {
-		if err := a.ownBridge(st.alias()); err != nil {
+		if err := a.ownBridge(st.alias(), a.Uplink != "" || st.Uplink != ""); err != nil {
 			return err
 		}
 	} else if attrs.MTU < a.mtu {
@@ -112,7 +112,7 @@ func (a *attachment) pinMAC() error {
 }
 
 // ownBridge sets what belongs to a bridge that the plugin made; it repeats what a killed ADD did not come to.
-func (a *attachment) ownBridge(alias string) error {
+func (a *attachment) ownBridge(alias string, uplink bool) error {
 	attrs := a.bridge.Attrs()
 	if attrs.Alias != alias {
 		if err := a.host.LinkSetAlias(a.bridge, alias); err != nil {
@@ -131,7 +131,7 @@ func (a *attachment) ownBridge(alias string) error {
 		}
 		trySysctl("ipv6/conf/"+a.Bridge+"/accept_dad", "0")
 	}
-	return hostnet.EnsurePodLink(a.Bridge)
+	return hostnet.EnsurePodBridge(a.Bridge, uplink)
 }
 
 // holdGateway makes sure that the bridge has a gateway address.

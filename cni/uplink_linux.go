@@ -59,7 +59,25 @@ func (a *attachment) joinUplink(st *bridgeState) error {
 			return bad("setting it up: %w", err)
 		}
 	}
+	if !st.Created {
+		a.warnStrict()
+	}
 	return nil
+}
+
+// warnStrict looks at an operator's bridge for what would drop answers of other nodes' pods; on its own bridge the
+// plugin sets it. The kernel takes the larger value of all and the interface.
+func (a *attachment) warnStrict() {
+	value := "0"
+	for _, name := range []string{"all", a.Bridge} {
+		if v, err := getSysctl("ipv4/conf/" + name + "/rp_filter"); err == nil {
+			value = max(value, v)
+		}
+	}
+	if value == "1" {
+		a.remark("rp_filter of bridge %s is 1, so this node reaches no pod of another node, as the answers come by the "+
+			"uplink: run `sysctl -w net.ipv4.conf.%s.rp_filter=2`", a.Bridge, a.Bridge)
+	}
 }
 
 // fitUplink refuses an interface that the host, or somebody else, would lose as a port of the bridge.

@@ -1,6 +1,7 @@
 package cni_test
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -150,6 +151,45 @@ func TestUplinkOfPreparedBridge(t *testing.T) {
 				t.Errorf("after the last pod up0 is %s, was %s", now, link)
 			}
 		})
+	}
+}
+
+// Answers of other nodes' pods come by the uplink, against the way to them: a strict filter would drop them.
+func TestUplinkReversePath(t *testing.T) {
+	n := newNode(t)
+	sh(t, n.ns, "ip link add up0 type veth peer name up1 && ip link add br-mine type bridge && "+
+		"sysctl -qw net.ipv4.conf.all.rp_filter=0")
+	for _, tc := range []struct {
+		conf, before string // rp_filter of the operator's bridge
+		after        string
+		said         bool
+	}{
+		{"", "", "1", false},
+		{`, "uplink": "up0"`, "", "2", false},
+		{`, "bridge": "br-mine", "uplink": "up0"`, "0", "0", false},
+		{`, "bridge": "br-mine", "uplink": "up0"`, "1", "1", true},
+		{`, "bridge": "br-mine", "uplink": "up0"`, "2", "2", false},
+	} {
+		bridge := cni.DefaultBridge
+		if tc.before != "" {
+			bridge = "br-mine"
+			sh(t, n.ns, "sysctl -qw net/ipv4/conf/br-mine/rp_filter="+tc.before)
+		}
+		n.confMore = tc.conf
+		p := n.pod(n.conf("1.0.0", cni.ModeBridge))
+		cmd := n.command(p.call("ADD"))
+		var said bytes.Buffer
+		cmd.Stderr = &said
+		if out, err := cmd.Output(); err != nil {
+			t.Fatalf("ADD with %s: %v\n%s", tc.conf, err, out)
+		}
+		if now := strings.TrimSpace(sh(t, n.ns, "sysctl -n net/ipv4/conf/"+bridge+"/rp_filter")); now != tc.after {
+			t.Errorf("with %s, %q before: rp_filter of %s is %s, want %s", tc.conf, tc.before, bridge, now, tc.after)
+		}
+		if strings.Contains(said.String(), "rp_filter of bridge br-mine is 1") != tc.said {
+			t.Errorf("with %s, %q before, ADD says %q", tc.conf, tc.before, said.String())
+		}
+		p.del()
 	}
 }
 

@@ -119,11 +119,23 @@ func deviceSysctls(device string, families []family, c *Changes) error {
 // translated connections are routed by it and would fail the check); no router advertisements from pods; and no
 // duplicate address detection, which keeps the node from asking for the pod's neighbour entry for more than a second.
 // It is the CNI plugin's to call before it sets the interface up, in the node's network namespace.
-func EnsurePodLink(ifname string) error {
+func EnsurePodLink(ifname string) error { return ensurePodLink(ifname, "1") }
+
+// EnsurePodBridge does the same for the bridge of mode bridge. One with an uplink gets answers of other nodes' pods on
+// the link, while the way to them is the tunnel: reverse path filtering that is strict would drop them, and not even
+// answer their ARP. The source check there is that of the ports.
+func EnsurePodBridge(ifname string, uplink bool) error {
+	if uplink {
+		return ensurePodLink(ifname, "2")
+	}
+	return ensurePodLink(ifname, "1")
+}
+
+func ensurePodLink(ifname, reversePathFilter string) error {
 	var errs []error
 	var c Changes
 	conf := filepath.Join("ipv4/conf", ifname) + "/"
-	for _, kv := range [][2]string{{"rp_filter", "1"}, {"src_valid_mark", "1"}, {"send_redirects", "0"}} {
+	for _, kv := range [][2]string{{"rp_filter", reversePathFilter}, {"src_valid_mark", "1"}, {"send_redirects", "0"}} {
 		errs = append(errs, setSysctl(conf+kv[0], kv[1], &c))
 	}
 	conf = filepath.Join("ipv6/conf", ifname) + "/"
