@@ -55,8 +55,8 @@ func askStatus(socket string) error {
 	case len(answer) == 0:
 		return errors.New("the node daemon hangs up without an answer; its log may say why")
 	case !bytes.HasPrefix(version, []byte("HTTP/1.")):
-		return fmt.Errorf("%.40q at %s is not the node daemon's answer: another program has its socket; restart `warren up`",
-			first, socket)
+		return fmt.Errorf("%.40q at %s is not the node daemon's answer: another program has its socket; restart "+
+			"`warren up`", first, socket)
 	case !bytes.HasPrefix(status, []byte("200 ")):
 		return fmt.Errorf("the node daemon answers %.100s; its log may say why", status)
 	case !json.Valid(body):

@@ -28,8 +28,8 @@ func (a *attachment) attachForDHCP() error {
 	}
 	a.given = a.gateways()
 	if len(a.given) == 0 {
-		return fail(types.ErrInvalidNetworkConfig, "ipam.type is \"dhcp\", which gives IPv4 addresses, but the node's pod CIDRs "+
-			"are %v: give the node one of IPv4, or remove ipam", a.node.PodCIDRs)
+		return fail(types.ErrInvalidNetworkConfig, "ipam.type is \"dhcp\", which gives IPv4 addresses, but the node's pod "+
+			"CIDRs are %v: give the node one of IPv4, or remove ipam", a.node.PodCIDRs)
 	}
 	if err := a.ensureBridge(); err != nil {
 		return err

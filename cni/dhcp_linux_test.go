@@ -16,7 +16,8 @@ import (
 	"github.com/warren-net/warren/cni"
 )
 
-// Where the DHCP server is: on the node's bridge, which an operator has made, or beyond the uplink of one that ADD makes.
+// Where the DHCP server is: on the node's bridge, which an operator has made, or beyond the uplink of one that ADD
+// makes.
 const (
 	onBridge = "on the bridge"
 	onUplink = "beyond the uplink"
@@ -94,7 +95,8 @@ func (n *dhcpNode) server(t *testing.T, pool, gateway string) {
 	sh(t, n.lan, "ip addr add 10.244.2.250/24 dev lan1")
 	n.said = n.start(n.lan, "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface=lan1",
 		"--bind-interfaces", "--dhcp-range=tag:a,"+pool, "--dhcp-vendorclass=set:a,node-a",
-		"--dhcp-range=tag:!a,10.244.2.100,10.244.2.150,255.255.255.0,2m", "--dhcp-option=option:router,"+gateway, "--dhcp-option=option:T1,3",
+		"--dhcp-range=tag:!a,10.244.2.100,10.244.2.150,255.255.255.0,2m", "--dhcp-option=option:router,"+gateway,
+		"--dhcp-option=option:T1,3",
 		"--dhcp-authoritative", "--no-ping", "--user=root", "--pid-file=", "--leasefile-ro",
 		"--dhcp-leasefile="+filepath.Join(n.dir, "leases"))
 	eventually(t, "dnsmasq", func() bool { return strings.Contains(n.said(), "DHCP, IP range") })

@@ -50,8 +50,9 @@ func TestSweptAfterKill(t *testing.T) {
 	if err != nil || !slices.Contains(removed, name) || !slices.Contains(removed, left[0]) {
 		t.Errorf("removed %q (%v), want %s and %s among them", removed, err, name, left[0])
 	}
-	if out, err := exec.Command("ip", "netns", "list").CombinedOutput(); err != nil || strings.Contains(string(out), name) {
-		t.Errorf("%v\n%s", err, out)
+	if left, err := exec.Command("ip", "netns", "list").CombinedOutput(); err != nil ||
+		strings.Contains(string(left), name) {
+		t.Errorf("%v\n%s", err, left)
 	}
 	if _, err := os.Stat(left[0]); err == nil {
 		t.Errorf("%s is still there", left[0])

@@ -1,5 +1,5 @@
-// Package apisocket is what a client of the node daemon's Unix socket knows of it, whatever it asks: its name, and what
-// it means when no answer comes. It knows nothing of HTTP, which would make the CNI plugin a third larger.
+// Package apisocket is what a client of the node daemon's Unix socket knows of it, whatever it asks: its name, and
+// what it means when no answer comes. It knows nothing of HTTP, which would make the CNI plugin a third larger.
 package apisocket
 
 import (
@@ -17,8 +17,8 @@ const Name = "warren.sock"
 func Explain(socket string, err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no node daemon answers at %s; start it with `warren up` (restart it, if somebody removed its run "+
-			"directory), or name another socket with --socket or --config", socket)
+		return fmt.Errorf("no node daemon answers at %s; start it with `warren up` (restart it, if somebody removed its "+
+			"run directory), or name another socket with --socket or --config", socket)
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("no permission to ask the node daemon at %s; run as root or as a member of the socket's group",
 			socket)

@@ -8,19 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// silence says why nobody answers on a socket that takes connections, as far as one can see from here, and what to do.
+// silence says why nobody answers on a socket that takes connections, as far as that can be seen, and what to do.
 func silence(socket string) error {
 	pid := listener(socket)
 	switch state := processState(pid); state {
 	case 0: // there is no such process, or not in this process namespace
 		return fmt.Errorf("the node daemon at %s does not answer; its log may say why", socket)
 	case 'T', 't':
-		return fmt.Errorf("the node daemon at %s does not answer: its process %d is stopped, by a signal or a debugger; let "+
-			"it go on with `kill -CONT %d`", socket, pid, pid)
+		return fmt.Errorf("the node daemon at %s does not answer: its process %d is stopped, by a signal or a debugger; "+
+			"let it go on with `kill -CONT %d`", socket, pid, pid)
 	default:
-		return fmt.Errorf("the node daemon at %s does not answer: its process %d hangs (state %c); its log may say why; `kill "+
-			"-QUIT %d` ends it and has it write where it hangs, and `warren up` starts it again: connections of pods outlive "+
-			"that", socket, pid, state, pid)
+		return fmt.Errorf("the node daemon at %s does not answer: its process %d hangs (state %c); its log may say why; "+
+			"`kill -QUIT %d` ends it and has it write where it hangs, and `warren up` starts it again: connections of "+
+			"pods outlive that", socket, pid, state, pid)
 	}
 }
 

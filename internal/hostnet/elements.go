@@ -49,10 +49,10 @@ func listElements(conn *mdnetlink.Conn, s *nftables.Set) ([][]byte, error) {
 
 // readElements takes the keys out of the messages of a dump, and refuses one that is torn.
 //
-// The kernel goes through the set anew for each message, and skips as many elements as were in those before. It says so
-// when a transaction came between (NLM_F_DUMP_INTR), but not when it moved the elements to a hash table of another size
-// (seen in Linux 6.18), which it does in the background after the set grew or shrank: then some are skipped that were
-// not sent, and as many are sent twice.
+// The kernel goes through the set anew for each message, and skips as many elements as were in those before. It says
+// when a transaction came between (NLM_F_DUMP_INTR), but not when it moved the elements to a hash table of another
+// size (seen in Linux 6.18), which it does in the background after the set grew or shrank: then some are skipped that
+// were not sent, and as many are sent twice.
 func readElements(parts []mdnetlink.Message) ([][]byte, error) {
 	var keys [][]byte
 	seen := make(map[string]bool)

@@ -50,7 +50,8 @@ func TestTornSets(t *testing.T) {
 	}{
 		{"no element", nil, nil, false},
 		{"one message", []mdnetlink.Message{m(ok, "0001", "0002")}, []string{"0001", "0002"}, false},
-		{"two messages", []mdnetlink.Message{m(ok, "0001", "0002"), m(ok, "0003")}, []string{"0001", "0002", "0003"}, false},
+		{"two messages", []mdnetlink.Message{m(ok, "0001", "0002"), m(ok, "0003")}, []string{"0001", "0002", "0003"},
+			false},
 		{"changed between", []mdnetlink.Message{m(ok, "0001", "0002"), m(interrupted, "0003")}, nil, true},
 		{"rehashed between", []mdnetlink.Message{m(ok, "0001", "0002"), m(ok, "0001")}, nil, true}, // 0003 is missing
 	} {
@@ -73,7 +74,7 @@ func TestTornSets(t *testing.T) {
 	}
 }
 
-// TestElementsOfManySizes: what is read is what is there, in one message or many, right after the set grew and shrank.
+// TestElementsOfManySizes: what is read is what is there, in one message or many, after the set grew and shrank.
 func TestElementsOfManySizes(t *testing.T) {
 	w := newWorld(t)
 	w.tun("warren0")

@@ -22,10 +22,10 @@ const nftTimeout = 10 * time.Second
 // A firewall speaks nftables in the calling thread's namespace, all of a task through one socket. Whoever makes one
 // closes it.
 //
-// A list of tables, chains or rules that changes while it is read may be wrong, as the library hides that from us. Then
-// a transaction is made that was not needed and changes nothing, or one that is needed comes with the next Apply:
-// transactions are written so that they leave the right state whatever was there. Sets are read by elements, as what is
-// missed there would stay when a pod leaves.
+// A list of tables, chains or rules that changes while it is read may be wrong, as the library hides that from us.
+// Then a transaction is made that was not needed and changes nothing, or one that is needed comes with the next Apply:
+// transactions are written so that they leave the right state whatever was there. Sets are read by elements: what it
+// missed would stay when a pod leaves.
 type firewall struct {
 	dial  func() (*nftables.Conn, error)
 	extra []chain // for tests: chains that the kernel refuses
@@ -91,8 +91,8 @@ func (fw *firewall) tables() (inet, bridge bool, err error) {
 	return inet, bridge, nil
 }
 
-// absent adds ErrNoNftables to the errors of a kernel that has no nf_tables at all: a single message is answered EINVAL,
-// and without netfilter's netlink there is no such socket.
+// absent adds ErrNoNftables to the errors of a kernel that has no nf_tables at all: a single message is answered
+// EINVAL, and without netfilter's netlink there is no such socket.
 func absent(err error) error {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		return fmt.Errorf("%w: %w", ErrNoNftables, err)

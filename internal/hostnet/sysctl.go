@@ -121,9 +121,9 @@ func deviceSysctls(device string, families []family, c *Changes) error {
 // It is the CNI plugin's to call before it sets the interface up, in the node's network namespace.
 func EnsurePodLink(ifname string) error { return ensurePodLink(ifname, "1") }
 
-// EnsurePodBridge does the same for the bridge of mode bridge. One with an uplink gets answers of other nodes' pods on
-// the link, while the way to them is the tunnel: reverse path filtering that is strict would drop them, and not even
-// answer their ARP. The source check there is that of the ports.
+// EnsurePodBridge does the same for the bridge of mode bridge. One with an uplink gets answers of other nodes' pods
+// on the link, while the way to them is the tunnel: reverse path filtering that is strict would drop them, and not
+// even answer their ARP. The source check there is that of the ports.
 func EnsurePodBridge(ifname string, uplink bool) error {
 	if uplink {
 		return ensurePodLink(ifname, "2")
