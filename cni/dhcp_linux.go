@@ -10,8 +10,8 @@ import (
 	"github.com/warren-net/warren/cni/podrecord"
 )
 
-// attachForDHCP does the steps in the order that DHCP needs (RFC 2131): the pod's end is up and on the bridge before it
-// has an address, and may send nothing but its questions. The IPAM plugin asks there.
+// attachForDHCP does the steps in the order that DHCP needs (RFC 2131): the pod's end is up and on the bridge before
+// it has an address, and may send nothing but its questions. The IPAM plugin asks there.
 func (a *attachment) attachForDHCP() error {
 	a.rec.MTU = a.mtu
 	if a.podMAC == nil {
@@ -28,8 +28,8 @@ func (a *attachment) attachForDHCP() error {
 	}
 	a.given = a.gateways()
 	if len(a.given) == 0 {
-		return fail(types.ErrInvalidNetworkConfig, "ipam.type is \"dhcp\", which gives IPv4 addresses, but the node's pod "+
-			"CIDRs are %v: give the node one of IPv4, or remove ipam", a.node.PodCIDRs)
+		return fail(types.ErrInvalidNetworkConfig, "ipam.type is \"dhcp\", which gives IPv4 addresses, but the node's "+
+			"pod CIDRs are %v: give the node one of IPv4, or remove ipam", a.node.PodCIDRs)
 	}
 	if err := a.ensureBridge(); err != nil {
 		return err

@@ -44,7 +44,8 @@ func newDHCPNode(t *testing.T, where string) *dhcpNode {
 	}
 	sh(t, n.lan, "ip link set lan1 addrgenmode none up && ip addr add 10.244.1.250/24 dev lan1")
 	// What a server gets that is no broadcast is a release.
-	sh(t, n.lan, "nft 'add table inet seen; add chain inet seen in { type filter hook prerouting priority -400; }; "+
+	sh(t, n.lan, "nft 'add table inet seen; "+
+		"add chain inet seen in { type filter hook prerouting priority -400; }; "+
 		"add rule inet seen in ip saddr 0.0.0.0 ip daddr 10.244.1.250 udp dport 67 counter'")
 	n.confMore = fmt.Sprintf(`, %s, "ipam": {"type": "dhcp", "daemonSocketPath": %q, "provide": [`+
 		`{"option": "vendor-class-identifier", "value": "node-a"}]}`, bridge, n.socket())
@@ -96,8 +97,7 @@ func (n *dhcpNode) server(t *testing.T, pool, gateway string) {
 	n.said = n.start(n.lan, "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface=lan1",
 		"--bind-interfaces", "--dhcp-range=tag:a,"+pool, "--dhcp-vendorclass=set:a,node-a",
 		"--dhcp-range=tag:!a,10.244.2.100,10.244.2.150,255.255.255.0,2m", "--dhcp-option=option:router,"+gateway,
-		"--dhcp-option=option:T1,3",
-		"--dhcp-authoritative", "--no-ping", "--user=root", "--pid-file=", "--leasefile-ro",
+		"--dhcp-option=option:T1,3", "--dhcp-authoritative", "--no-ping", "--user=root", "--pid-file=", "--leasefile-ro",
 		"--dhcp-leasefile="+filepath.Join(n.dir, "leases"))
 	eventually(t, "dnsmasq", func() bool { return strings.Contains(n.said(), "DHCP, IP range") })
 }

@@ -50,9 +50,9 @@ func TestSweptAfterKill(t *testing.T) {
 	if err != nil || !slices.Contains(removed, name) || !slices.Contains(removed, left[0]) {
 		t.Errorf("removed %q (%v), want %s and %s among them", removed, err, name, left[0])
 	}
-	if left, err := exec.Command("ip", "netns", "list").CombinedOutput(); err != nil ||
-		strings.Contains(string(left), name) {
-		t.Errorf("%v\n%s", err, left)
+	list, err := exec.Command("ip", "netns", "list").CombinedOutput()
+	if err != nil || strings.Contains(string(list), name) {
+		t.Errorf("%v\n%s", err, list)
 	}
 	if _, err := os.Stat(left[0]); err == nil {
 		t.Errorf("%s is still there", left[0])
