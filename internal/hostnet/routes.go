@@ -116,7 +116,8 @@ func (s Spec) podRoutes(h *netlink.Handle, families []family, withSource bool) [
 }
 
 // KeepPodRoutes takes the gateway address, as their source, out of the routes to spec.Pods: who removes the device,
-// with which that address goes, calls it before, so that the node reaches its pods meanwhile. The next Apply puts it back.
+// with which that address goes, calls it before, so that the node reaches its pods meanwhile. The next Apply puts it
+// back.
 func KeepPodRoutes(spec Spec) error {
 	spec = spec.withDefaults()
 	h, err := open()

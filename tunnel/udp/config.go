@@ -17,8 +17,8 @@
 //
 // OpenGroup sends itself a few datagrams in one send, and receives some in one go, and compares what arrives: kernels
 // have shipped offloads that change datagrams. What is changed, lost or refused there switches the offload off for
-// good. Where loopback is down or filtered, as plain datagrams show, nothing can be told and the offload is used. What counts
-// in the end is the device towards the peer. What it refuses shows at a real send, which is repeated without the
+// good. Where loopback is down or filtered, as plain datagrams show, nothing can be told and the offload is used. What
+// counts in the end is the device towards the peer. What it refuses shows at a real send, which is repeated without the
 // offload: EIO (a device that can't fill in checksums; an IPsec policy) switches GSO off for good. EMSGSIZE, and the
 // EINVAL that older kernels return in its place, is news of the path MTU and leaves GSO on.
 //
