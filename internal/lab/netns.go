@@ -29,8 +29,8 @@ func (ns *NS) Path() string { return filepath.Join(netnsDir, ns.Name) }
 // from the machine. Everything else is as the kernel has it, so that Warren meets what it meets elsewhere.
 func newNS(name string) (*NS, error) {
 	ns := &NS{Name: name}
-	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
-		return nil, fmt.Errorf("making the directory of named namespaces: %w", err)
+	if err := shareNetnsDir(netnsDir); err != nil {
+		return nil, fmt.Errorf("preparing %s: %w", netnsDir, err)
 	}
 	f, err := os.OpenFile(ns.Path(), os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
 	if err != nil {
@@ -54,6 +54,31 @@ func newNS(name string) (*NS, error) {
 		return nil, errors.Join(err, removeNS(name))
 	}
 	return ns, nil
+}
+
+// shareNetnsDir makes the directory of named namespaces a mount point, as the first `ip netns add` on a machine does,
+// and under the same lock (ip-netns(8)): one that came later would cover the mounts that are there, and their files
+// could not be removed any more.
+func shareNetnsDir(path string) error {
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close() // unlocks
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("locking: %w", err)
+	}
+	share := func() error { return unix.Mount("", path, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	if err := share(); !errors.Is(err, unix.EINVAL) { // EINVAL: no mount point yet
+		return err
+	}
+	if err := unix.Mount(path, path, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("mounting it on itself: %w", err)
+	}
+	return share()
 }
 
 // setUpNS runs on a thread inside the new namespace.
