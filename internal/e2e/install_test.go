@@ -210,11 +210,11 @@ func TestKilledInstall(t *testing.T) {
 	}
 	binary, list := filepath.Join(h.bin, "warren-cni"), filepath.Join(h.conf, "10-warren.conflist")
 	whole := map[string]bool{}
-	var took time.Duration
+	took := time.Hour
 	for i, args := range append(variants, variants...) {
 		begin := time.Now()
 		h.done(args)
-		took = max(took, time.Since(begin))
+		took = min(took, time.Since(begin)) // the longest may be a busy machine's
 		for _, path := range []string{binary, list} {
 			content, err := os.ReadFile(path)
 			h.ok(err)
@@ -243,7 +243,7 @@ func TestKilledInstall(t *testing.T) {
 		}
 	}()
 	var killed int
-	for i := range 40 {
+	for i := 0; i < 40 || killed < 10 && i < 400; i++ {
 		cmd := exec.Command(variants[i%2][0], variants[i%2][1:]...)
 		h.ok(cmd.Start())
 		time.Sleep(rand.N(took * 5 / 4))
