@@ -87,7 +87,8 @@ func ignoreGone(name string, err error) error {
 }
 
 // watchLinkEnd returns a channel that is closed when the kernel says that an interface is taken out. It says so under
-// its lock for all interfaces that go together, after all of them were shut and found by nobody any more.
+// its lock for all interfaces that go together, after all of them were shut and found by nobody any more. (That of the
+// bridge family says that a port left its bridge.)
 func watchLinkEnd(index int) <-chan struct{} {
 	shut, done, updates := make(chan struct{}), make(chan struct{}), make(chan netlink.LinkUpdate)
 	if err := netlink.LinkSubscribe(updates, done); err != nil {
@@ -96,7 +97,7 @@ func watchLinkEnd(index int) <-chan struct{} {
 	go func() {
 		defer close(done)
 		for u := range updates {
-			if u.Header.Type == unix.RTM_DELLINK && int(u.Index) == index {
+			if u.Header.Type == unix.RTM_DELLINK && int(u.Index) == index && u.Family != unix.AF_BRIDGE {
 				close(shut)
 				return
 			}

@@ -44,6 +44,9 @@ func lockToRemove(stateDir, name string, wait time.Duration) (*lock, error) {
 	if err == nil {
 		return lockByte(f, unix.F_WRLCK, name, wait)
 	}
+	if refused := stateFailure(stateDir, err); !frozen(refused) {
+		return nil, refused
+	}
 	if f, err = os.Open(lockPath(stateDir)); err == nil {
 		return lockByte(f, unix.F_RDLCK, name, wait) // all that a descriptor for reading can have
 	}

@@ -249,7 +249,10 @@ func (p *Plugin) erase(host *hostHandle, conf Config, rec podrecord.Record) erro
 		return kept
 	}
 	if err := conf.releaseDelegated(rec); err != nil {
-		return errors.Join(err, kept)
+		if kept == nil {
+			return err
+		}
+		kept = errors.Join(kept, err)
 	}
 	if kept == nil {
 		kept = stateFailure(conf.StateDir, podrecord.Remove(conf.StateDir, rec.HostIfName))

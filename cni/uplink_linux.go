@@ -31,8 +31,11 @@ func (a *attachment) joinUplink(st *bridgeState) error {
 	if err != nil {
 		return fmt.Errorf("looking for uplink %s: %w", a.Uplink, err)
 	}
-	if link.Attrs().MasterIndex == a.bridge.Index && st.Uplink == "" {
-		return nil // the operator's doing
+	if link.Attrs().MasterIndex == a.bridge.Index && st.Uplink == "" { // the operator's doing
+		if !st.Created {
+			a.warnStrict()
+		}
+		return nil
 	}
 	if err := a.fitUplink(link); err != nil {
 		return bad("%w", err)

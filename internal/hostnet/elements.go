@@ -1,8 +1,10 @@
 package hostnet
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/nftables"
 	mdnetlink "github.com/mdlayher/netlink"
@@ -13,7 +15,11 @@ import (
 // elements lists the keys of a set; none when the set does not exist.
 func (fw *firewall) elements(s *nftables.Set) ([][]byte, error) {
 	keys, err := dump(func() ([][]byte, error) {
-		return ask(fw, func(*nftables.Conn) ([][]byte, error) { return listElements(fw.sock, s) })
+		keys, err := ask(fw, func(*nftables.Conn) ([][]byte, error) { return listElements(fw.sock, s) })
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			time.Sleep(time.Millisecond) // for who is at it to end
+		}
+		return keys, err
 	})
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
@@ -49,10 +55,11 @@ func listElements(conn *mdnetlink.Conn, s *nftables.Set) ([][]byte, error) {
 
 // readElements takes the keys out of the messages of a dump, and refuses one that is torn.
 //
-// The kernel goes through the set anew for each message, and skips as many elements as were in those before. It says
-// when a transaction came between (NLM_F_DUMP_INTR), but not when it moved the elements to a hash table of another
-// size (seen in Linux 6.18), which it does in the background after the set grew or shrank: then some are skipped that
-// were not sent, and as many are sent twice.
+// The kernel goes through the set anew for each message, and skips as many elements as were in those before. It does
+// not say when a transaction came between (NLM_F_DUMP_INTR is missing as of Linux 6.18), but each message carries the
+// number of the last one, as the resource id. Neither does it say when it moved the elements to a hash table of another
+// size, which it does in the background after the set grew or shrank: then some are skipped that were not sent, and as
+// many are sent twice.
 func readElements(parts []mdnetlink.Message) ([][]byte, error) {
 	var keys [][]byte
 	seen := make(map[string]bool)
@@ -64,6 +71,9 @@ func readElements(parts []mdnetlink.Message) ([][]byte, error) {
 		if err != nil {
 			return nil, err
 		}
+		if !bytes.Equal(resourceID(part), resourceID(parts[0])) {
+			return nil, netlink.ErrDumpInterrupted
+		}
 		for _, key := range more {
 			if seen[string(key)] {
 				return nil, netlink.ErrDumpInterrupted
@@ -74,6 +84,9 @@ func readElements(parts []mdnetlink.Message) ([][]byte, error) {
 	}
 	return keys, nil
 }
+
+// resourceID is a field of struct nfgenmsg, which a message that keysOf has taken begins with.
+func resourceID(part mdnetlink.Message) []byte { return part.Data[2:4] }
 
 // keysOf reads one message: a list of elements, each with attributes of its own, one of which is the key.
 func keysOf(part mdnetlink.Message) ([][]byte, error) {

@@ -42,6 +42,10 @@ func TestTornSets(t *testing.T) {
 	m := func(flags mdnetlink.HeaderFlags, keys ...string) mdnetlink.Message {
 		return elementsMessage(t, flags, keys...)
 	}
+	later := func(m mdnetlink.Message) mdnetlink.Message {
+		m.Data[3]++ // the number of the last transaction
+		return m
+	}
 	for _, tc := range []struct {
 		name  string
 		parts []mdnetlink.Message
@@ -53,6 +57,7 @@ func TestTornSets(t *testing.T) {
 		{"two messages", []mdnetlink.Message{m(ok, "0001", "0002"), m(ok, "0003")}, []string{"0001", "0002", "0003"},
 			false},
 		{"changed between", []mdnetlink.Message{m(ok, "0001", "0002"), m(interrupted, "0003")}, nil, true},
+		{"changed between, as Linux tells it", []mdnetlink.Message{m(ok, "0001", "0002"), later(m(ok, "0003"))}, nil, true},
 		{"rehashed between", []mdnetlink.Message{m(ok, "0001", "0002"), m(ok, "0001")}, nil, true}, // 0003 is missing
 	} {
 		keys, err := readElements(tc.parts)

@@ -90,6 +90,9 @@ func EnsureMasquerade(m Masquerade) error {
 	return nil
 }
 
+// podNameBytes is the length of a pod's interface name: PodPrefix and eleven digits.
+const podNameBytes = len(PodPrefix) + 11
+
 // attached is whether there may be pods: by their records, or, as those may be lost, by their interfaces.
 func (s Spec) attached(links linkNames) bool {
 	if s.Attached == nil || s.Attached() {
@@ -100,7 +103,7 @@ func (s Spec) attached(links linkNames) bool {
 		return true
 	}
 	for name := range names {
-		if strings.HasPrefix(name, PodPrefix) {
+		if strings.HasPrefix(name, PodPrefix) && len(name) == podNameBytes {
 			return true
 		}
 	}

@@ -138,14 +138,15 @@ func (fw *firewall) apply(spec Spec, found []Pod, links linkNames, c *Changes) e
 	stale := slices.DeleteFunc(slices.Clone(state.chains), func(c *nftables.Chain) bool {
 		return slices.ContainsFunc(chains, func(w chain) bool { return w.name == c.Name })
 	})
+	var errs []error
 	if len(wrong) > 0 || len(stale) > 0 {
-		if err := fw.rebuild(state, wrong, stale, c); err != nil {
-			return err
+		err := fw.rebuild(state, wrong, stale, c)
+		isOutgoing := func(c chain) bool { return c.name == chainOutgoing }
+		if spec.Masquerade && (slices.ContainsFunc(wrong, isOutgoing) || hadChain && !wantChain) {
+			errs = append(errs, spec.followPods(wantChain, links, c))
 		}
-	}
-	if spec.Masquerade && wantChain != hadChain {
-		if err := spec.followPods(wantChain, links, c); err != nil {
-			return err
+		if err != nil {
+			return errors.Join(append(errs, err)...)
 		}
 	}
 	wantInet, wantBridge := map[string][][]byte{}, map[string][][]byte{}
@@ -158,7 +159,7 @@ func (fw *firewall) apply(spec Spec, found []Pod, links linkNames, c *Changes) e
 			wantBridge[set] = append(wantBridge[set], keys...)
 		}
 	}
-	errs := []error{fw.repairSets(inetTable(), wantInet, links, c), fw.syncNodes(spec, c)}
+	errs = append(errs, fw.repairSets(inetTable(), wantInet, links, c), fw.syncNodes(spec, c))
 	if bridge || len(wantBridge) > 0 {
 		errs = append(errs, fw.applyBridge(bridge, c), fw.repairSets(bridgeTable(), wantBridge, links, c))
 	}

@@ -43,8 +43,7 @@ func probe(c Config, try trier) (gso, gro string) {
 	}
 	datagrams := probeDatagrams()
 	for _, addr := range addrs {
-		// compare says what went wrong in a trial.
-		compare := func(what string, t trial) string {
+		once := func(what string, t trial) string {
 			t.datagrams = datagrams
 			arrived, err := try(addr, t)
 			if err == nil {
@@ -55,7 +54,16 @@ func probe(c Config, try trier) (gso, gro string) {
 			}
 			return fmt.Sprintf("%s, tried from %s to itself: %v", what, addr, err)
 		}
-		if compare("plain", trial{}) != "" {
+		plain := func() bool { return once("plain", trial{}) == "" }
+		// compare says what went wrong in a trial, twice while plain datagrams arrive: a busy or stolen processor may keep
+		// some of them for longer than probeWait.
+		compare := func(what string, t trial) string {
+			if once(what, t) == "" || !plain() {
+				return ""
+			}
+			return once(what, t)
+		}
+		if !plain() {
 			continue
 		}
 		if c.GSO == Auto && gso == "" {
