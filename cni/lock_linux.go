@@ -21,7 +21,8 @@ const (
 )
 
 // lock is a named lock in the state directory. All names share one file, of which each locks one byte (open file
-// description locks, Linux 3.15): nothing is left to clean up, and a process that dies gives its locks back.
+// description locks, Linux 3.15): nothing is left to clean up, and a process that dies gives its locks back, unless a
+// program that it executed lives on with them (handOn).
 type lock struct {
 	f  *os.File
 	at int64 // the byte

@@ -3,7 +3,6 @@ package cni
 import (
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/warren-net/warren/internal/netsysctl"
 )
@@ -12,12 +11,6 @@ import (
 func setSysctl(key, value string) error {
 	_, err := netsysctl.Set(key, value)
 	return err
-}
-
-// getSysctl reads a network setting of the calling thread's namespace.
-func getSysctl(key string) (string, error) {
-	value, err := os.ReadFile("/proc/sys/net/" + key)
-	return strings.TrimSpace(string(value)), err
 }
 
 // trySysctl sets what is good to have; where it can't be set, nothing breaks.

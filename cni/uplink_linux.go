@@ -9,6 +9,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 	"github.com/warren-net/warren/cni/podrecord"
+	"github.com/warren-net/warren/internal/netsysctl"
 )
 
 // joinUplink makes the uplink a port of the bridge, unless it is one. It is recorded before it is done; an uplink that
@@ -73,7 +74,7 @@ func (a *attachment) joinUplink(st *bridgeState) error {
 func (a *attachment) warnStrict() {
 	value := "0"
 	for _, name := range []string{"all", a.Bridge} {
-		if v, err := getSysctl("ipv4/conf/" + name + "/rp_filter"); err == nil {
+		if v, err := netsysctl.Get("ipv4/conf/" + name + "/rp_filter"); err == nil {
 			value = max(value, v)
 		}
 	}
