@@ -14,7 +14,8 @@ import (
 
 // A Masquerade gives what pods send out of the cluster the node's address. It is there as long as the node has pods:
 // EnsurePod makes it with the first one, Apply puts it back while there are some and takes it away when there are none,
-// and RemoveMasquerade comes after the last. Nothing is translated that goes to the cluster, to one of its nodes, or to a multicast group.
+// and RemoveMasquerade comes after the last. Nothing is translated that goes to the cluster, to one of its nodes, or to
+// a multicast group.
 type Masquerade struct {
 	Device       string         // the TUN device
 	ClusterCIDRs []netip.Prefix // the whole cluster's
