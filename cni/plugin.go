@@ -224,8 +224,8 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 // detach undoes an attachment, in an order that can be repeated after a kill: what a step needs to know goes after it.
 // An address, but for a DHCP lease, is freed only when the interface that has it is shut for good, which is when the
 // rest can go too: nothing stops the kernel any more, and it takes longer than all of that. linked: the host interface
-// is the attachment's own. What can't be freed or forgotten, because the state directory can't be changed, keeps nothing
-// else.
+// is the attachment's own. What can't be freed or forgotten, because the state directory can't be changed, keeps
+// nothing else.
 func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, linked bool) error {
 	if rec.DHCP() { // which tells its server so by the interface; in vain when that is gone, and asked again below
 		if err := conf.releaseDelegated(rec); err != nil {
