@@ -66,11 +66,7 @@ func (a *attachment) attachForDHCP() error {
 	if err := a.checked(); err != nil {
 		return err
 	}
-	// For a pod that was up before it had an address this is what lets the kernel announce it (arp_notify).
-	if err := a.pod.LinkSetHardwareAddr(link, a.podMAC); err != nil {
-		a.remark("announcing the address of %s: %v", a.rec.HostIfName, err)
-	}
-	return nil
+	return a.announce()
 }
 
 // gateways are what the bridge has to hold before anybody has an address: the node's, of the pod CIDRs that DHCP can
