@@ -134,10 +134,12 @@ func (h *hostHandle) releaseUplink(bridge netlink.Link, st bridgeState) error {
 		return nil
 	}
 	if err == nil && link.Attrs().MasterIndex == bridge.Attrs().Index {
-		err = h.LinkSetNoMaster(link)
-	}
-	if err == nil && st.UplinkDown && link.Attrs().MasterIndex == bridge.Attrs().Index {
-		err = h.LinkSetDown(link)
+		if st.UplinkDown {
+			err = h.LinkSetDown(link)
+		}
+		if err == nil {
+			err = h.LinkSetNoMaster(link) // last: by it a DEL after a kill knows that there is something to give back
+		}
 	}
 	if err != nil && !isNotFound(err) {
 		return fmt.Errorf("releasing uplink %s of bridge %s: %w", st.Uplink, bridge.Attrs().Name, err)
