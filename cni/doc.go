@@ -2,6 +2,10 @@
 // routed and bridge, and address management over the host-local allocator of containernetworking/plugins with a store
 // that survives a kill at any moment (cni/ipam).
 //
-// It never talks to the daemon: what it needs to know it reads from internal/nodefile and from its own configuration,
-// and what the daemon wants to know of pods it reads from the records that this package keeps in the state directory.
+// But for STATUS it never talks to the daemon: what it needs to know it reads from internal/nodefile and from its own
+// configuration, and what the daemon wants to know of pods it reads from the records that this package keeps in the
+// state directory.
+//
+// Each command is a process of its own. DEL has a second one, the remover, which outlives it by some milliseconds, as
+// the kernel lets nobody go who removes an interface before it has freed it.
 package cni

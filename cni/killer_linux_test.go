@@ -8,35 +8,53 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// killAt runs the plugin under ptrace and kills it when it is about to make its system call number at (from 1) of those
-// that change state, counted over all its threads; the call is not carried out. It returns which call that was, or ""
-// when the plugin made fewer of them and ended by itself.
-func (n *node) killAt(c call, at int) string {
+// A victim says which process is killed at a call: the one that is about to make it, the plugin itself, or all of them.
+// They differ where the plugin has a process of its own for something (see remover).
+type victim string
+
+const (
+	killCaller victim = "the caller"
+	killPlugin victim = "the plugin"
+	killAll    victim = "all"
+)
+
+// killAt runs the plugin under ptrace, with all processes that it starts, and kills when one of them is about to make
+// the system call number at (from 1) of those that change state, counted over all threads; the call is not carried out
+// by a process that is killed. It returns which call that was, or "" when they made fewer of them and ended by
+// themselves, and how the plugin ended.
+func (n *node) killAt(c call, at int, who victim) (what string, status unix.WaitStatus) {
 	n.t.Helper()
-	k := killer{at: at}
+	k := killer{pick: number(at), who: who}
 	if out := n.trace(c, &k); k.reached == "" && k.status != 0 {
 		n.t.Fatalf("%s under ptrace, to be killed at call %d: it ended with %#x, and nobody killed it\n%s", c.command, at,
 			k.status, out)
 	}
-	return k.reached
+	return k.reached, k.status
 }
 
 // holdAt runs the plugin to its end, and holds it when it is about to make its call number at, until meanwhile returns,
 // which learns which call that is. It returns that too, and what the plugin printed if it failed.
 func (n *node) holdAt(c call, at int, meanwhile func(what string)) (what, failure string) {
 	n.t.Helper()
-	k := killer{at: at, hold: meanwhile}
+	k := killer{pick: number(at), hold: func(what string, _ int) { meanwhile(what) }}
 	out := n.trace(c, &k)
 	if k.status != 0 {
 		failure = fmt.Sprintf("%#x: %s", k.status, out)
 	}
 	return k.reached, failure
+}
+
+// number picks the call of a number.
+func number(at int) func(int, string) bool {
+	return func(seen int, _ string) bool { return seen == at }
 }
 
 // trace runs the plugin under a killer, and returns what it printed.
@@ -57,7 +75,8 @@ func (n *node) trace(c call, k *killer) string {
 		n.t.Fatal(err)
 	}
 	defer stdout.Close()
-	cmd.Stdin, cmd.Stdout, cmd.SysProcAttr = stdin, stdout, &syscall.SysProcAttr{Ptrace: true}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stdout
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
 	done := make(chan error)
 	go func() {
 		// A process can be traced by the thread alone that started it. The thread ends with the goroutine.
@@ -66,7 +85,7 @@ func (n *node) trace(c call, k *killer) string {
 		done <- k.run(cmd)
 	}()
 	if err := <-done; err != nil {
-		n.t.Fatalf("%s under ptrace, to be stopped at call %d: %v", c.command, k.at, err)
+		n.t.Fatalf("%s under ptrace, which reached %q: %v", c.command, k.reached, err)
 	}
 	out, err := os.ReadFile(stdout.Name())
 	if err != nil {
@@ -75,14 +94,15 @@ func (n *node) trace(c call, k *killer) string {
 	return string(out)
 }
 
-// A killer traces one process, and kills it at a call, or holds it there.
+// A killer traces a process and those that it starts, and kills at a call, or holds the caller there.
 type killer struct {
-	at      int
-	hold    func(what string) // instead of killing it
-	seen    int               // calls that change state
-	known   map[int]bool      // threads whose first stop was seen
-	reached string            // the call, once it is reached
-	status  unix.WaitStatus   // with which it ended
+	pick    func(seen int, what string) bool
+	who     victim
+	hold    func(what string, caller int) // instead of killing; caller is a thread's id
+	seen    int                           // calls that change state
+	known   map[int]bool                  // threads whose first stop was seen
+	reached string                        // the call, once it is reached
+	status  unix.WaitStatus               // with which the leader ended
 	leader  int
 	plugin  bool // nsenter has become the plugin
 }
@@ -100,7 +120,7 @@ func (k *killer) run(cmd *exec.Cmd) error {
 	}
 	k.known[k.leader] = true
 	const options = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE |
-		unix.PTRACE_O_TRACEEXEC
+		unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEEXEC
 	if err := unix.PtraceSetOptions(k.leader, options); err != nil {
 		return errors.Join(err, cmd.Process.Kill())
 	}
@@ -111,17 +131,18 @@ func (k *killer) run(cmd *exec.Cmd) error {
 		}
 		var err error
 		for {
-			if tid, err = wait(-1, &status); err != nil {
+			tid, err = wait(-1, &status)
+			switch {
+			case errors.Is(err, unix.ECHILD): // all of them have ended
+				return nil
+			case err != nil:
 				return fmt.Errorf("waiting: %w", err)
+			case tid == k.leader && !status.Stopped():
+				k.status = status
 			}
 			if status.Stopped() {
 				break
 			}
-			if tid != k.leader { // another thread's end
-				continue
-			}
-			k.status = status
-			return nil
 		}
 		if signal, err = k.stopped(tid, status); err != nil {
 			return errors.Join(err, unix.Kill(k.leader, unix.SIGKILL))
@@ -190,15 +211,53 @@ func (k *killer) syscallStop(tid int) error {
 	if what == "" {
 		return nil
 	}
-	if k.seen++; k.seen < k.at {
+	if k.seen++; !k.pick(k.seen, what) {
 		return nil
 	}
 	k.reached = what
 	if k.hold != nil {
-		k.hold(what)
+		k.hold(what, tid)
 		return nil
 	}
-	return unix.Kill(k.leader, unix.SIGKILL)
+	return k.kill(tid)
+}
+
+// kill kills whom it is to kill when a thread is at the call.
+func (k *killer) kill(caller int) error {
+	process := processOf(caller)
+	switch k.who {
+	case killCaller:
+		return unix.Kill(process, unix.SIGKILL)
+	case killPlugin:
+		return k.killPlugin()
+	}
+	for tid := range k.known {
+		if err := unix.Kill(processOf(tid), unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+// killPlugin kills the plugin itself, if it has not ended.
+func (k *killer) killPlugin() error {
+	if err := unix.Kill(k.leader, unix.SIGKILL); !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
+}
+
+// processOf is the process of a thread; the thread's own id when that is gone.
+func processOf(tid int) int {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	for line := range strings.Lines(string(text)) {
+		if id, ok := strings.CutPrefix(line, "Tgid:"); ok {
+			if pid, err := strconv.Atoi(strings.TrimSpace(id)); err == nil {
+				return pid
+			}
+		}
+	}
+	return tid
 }
 
 // changes names a system call that changes state outside of the process; "" for any other.

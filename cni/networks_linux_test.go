@@ -102,7 +102,7 @@ func TestGCOfUnfinishedRecords(t *testing.T) {
 	p := n.pod(n.conf("1.1.0", cni.ModeRouted))
 	link := fmt.Sprintf("call %d", unix.SYS_LINKAT)
 	for at := 1; ; at++ {
-		what := n.killAt(p.call("ADD"), at)
+		what, _ := n.killAt(p.call("ADD"), at, killCaller)
 		if what == "" {
 			t.Fatal("ADD links no record")
 		}

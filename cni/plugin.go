@@ -223,8 +223,7 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 
 // detach undoes an attachment, in an order that can be repeated after a kill: what a step needs to know goes after it.
 // An address, but for a DHCP lease, is freed only when the interface that has it is shut for good, which is when the
-// rest can go too: nothing stops the kernel any more, and it takes longer than all of that. linked: the host interface
-// is the attachment's own. What can't be freed or forgotten, because the state directory can't be changed, keeps
+// rest can go too: nothing stops the kernel any more. linked: the host interface is the attachment's own. What can't be freed or forgotten, because the state directory can't be changed, keeps
 // nothing else.
 func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, linked bool) error {
 	if rec.DHCP() { // which tells its server so by the interface; in vain when that is gone, and asked again below
@@ -235,11 +234,32 @@ func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, lin
 	if !linked {
 		return p.erase(host, conf, rec)
 	}
-	return host.removeVeth(rec.HostIfName, func() error {
-		if err := errors.Join(host.forget(rec.Bridge, rec.Addresses), p.unlist(rec.HostIfName)); err != nil {
+	return p.removeInterface(host, rec.HostIfName, func() error {
+		if err := host.forget(rec.Bridge, rec.Addresses); err != nil {
 			return err
 		}
 		return p.erase(host, conf, rec)
+	})
+}
+
+// removeInterface removes a host interface, and takes it out of the source check. after runs when the interface is shut
+// for good.
+func (p *Plugin) removeInterface(host *hostHandle, name string, after func() error) error {
+	exists, err := host.exists(name)
+	if err != nil {
+		return err
+	}
+	if exists {
+		if err := removeAside(name); err == nil {
+			return after()
+		}
+		// What is wrong comes out below as well.
+	}
+	return host.removeVeth(name, func() error {
+		if err := p.unlist(name); err != nil {
+			return err
+		}
+		return after()
 	})
 }
 

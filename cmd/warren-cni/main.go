@@ -14,18 +14,30 @@ import (
 )
 
 func main() {
-	// The plugin does one thing after the other and ends before there is garbage worth collecting. With one processor
-	// its threads don't wake each other for every answer of the kernel's. As it has one anyway, the Go runtime does not
-	// look in the list of mounts for the control group's share of processors (go:debug above).
+	debug.SetGCPercent(-1) // nothing here lives until there is garbage worth collecting
+	if cni.IsRemover(os.Args) {
+		runtime.GOMAXPROCS(2) // one hears of the interface's end while the other waits for it
+		if err := cni.RunRemover(os.Args, os.Stdout); err != nil {
+			fail("removing " + os.Args[2] + ": " + err.Error())
+		}
+		return
+	}
+	// The plugin does one thing after the other. With one processor its threads don't wake each other for every answer
+	// of the kernel's. As it has one anyway, the Go runtime does not look in the list of mounts for the control group's
+	// share of processors (go:debug above).
 	runtime.GOMAXPROCS(1)
-	debug.SetGCPercent(-1)
 	plugin := cni.New()
 	err := skel.PluginMainFuncsWithError(plugin.Funcs(), cni.Versions(), "Warren CNI plugin: run by a container runtime")
 	if err == nil {
 		return
 	}
 	if err := plugin.PrintError(err); err != nil {
-		_, _ = os.Stderr.WriteString("warren-cni: writing the error: " + err.Error() + "\n")
+		fail("writing the error: " + err.Error())
 	}
+	os.Exit(1)
+}
+
+func fail(why string) {
+	_, _ = os.Stderr.WriteString("warren-cni: " + why + "\n")
 	os.Exit(1)
 }

@@ -1,0 +1,115 @@
+package cni_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/warren-net/warren/cni"
+	"github.com/warren-net/warren/cni/podrecord"
+	"golang.org/x/sys/unix"
+)
+
+// atRemoval picks the message by which an interface is removed.
+func atRemoval(_ int, what string) bool {
+	return what == fmt.Sprintf("netlink message %#x", unix.RTM_DELLINK)
+}
+
+// A remover that outlives its killed DEL finishes before the attachment's next ADD begins, so that it takes nothing
+// away from that; and it holds nothing that the runtime waits for.
+func TestRemoverOutlivesDEL(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			n := newNode(t)
+			n.warm(mode)
+			before := n.dump()
+			p := n.pod(n.conf("1.1.0", mode))
+			p.add()
+			again := make(chan *types.Error, 1)
+			var added []byte
+			k := killer{pick: atRemoval}
+			k.hold = func(_ string, caller int) {
+				remover := processOf(caller)
+				if remover == k.leader {
+					t.Error("DEL removes the interface itself")
+				}
+				for fd := range 3 {
+					own, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", remover, fd))
+					if err != nil {
+						t.Error(err)
+					}
+					for theirs := range 3 {
+						if other, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", k.leader, theirs)); other == own && own != os.DevNull {
+							t.Errorf("the remover's descriptor %d is DEL's %d: %s", fd, theirs, own)
+						}
+					}
+				}
+				if err := k.killPlugin(); err != nil {
+					t.Error(err)
+				}
+				go func() {
+					out, err := n.do(p.call("ADD"))
+					added = out
+					again <- err
+				}()
+				select {
+				case err := <-again:
+					t.Errorf("an ADD was done (%+v) while the remover of the attachment was at work", err)
+					again <- err
+				case <-time.After(300 * time.Millisecond):
+				}
+			}
+			n.trace(p.call("DEL"), &k)
+			if k.reached == "" {
+				t.Fatal("no interface was removed")
+			}
+			if !k.status.Signaled() {
+				t.Errorf("DEL ended with %#x before it was killed", k.status)
+			}
+			if err := <-again; err != nil {
+				t.Fatalf("ADD after the remover's end: %+v", err)
+			}
+			ping(t, p.ns, n.file.Gateways[0])
+			ping(t, n.ns, netip.MustParseAddr(addrOf(t, added)))
+			p.del()
+			unchanged(t, "at the end", before, n.dump())
+		})
+	}
+}
+
+// A DEL whose remover is killed removes the interface itself, and succeeds.
+func TestRemoverKilled(t *testing.T) {
+	n := newNode(t)
+	n.warm(cni.ModeRouted)
+	before := n.dump()
+	p := n.pod(n.conf("1.1.0", cni.ModeRouted))
+	p.add()
+	k := killer{pick: atRemoval, who: killCaller}
+	out := n.trace(p.call("DEL"), &k)
+	if k.reached == "" || k.status != 0 {
+		t.Errorf("DEL with a killed remover (%s) ended with %#x: %s", k.reached, k.status, out)
+	}
+	unchanged(t, "with a killed remover", before, n.dump())
+}
+
+// Whoever starts a remover by hand can have it remove Warren's host interfaces only.
+func TestRemoverByHand(t *testing.T) {
+	n := newNode(t)
+	sh(t, n.ns, "ip link add keep type veth peer name keep2")
+	out, err := try(n.ns, n.bin+" remove-interface keep")
+	if err == nil || !strings.Contains(out, "not the name of a pod's host interface") {
+		t.Errorf("it says %q, %v", out, err)
+	}
+	sh(t, n.ns, "ip link show keep")
+	name := podrecord.HostIfName("x", "eth0")
+	sh(t, n.ns, "ip tuntap add "+name+" mode tun")
+	out, err = try(n.ns, n.bin+" remove-interface "+name)
+	if err == nil || !strings.Contains(out, "not the veth that Warren makes") {
+		t.Errorf("it says %q, %v", out, err)
+	}
+	sh(t, n.ns, "ip link show "+name)
+}
