@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -50,4 +51,37 @@ func TestPlugins(t *testing.T) {
 		t.Errorf("%d rows, want 3 of Warren alone: %+v", len(report.Rows), report.Rows)
 	}
 	wantNothingLeft(t)
+}
+
+// TestPluginEnds waits for what a plugin left running.
+func TestPluginEnds(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "sleeper")
+	if out, err := exec.Command("cp", "/bin/sleep", program).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Chdir(dir)
+	p := &Plugin{Binary: "sleeper"}
+	if took, err := p.ended(); err != nil {
+		t.Errorf("of nothing it is %v, %v", took, err)
+	}
+	cmd := exec.Command(program, "0.3")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan error, 1)
+	go func() { gone <- cmd.Wait() }()
+	if running, err := runs(program); err != nil || !running {
+		t.Errorf("the process is not seen (%v)", err)
+	}
+	took, err := p.ended()
+	if err != nil || took <= 0 {
+		t.Errorf("waiting: %v, %v", took, err)
+	}
+	if running, err := runs(program); err != nil || running {
+		t.Errorf("after %v it is still there (%v)", took, err)
+	}
+	if err := <-gone; err != nil {
+		t.Error(err)
+	}
 }
