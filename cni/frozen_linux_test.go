@@ -1,6 +1,7 @@
 package cni_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -183,4 +184,64 @@ func TestFullDisk(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The state directory, or cni in it, has become a file: DEL and GC take away what the kernel has, and say what is wrong.
+// When it is back, they complete it.
+func TestStateBecomesFile(t *testing.T) {
+	for _, mode := range modes {
+		for _, below := range []string{"", "/cni"} {
+			t.Run(mode+below, func(t *testing.T) {
+				n := newNode(t)
+				n.warm(mode)
+				before, bare := n.dump(), n.kernel()
+				p := n.pod(n.conf("1.1.0", mode))
+				dir := n.state() + below
+				lose := func() { sh(t, "", fmt.Sprintf("mv %s %s.away && echo x > %s", dir, n.dir+"/state", dir)) }
+				find := func() { sh(t, "", fmt.Sprintf("rm %s && mv %s.away %s", dir, n.dir+"/state", dir)) }
+				hint := "must be directories"
+
+				p.add()
+				lose()
+				_, err := n.do(p.call("DEL"))
+				refusedWith(t, "DEL", err, types.ErrIOFailure, "not a directory", hint, "interface is removed, repeat DEL")
+				_, err = n.do(p.call("ADD"))
+				refusedWith(t, "ADD", err, cni.CodeState, dir)
+				_, err = n.do(p.call("STATUS"))
+				refusedWith(t, "STATUS", err, types.ErrPluginNotAvailable, dir)
+				find()
+				unchanged(t, "the kernel, after DEL", bare, n.kernel())
+				p.del()
+				unchanged(t, "all, after DEL", before, n.dump())
+
+				p.add()
+				lose()
+				_, err = n.do(n.gc(mode, noAttachments))
+				refusedWith(t, "GC", err, types.ErrIOFailure, "not a directory", hint)
+				find()
+				unchanged(t, "the kernel, after GC", bare, n.kernel())
+				n.must(n.gc(mode, noAttachments))
+				unchanged(t, "all, after GC", before, n.dump())
+			})
+		}
+	}
+}
+
+// A file system without room for one more file, before there is a lock file.
+func TestDELWithoutLockFile(t *testing.T) {
+	n := newNode(t)
+	n.mountState(",nr_inodes=64")
+	n.warm(cni.ModeRouted)
+	before := n.dump()
+	p := n.pod(n.conf("1.1.0", cni.ModeRouted))
+	p.add()
+	lock := filepath.Join(n.state(), "cni", "lock")
+	sh(t, "", "rm "+lock)
+	_, _ = try("", "for i in $(seq 100); do : > "+n.state()+"/fill$i || break; done")
+	if out, err := try("", ": > "+lock); err == nil {
+		t.Fatalf("there is still room: %s", out)
+	}
+	p.del()
+	sh(t, "", "rm "+n.state()+"/fill*")
+	unchanged(t, "DEL", before, n.dump())
 }

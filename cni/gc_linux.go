@@ -55,7 +55,7 @@ type collection struct {
 func (c *collection) records() error {
 	names, err := podrecord.Names(c.conf.StateDir)
 	if err != nil {
-		return err
+		return stateFailure(c.conf.StateDir, err)
 	}
 	var errs []error
 	for _, name := range names {
@@ -134,7 +134,7 @@ func (c *collection) owns(link netlink.Link) bool {
 	return strings.HasPrefix(link.Attrs().Alias, networkAlias(c.conf.Name))
 }
 
-// interfaces removes those of this network that have no record: the state directory was lost.
+// interfaces removes those of this network that have no record: the state directory was lost, or can't be read.
 func (c *collection) interfaces() error {
 	links, err := retry(c.host.LinkList)
 	if err != nil {
@@ -146,7 +146,8 @@ func (c *collection) interfaces() error {
 		if !podrecord.IsHostIfName(name) || c.valid[name] || !c.owns(link) {
 			continue
 		}
-		if _, err := podrecord.Read(c.conf.StateDir, name); errors.Is(err, fs.ErrNotExist) {
+		_, err := podrecord.Read(c.conf.StateDir, name)
+		if errors.Is(err, fs.ErrNotExist) || frozen(stateFailure(c.conf.StateDir, err)) {
 			errs = append(errs, c.drop(name))
 		}
 	}

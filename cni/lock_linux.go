@@ -38,14 +38,14 @@ func takeLock(stateDir, name string) (*lock, error) {
 }
 
 // lockToRemove takes the lock of a name for who only takes away, which has to be possible in a state directory that
-// can't be changed as well: there the lock only keeps from meeting an ADD by which it still was, and if there is no
-// lock file, nobody else is there either. wait may be 0.
+// can't be changed as well, or is none any more: there the lock only keeps from meeting an ADD by which it still was,
+// and if there is no lock file, nobody else is there either. wait may be 0.
 func lockToRemove(stateDir, name string, wait time.Duration) (*lock, error) {
 	f, err := openLock(stateDir)
 	if err == nil {
 		return lockByte(f, unix.F_WRLCK, name, wait)
 	}
-	if refused := stateFailure(stateDir, err); !frozen(refused) {
+	if refused := stateFailure(stateDir, err); !frozen(refused) && !errors.Is(err, unix.ENOSPC) {
 		return nil, refused
 	}
 	if f, err = os.Open(lockPath(stateDir)); err == nil {

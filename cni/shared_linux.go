@@ -34,7 +34,7 @@ func (p *Plugin) shared(host *hostHandle, conf Config, err error) shared {
 // left is the pod's record; without one, its bridge may be any.
 func (s shared) releaseBridges(left podrecord.Record) error {
 	entries, err := os.ReadDir(filepath.Dir(bridgePath(s.conf.StateDir, "")))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !s.frozen {
 		return fmt.Errorf("listing the bridges: %w", err)
 	}
 	var names []string

@@ -29,6 +29,11 @@ func stateFailure(stateDir string, err error) error {
 	case errors.Is(err, unix.EROFS):
 		hint = fmt.Sprintf("make %s writable; `findmnt -T %s` says what is mounted there, and the kernel's log why it may "+
 			"have become read-only", stateDir, stateDir)
+	case errors.Is(err, unix.EIO):
+		hint = fmt.Sprintf("the disk of %s fails; `findmnt -T %s` says which it is, and the kernel's log why", stateDir,
+			stateDir)
+	case errors.Is(err, unix.ENOTDIR):
+		hint = fmt.Sprintf("%s and cni in it must be directories: remove what is in their place", stateDir)
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		hint = fmt.Sprintf("the disk is full: make room in %s; see `df %s` and `df -i %s`", stateDir, stateDir, stateDir)
 	}
@@ -36,9 +41,17 @@ func stateFailure(stateDir string, err error) error {
 }
 
 // frozen reports whether an error says that nothing in the state directory can be changed, and so that nobody adds a
-// pod either.
+// pod either: it is read-only, broken (EIO), or none (ENOTDIR).
 func frozen(err error) bool {
-	return errors.Is(err, errState) && (errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission))
+	if !errors.Is(err, errState) {
+		return false
+	}
+	for _, e := range []error{unix.EROFS, fs.ErrPermission, unix.EIO, unix.ENOTDIR} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // writable tries whether ADD could write what it has to write.
