@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/warren-net/warren/cni"
@@ -202,41 +200,6 @@ func TestDelegateRefused(t *testing.T) {
 				unchanged(t, "after ADD", before, n.dump())
 			}
 		})
-	}
-}
-
-// Killed at a random moment of ADD or DEL, a DEL gives back what host-local gave, also when host-local outlives the
-// kill.
-func TestDelegateKilled(t *testing.T) {
-	n := newNodeWithUpstream(t)
-	n.confMore = n.hostLocal("10.244.1.0/24")
-	p := n.pod(n.conf("1.0.0", cni.ModeRouted))
-	before := ""
-	unfinished := 0
-	var whole time.Duration
-	for i := range 30 {
-		p.id = fmt.Sprintf("killed-%d", i)
-		switch begin := time.Now(); {
-		case i == 0:
-			p.add()
-			whole = time.Since(begin)
-		case !n.kill(p.call("ADD"), rand.N(whole)):
-			unfinished++
-		}
-		if i%2 == 1 {
-			n.kill(p.call("DEL"), rand.N(whole))
-		}
-		p.del()
-		if held := n.held(); len(held) > 0 {
-			t.Fatalf("after kill %d and DEL host-local holds %v", i, held)
-		}
-		if i == 0 {
-			before = n.dump()
-		}
-	}
-	unchanged(t, "after all kills", before, n.dump())
-	if unfinished == 0 {
-		t.Error("no ADD was killed before its end: the test showed nothing")
 	}
 }
 

@@ -3,7 +3,6 @@ package cni_test
 import (
 	"bytes"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -11,7 +10,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/warren-net/warren/cni"
 )
@@ -196,37 +194,4 @@ func (n *dhcpNode) warmWithout(t *testing.T) {
 	n.confMore = ""
 	n.warm(cni.ModeBridge)
 	n.confMore = more
-}
-
-// Killed at a random moment of ADD or DEL, a DEL brings the node back to where it was.
-func TestDHCPKilled(t *testing.T) {
-	n := newDHCPNode(t, onUplink)
-	n.daemon(t)
-	n.server(t, pool, gateway4)
-	p := n.pod(n.conf("1.0.0", cni.ModeBridge))
-	begin := time.Now()
-	p.add()
-	whole := time.Since(begin)
-	p.del()
-	before := n.dump()
-	added, deleted := 0, 0
-	for i := range 12 {
-		p.id = fmt.Sprintf("killed-%d", i)
-		if !n.kill(p.call("ADD"), rand.N(whole)) {
-			added++
-		}
-		if i%2 == 0 && !n.kill(p.call("DEL"), rand.N(whole/2)) {
-			deleted++
-		}
-		p.del()
-		unchanged(t, fmt.Sprintf("after kill %d and DEL", i), before, n.dump())
-		if t.Failed() {
-			return
-		}
-	}
-	if added == 0 || deleted == 0 {
-		t.Errorf("%d ADD and %d DEL were killed before their end: the test showed nothing", added, deleted)
-	}
-	ping(t, n.ns, p.add().addrs()[0])
-	p.del()
 }

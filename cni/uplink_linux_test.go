@@ -3,11 +3,9 @@ package cni_test
 import (
 	"bytes"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/warren-net/warren/cni"
@@ -195,36 +193,6 @@ func TestUplinkReversePath(t *testing.T) {
 }
 
 // Killed at a random moment, the plugin leaves an uplink that the next DEL frees.
-func TestUplinkKilled(t *testing.T) {
-	n := newNode(t)
-	sh(t, n.ns, "ip link add up0 type veth peer name up1 && ip link set up0 addrgenmode none")
-	n.warm(cni.ModeBridge)
-	n.confMore = `, "uplink": "up0"`
-	before, link := n.dump(), n.uplink()
-	p := n.pod(n.conf("1.0.0", cni.ModeBridge))
-	begin := time.Now()
-	p.add()
-	whole := time.Since(begin)
-	p.del()
-	added, deleted := 0, 0
-	for i := range 25 {
-		p.id = fmt.Sprintf("killed-%d", i)
-		if !n.kill(p.call("ADD"), rand.N(whole)) {
-			added++
-		}
-		if i%2 == 0 && !n.kill(p.call("DEL"), rand.N(whole)) {
-			deleted++
-		}
-		p.del()
-		if now := n.uplink(); now != link {
-			t.Fatalf("after kill %d and DEL up0 is %s, was %s", i, now, link)
-		}
-	}
-	unchanged(t, "after all kills", before, n.dump())
-	if added == 0 || deleted == 0 {
-		t.Errorf("%d ADD and %d DEL were killed before their end: the test showed nothing", added, deleted)
-	}
-}
 
 func TestUplinkRefused(t *testing.T) {
 	n := newNode(t)
