@@ -335,8 +335,8 @@ func TestVersionCommand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Size() > 12<<20 {
-		t.Errorf("the plugin has %d bytes, more than 12 MiB", info.Size())
+	if info.Size() > 12_000_000 {
+		t.Errorf("the plugin has %d bytes, more than 12 MB", info.Size())
 	}
 	out := string(n.must(call{command: "VERSION", conf: `{"cniVersion": "1.0.0"}`}))
 	for _, v := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {

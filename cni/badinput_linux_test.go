@@ -201,6 +201,19 @@ func TestDelOnItsOwn(t *testing.T) {
 			q.del()
 			unchanged(t, "DEL with a netns that is gone", before, n.dump())
 
+			// The id of the pod's process, and with it the path, may be another process's by now.
+			own := n.pod(p.conf)
+			own.add()
+			c = own.call("DEL")
+			c.netns = "/run/netns/" + n.ns
+			n.must(c)
+			n.must(c)
+			unchanged(t, "DEL with the host's own netns", before, n.dump())
+			c.command = "ADD"
+			if _, err := n.do(c); err == nil || err.Code != types.ErrInvalidNetNS {
+				t.Errorf("ADD with the host's own netns: %+v", err)
+			}
+
 			// A configuration that ADD would refuse, and a run directory without a daemon.
 			w := n.pod(p.conf)
 			w.add()

@@ -6,6 +6,7 @@
 // configuration, and what the daemon wants to know of pods it reads from the records that this package keeps in the
 // state directory.
 //
-// Each command is a process of its own. DEL has a second one, the remover, which outlives it by some milliseconds, as
-// the kernel lets nobody go who removes an interface before it has freed it.
+// Each command is a process of its own. One that takes a pod's interface away, most often a DEL, has a second one, the
+// remover, which outlives it by some milliseconds: the kernel lets nobody go who removes an interface before it has freed
+// it.
 package cni

@@ -31,6 +31,7 @@ type Plugin struct {
 	Source SourceCheck
 
 	stdin []byte // the configuration, once a command runs
+	held  *lock  // of the attachment that it works on; nil: none
 }
 
 // New is the plugin as the program runs it.
@@ -108,11 +109,10 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 		HostIfName: podrecord.HostIfName(args.ContainerID, args.IfName), Bridge: n.Bridge, IPAM: n.IPAM,
 		PodName: pod.name, PodNamespace: pod.namespace, PodUID: pod.uid, Since: p.Now().UTC().Truncate(time.Second),
 	}
-	l, err := lockAttachment(n.StateDir, rec.HostIfName)
-	if err != nil {
+	if p.held, err = lockAttachment(n.StateDir, rec.HostIfName); err != nil {
 		return err
 	}
-	defer l.release()
+	defer p.held.release()
 	host, err := openHost()
 	if err != nil {
 		return err
@@ -200,13 +200,13 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 		return err
 	}
 	defer host.Close()
+	p.held = nil
 	if _, err := os.Stat(filepath.Join(conf.StateDir, "cni")); !errors.Is(err, fs.ErrNotExist) {
-		l, err := lockToRemove(conf.StateDir, rec.HostIfName, lockWait)
-		if err != nil {
+		if p.held, err = lockToRemove(conf.StateDir, rec.HostIfName, lockWait); err != nil {
 			return err
 		}
-		defer l.release()
-		if err := l.handOn(); err != nil {
+		defer p.held.release()
+		if err := p.held.handOn(); err != nil {
 			return err
 		}
 	} // else nothing was ever attached with this state directory, or it is lost: nothing to lock, nothing recorded
@@ -223,8 +223,8 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 
 // detach undoes an attachment, in an order that can be repeated after a kill: what a step needs to know goes after it.
 // An address, but for a DHCP lease, is freed only when the interface that has it is shut for good, which is when the
-// rest can go too: nothing stops the kernel any more. linked: the host interface is the attachment's own. What can't be freed or forgotten, because the state directory can't be changed, keeps
-// nothing else.
+// rest can go too: nothing stops the kernel any more. linked: the host interface is the attachment's own. What can't be
+// freed or forgotten, because the state directory can't be changed, keeps nothing else.
 func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, linked bool) error {
 	if rec.DHCP() { // which tells its server so by the interface; in vain when that is gone, and asked again below
 		if err := conf.releaseDelegated(rec); err != nil {
@@ -244,16 +244,21 @@ func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, lin
 
 // removeInterface removes a host interface, and takes it out of the source check. after runs when the interface is shut
 // for good.
-func (p *Plugin) removeInterface(host *hostHandle, name string, after func() error) error {
+func (p *Plugin) removeInterface(host *hostHandle, name string, after func() error) (err error) {
 	exists, err := host.exists(name)
 	if err != nil {
 		return err
 	}
 	if exists {
-		if err := removeAside(name); err == nil {
+		aside := removeAside(name, p.held)
+		if aside == nil {
 			return after()
 		}
-		// What is wrong comes out below as well.
+		defer func() {
+			if err == nil {
+				p.remark("%s was removed here, which takes a little longer: %v", name, aside)
+			}
+		}()
 	}
 	return host.removeVeth(name, func() error {
 		if err := p.unlist(name); err != nil {

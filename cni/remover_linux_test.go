@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -37,14 +38,11 @@ func TestRemoverOutlivesDEL(t *testing.T) {
 				if remover == k.leader {
 					t.Error("DEL removes the interface itself")
 				}
-				for fd := range 3 {
-					own, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", remover, fd))
-					if err != nil {
-						t.Error(err)
-					}
-					for theirs := range 3 {
-						if other, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", k.leader, theirs)); other == own && own != os.DevNull {
-							t.Errorf("the remover's descriptor %d is DEL's %d: %s", fd, theirs, own)
+				theirs, given := descriptors(t, k.leader), 5 // as many has DEL from the runtime
+				for fd, what := range descriptors(t, remover) {
+					for at := range given {
+						if theirs[at] == what && what != os.DevNull {
+							t.Errorf("the remover's descriptor %d is the runtime's %d: %s", fd, at, what)
 						}
 					}
 				}
@@ -79,6 +77,27 @@ func TestRemoverOutlivesDEL(t *testing.T) {
 			unchanged(t, "at the end", before, n.dump())
 		})
 	}
+}
+
+// descriptors are what a process has open.
+func descriptors(t *testing.T, pid int) map[int]string {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd/", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Error(err)
+	}
+	open := map[int]string{}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			t.Error(err)
+		}
+		if open[fd], err = os.Readlink(dir + e.Name()); err != nil {
+			t.Error(err)
+		}
+	}
+	return open
 }
 
 // A DEL whose remover is killed removes the interface itself, and succeeds.

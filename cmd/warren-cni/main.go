@@ -26,6 +26,11 @@ func main() {
 	// of the kernel's. As it has one anyway, the Go runtime does not look in the list of mounts for the control group's
 	// share of processors (go:debug above).
 	runtime.GOMAXPROCS(1)
+	if os.Getenv("CNI_COMMAND") == "DEL" {
+		// A DEL has to work whatever has become of CNI_NETNS: /proc/PID/ns/net may be the host's own by now. Without this
+		// (CNI specification 1.1.0, section 2) it would fail each time, when all is done.
+		_ = os.Setenv("CNI_NETNS_OVERRIDE", "1")
+	}
 	plugin := cni.New()
 	err := skel.PluginMainFuncsWithError(plugin.Funcs(), cni.Versions(), "Warren CNI plugin: run by a container runtime")
 	if err == nil {

@@ -272,4 +272,14 @@ func nothingLeft(t *testing.T) {
 	if out, err := exec.Command("pgrep", "-af", dir).CombinedOutput(); err == nil {
 		t.Errorf("processes left:\n%s", out)
 	}
+	// A plugin's command line does not name its file, which is gone by now.
+	programs, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		t.Error(err)
+	}
+	for _, exe := range programs {
+		if program, err := os.Readlink(exe); err == nil && strings.HasPrefix(program, dir) {
+			t.Errorf("%s is left: %s", exe, program)
+		}
+	}
 }
