@@ -92,16 +92,20 @@ func (r *run) broke(ctx context.Context, name string, err error) {
 	}
 }
 
-// bursts sends as fast as it goes for a moment: superpackets of full size, many at once.
+// bursts sends as fast as it goes for a moment: superpackets of full size, many at once. What is on its way fits a
+// socket of the daemon's (1 MiB), however late the worker comes to it, so that a drop there would be a fault. Without
+// such a bound TCP goes on until a socket is full, and learns by that how fast the path is.
 func (r *run) bursts() task {
-	const bytes, soon, every = 16 << 20, time.Second, 10 * time.Second
+	const bytes, window, soon, every = 16 << 20, 256 << 10, time.Second, 10 * time.Second
 	const name = "TCP bursts between a and b"
 	t := r.tally(name)
 	a, b := r.pods[first], r.pods[second]
 	paths := []lab.Path{between(a, b, 4), between(b, a, 6), between(a, b, 6), between(b, a, 4)}
 	return func(ctx context.Context) {
 		for i, wait := 0, soon; r.pause(ctx, wait); i, wait = i+1, every {
-			transfer, err := lab.StartTransfer(ctx, paths[i%len(paths)], lab.TransferOptions{Bytes: bytes})
+			transfer, err := lab.StartTransfer(ctx, paths[i%len(paths)], lab.TransferOptions{
+				Bytes: bytes, ReceiveBuffer: window,
+			})
 			if err == nil {
 				var result lab.TransferResult
 				if result, err = transfer.Wait(); err == nil {

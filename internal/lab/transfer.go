@@ -52,6 +52,9 @@ type receivedResult struct {
 type TransferOptions struct {
 	Bytes          int64
 	BytesPerSecond int64 // 0: as fast as it goes; then a stall may also be a full queue somewhere, not a gap
+	// ReceiveBuffer is the receiver's SO_RCVBUF, which bounds how much is on its way to twice that many bytes (tcp(7)).
+	// 0: the kernel's choice, by which TCP sends ever more until a queue is full and drops some.
+	ReceiveBuffer int
 }
 
 // StartTransfer begins to send random bytes.
@@ -59,6 +62,11 @@ func StartTransfer(ctx context.Context, p Path, o TransferOptions) (*Transfer, e
 	client, server, err := p.connect(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if o.ReceiveBuffer > 0 {
+		if err := server.SetReadBuffer(o.ReceiveBuffer); err != nil {
+			return nil, errors.Join(err, client.Close(), server.Close())
+		}
 	}
 	t := &Transfer{
 		finished: make(chan struct{}),
