@@ -115,8 +115,8 @@ func (p *Plugin) all(ctx context.Context, n *lab.Node, command string, pods []cn
 	return took, nil
 }
 
-// ended waits for the end of processes that the plugin left behind, and returns how long that took. While one of them is
-// there, the next pod's are already at work, so that what they cost is in the time of those.
+// ended waits for the end of processes that the plugin left behind, and returns how long that took. While one of them
+// is there, the next pod's are already at work, so that what they cost is in the time of those.
 func (p *Plugin) ended() (time.Duration, error) {
 	file, err := filepath.Abs(p.Binary)
 	if err == nil {

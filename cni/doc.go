@@ -7,6 +7,6 @@
 // state directory.
 //
 // Each command is a process of its own. One that takes a pod's interface away, most often a DEL, has a second one, the
-// remover, which outlives it by some milliseconds: the kernel lets nobody go who removes an interface before it has freed
-// it.
+// remover, which outlives it by some milliseconds: the kernel lets nobody go who removes an interface before it has
+// freed it.
 package cni

@@ -186,8 +186,8 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// The state directory, or cni in it, has become a file: DEL and GC take away what the kernel has, and say what is wrong.
-// When it is back, they complete it.
+// The state directory, or cni in it, has become a file: DEL and GC take away what the kernel has, and say what is
+// wrong. When it is back, they complete it.
 func TestStateBecomesFile(t *testing.T) {
 	for _, mode := range modes {
 		for _, below := range []string{"", "/cni"} {

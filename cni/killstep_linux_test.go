@@ -55,8 +55,8 @@ func TestKilledAtEveryStepWithUplink(t *testing.T) {
 	}
 }
 
-// The same with addresses of upstream's host-local, which outlives the plugin, is killed with it, or alone. But in ADD it
-// is left alone: killed when it has made an address's file and not yet written it, it keeps the address for ever.
+// The same with addresses of upstream's host-local, which outlives the plugin, is killed with it, or alone. But in ADD
+// it is left alone: killed when it has made an address's file and not yet written it, it keeps the address for ever.
 func TestKilledAtEveryStepWithHostLocal(t *testing.T) {
 	for _, tc := range []struct {
 		command string

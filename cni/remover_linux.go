@@ -18,8 +18,8 @@ import (
 // nobody sees anything. The remover waits them out, and reports to DEL before.
 //
 // Until that report it holds the attachment's lock together with DEL. A DEL that is killed ends for the attachment's
-// next ADD or DEL when its remover ends. (Where there is no state directory, there is no lock either.) A remover that is
-// killed, or can't be started, is made up for by DEL.
+// next ADD or DEL when its remover ends. (Where there is no state directory, there is no lock either.) A remover that
+// is killed, or can't be started, is made up for by DEL.
 
 // removerArg as the first argument makes the program a remover; the second one is the interface.
 const removerArg = "remove-interface"
@@ -87,7 +87,8 @@ func startRemover(name string, report *os.File, held *lock) (*os.Process, error)
 		return nil, err
 	}
 	defer null.Close()
-	files := []*os.File{null, report, report, null} // standard output and error are the runtime's, which waits for their end
+	// Standard output and error are the runtime's, which waits for their end.
+	files := []*os.File{null, report, report, null}
 	if held != nil && held.f != nil {
 		files[removerLock] = held.f
 	}
