@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"time"
 
 	"github.com/warren-net/warren/cni/podrecord"
 	"golang.org/x/sys/unix"
@@ -30,6 +31,9 @@ const removerDone = "done\n"
 // removerLock is the remover's descriptor of the attachment's lock. It has none above that.
 const removerLock = 3
 
+// removerWait is how long DEL waits for that, before it ends a remover that somebody has stopped.
+const removerWait = 10 * time.Second
+
 // IsRemover reports whether the program was started with args (os.Args) to be a remover.
 func IsRemover(args []string) bool { return len(args) == 3 && args[1] == removerArg }
 
@@ -42,6 +46,8 @@ func RunRemover(args []string, report io.Writer) error {
 	}
 	// What the runtime left open in DEL, somebody may wait for the end of. (Linux 5.9; else it ends a little later.)
 	_ = unix.CloseRange(removerLock+1, math.MaxUint32, 0)
+	// Else it is called "exe", by which nobody would know it.
+	_ = os.WriteFile("/proc/self/comm", []byte("warren-cni"), 0)
 	host, err := openHost()
 	if err != nil {
 		return err
@@ -69,6 +75,8 @@ func removeAside(name string, held *lock) error {
 	if err != nil {
 		return errors.Join(err, reports.Close())
 	}
+	limit := time.AfterFunc(removerWait, func() { _ = remover.Kill() })
+	defer limit.Stop()
 	said, err := io.ReadAll(io.LimitReader(reports, int64(len(removerDone))))
 	if err == nil && string(said) == removerDone {
 		_ = reports.Close()

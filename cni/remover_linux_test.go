@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -131,4 +132,72 @@ func TestRemoverByHand(t *testing.T) {
 		t.Errorf("it says %q, %v", out, err)
 	}
 	sh(t, n.ns, "ip link show "+name)
+}
+
+// A DEL whose remover somebody has stopped ends it, and removes the interface itself.
+func TestRemoverStopped(t *testing.T) {
+	n := newNode(t)
+	n.warm(cni.ModeRouted)
+	before := n.dump()
+	for try := 1; ; try++ {
+		p := n.pod(n.conf("1.1.0", cni.ModeRouted))
+		p.add()
+		cmd := n.command(p.call("DEL"))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- cmd.Wait() }()
+		caught := stopRemover(cmd.Process.Pid, done)
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("DEL: %v", err)
+			}
+		case <-time.After(time.Minute):
+			_ = cmd.Process.Kill()
+			t.Fatal("DEL waits for its remover for more than a minute")
+		}
+		unchanged(t, "DEL", before, n.dump())
+		if caught {
+			return
+		}
+		if try == 50 {
+			t.Fatal("no remover was met before it was done")
+		}
+	}
+}
+
+// stopRemover stops the process that another one starts, and reports whether it met it at work.
+func stopRemover(plugin int, done chan error) bool {
+	for {
+		select {
+		case err := <-done:
+			done <- err
+			return false
+		default:
+		}
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", plugin))
+		for _, children := range threads {
+			text, _ := os.ReadFile(children)
+			child, err := strconv.Atoi(strings.TrimSpace(string(text)))
+			if err != nil {
+				continue
+			}
+			// Before it is that program DEL can't go on without it.
+			line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", child))
+			if !strings.Contains(string(line), "remove-interface") || unix.Kill(child, unix.SIGSTOP) != nil {
+				continue
+			}
+			time.Sleep(100 * time.Millisecond)
+			select { // it had reported before
+			case err := <-done:
+				done <- err
+				_ = unix.Kill(child, unix.SIGCONT)
+				return false
+			default:
+				return true
+			}
+		}
+	}
 }
