@@ -57,6 +57,7 @@ type attachment struct {
 
 	recorded bool // the record is this ADD's
 	linked   bool // the host interface is this ADD's
+	refused  bool // the IPAM plugin said itself that it gives no address
 }
 
 // attach does the steps in an order that DEL can undo after a kill at any moment: each one is found by what the step

@@ -52,7 +52,7 @@ func (c *Config) delegate(d delegation) (*current.Result, error) {
 		Command: d.command, ContainerID: d.pod.ContainerID, NetNS: d.pod.Netns, IfName: d.pod.IfName,
 		PluginArgsStr: os.Getenv("CNI_ARGS"), Path: os.Getenv("CNI_PATH"),
 	}
-	path, err := findDelegate(d.section)
+	path, err := findDelegate(d.section, d.command)
 	if err != nil {
 		return nil, err
 	}
@@ -72,14 +72,18 @@ func (c *Config) delegate(d delegation) (*current.Result, error) {
 }
 
 // findDelegate looks for an IPAM plugin where the runtime says that plugins are.
-func findDelegate(section json.RawMessage) (string, error) {
+func findDelegate(section json.RawMessage, command string) (string, error) {
 	kind := delegateType(section)
 	path, err := invoke.FindInPath(kind, filepath.SplitList(os.Getenv("CNI_PATH")))
-	if err != nil {
-		return "", fail(types.ErrInvalidNetworkConfig, "ipam.type is %q: %w: install that plugin, or leave ipam out for "+
-			"addresses of Warren's own", kind, err)
+	switch {
+	case err == nil:
+		return path, nil
+	case command == "DEL" || command == "CHECK":
+		return "", fail(types.ErrInvalidNetworkConfig, "the pod has its addresses of IPAM plugin %q: %w: install that plugin "+
+			"again", kind, err)
 	}
-	return path, nil
+	return "", fail(types.ErrInvalidNetworkConfig, "ipam.type is %q: %w: install that plugin, or leave ipam out for "+
+		"addresses of Warren's own", kind, err)
 }
 
 // delegateError passes on what an IPAM plugin says, with its code.
@@ -92,7 +96,8 @@ func delegateError(kind, command string, err error) error {
 	if errors.As(err, &said) && said.Code != types.ErrUnknown {
 		code = said.Code
 	}
-	return fail(code, "%s of IPAM plugin %q failed: %w", command, kind, err)
+	return fail(code, "%s of IPAM plugin %q failed: %w: it may need another section ipam, or something of its own that "+
+		"does not run", command, kind, err)
 }
 
 // stdinWith is the configuration with the given section: that of the record may be older than the runtime's.
@@ -110,19 +115,37 @@ func (c *Config) stdinWith(section json.RawMessage) ([]byte, error) {
 
 // releaseDelegated gives back what IPAM plugins gave to an interface: the one that ADD called, and, where no record
 // says so or the configuration has changed, the one that the configuration names. DEL of what was never added succeeds.
-func (c *Config) releaseDelegated(rec podrecord.Record) error {
+// Of an ADD that did not come to record an address, the first one may never have taken its section; then the other's
+// word is enough.
+func (p *Plugin) releaseDelegated(conf Config, rec podrecord.Record) error {
 	sections := []json.RawMessage{delegateOf(rec.IPAM)}
-	if !sameJSON(rec.IPAM, c.IPAM) {
-		sections = append(sections, c.IPAM)
+	if !sameJSON(rec.IPAM, conf.IPAM) {
+		sections = append(sections, conf.IPAM)
 	}
 	var errs []error
+	done := false
 	for _, section := range sections {
-		if section != nil {
-			_, err := c.delegate(delegation{"DEL", section, rec})
+		if section == nil {
+			continue
+		}
+		if _, err := conf.delegate(delegation{"DEL", section, rec}); err != nil {
 			errs = append(errs, err)
+		} else {
+			done = true
 		}
 	}
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err != nil && done && len(rec.Addresses) == 0 {
+		p.remark("%v; that of the configuration as it is now succeeded", err)
+		return nil
+	}
+	return err
+}
+
+// refusal reports whether an IPAM plugin said itself what is wrong, and was not killed.
+func refusal(err error) bool {
+	var said *types.Error
+	return errors.As(err, &said) && said.Code != types.ErrUnknown
 }
 
 // sameJSON compares but for white space, which a record is written with.

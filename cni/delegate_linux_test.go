@@ -269,3 +269,42 @@ esac
 		t.Errorf("STATUS without the plugin: %+v", err)
 	}
 }
+
+// A section ipam that its plugin refuses makes no pod that can't be deleted; neither does an ADD with it that is killed,
+// once the section has been corrected.
+func TestDelegateRefusesItsSection(t *testing.T) {
+	n := newNodeWithUpstream(t)
+	n.warm(cni.ModeRouted)
+	before := n.dump()
+	n.confMore = n.hostLocal("10.244.1.0/24")
+	good := n.conf("1.1.0", cni.ModeRouted)
+	n.confMore = `, "ipam": {"type": "host-local"}`
+	bad := n.conf("1.1.0", cni.ModeRouted)
+	p := n.pod(bad)
+	_, err := n.do(p.call("ADD"))
+	if err == nil || !strings.Contains(err.Msg, "no IP ranges specified: it may need another section ipam") ||
+		strings.Contains(err.Msg, "undoing") {
+		t.Errorf("ADD: %+v", err)
+	}
+	unchanged(t, "ADD", before, n.dump())
+	p.conf = good
+	p.del()
+
+	for at := 1; ; at++ {
+		p.conf, p.id = bad, fmt.Sprintf("killed-%d", at)
+		what, _ := n.killAt(p.call("ADD"), at, killPlugin)
+		_, err := os.Stat(p.record())
+		recorded := err == nil
+		p.conf = good
+		p.del()
+		unchanged(t, "DEL after the section was corrected, of an ADD killed at "+what, before, n.dump())
+		if recorded {
+			break
+		}
+		if what == "" {
+			t.Fatal("no killed ADD left a record: the test showed nothing")
+		}
+	}
+	ping(t, n.ns, p.add().addrs()[0])
+	p.del()
+}

@@ -50,7 +50,7 @@ func (c Config) resolve() (network, error) {
 		n.mtu = DefaultMTU
 	}
 	if c.IPAM != nil {
-		_, err := findDelegate(c.IPAM)
+		_, err := findDelegate(c.IPAM, "ADD")
 		return n, err // the plugin's result says the rest
 	}
 	ranges := c.Ranges

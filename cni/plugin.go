@@ -128,10 +128,20 @@ func (p *Plugin) add(args *skel.CmdArgs) (err error) {
 	// From here on everything that is done is found again by the record, and undone on an error.
 	a := &attachment{network: n, rec: rec, host: host, pod: ns, source: p.Source, remark: p.remark}
 	defer func() {
-		if err != nil && a.recorded {
-			if undo := p.detach(host, n.Config, a.rec, a.linked); undo != nil {
-				err = fmt.Errorf("%w; undoing it failed too, DEL will try again: %w", err, undo)
+		if err == nil || !a.recorded {
+			return
+		}
+		conf, rec := n.Config, a.rec
+		if a.refused {
+			// It is told to forget the pod as well, but what it refuses in ADD, such as its section, it may refuse in every
+			// DEL: the pod could never be deleted.
+			if err := p.releaseDelegated(conf, rec); err != nil {
+				p.remark("%v", err)
 			}
+			conf.IPAM, rec.IPAM = nil, nil
+		}
+		if undo := p.detach(host, conf, rec, a.linked); undo != nil {
+			err = fmt.Errorf("%w; undoing it failed too, DEL will try again: %w", err, undo)
 		}
 	}()
 	if err := a.attach(); err != nil {
@@ -227,7 +237,7 @@ func (p *Plugin) remove(conf Config, rec podrecord.Record) error {
 // freed or forgotten, because the state directory can't be changed, keeps nothing else.
 func (p *Plugin) detach(host *hostHandle, conf Config, rec podrecord.Record, linked bool) error {
 	if rec.DHCP() { // which tells its server so by the interface; in vain when that is gone, and asked again below
-		if err := conf.releaseDelegated(rec); err != nil {
+		if err := p.releaseDelegated(conf, rec); err != nil {
 			p.remark("%v", err)
 		}
 	}
@@ -274,7 +284,7 @@ func (p *Plugin) erase(host *hostHandle, conf Config, rec podrecord.Record) erro
 	if kept != nil && !frozen(kept) {
 		return kept
 	}
-	if err := conf.releaseDelegated(rec); err != nil {
+	if err := p.releaseDelegated(conf, rec); err != nil {
 		if kept == nil {
 			return err
 		}
