@@ -1,7 +1,6 @@
 package cni
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -113,6 +112,9 @@ func ParseConfig(stdin []byte) (Config, error) {
 		if target == nil {
 			continue
 		}
+		if err := refuseUnknown(field, fields[field], fieldsOf(field)); err != nil {
+			return c, fmt.Errorf("network %q: %w", c.Name, err)
+		}
 		if err := decode(field, fields[field], target); err != nil {
 			return c, err
 		}
@@ -134,6 +136,46 @@ func ParseConfig(stdin []byte) (Config, error) {
 		}
 	}
 	return c, c.validate()
+}
+
+// fieldsOf are the fields of a field that has some of its own; none where it has not, or where others add theirs.
+func fieldsOf(field string) []string {
+	switch field {
+	case "ranges":
+		return []string{"subnet", "rangeStart", "rangeEnd", "gateway"}
+	case "routes":
+		return []string{"dst", "gw", "mtu", "advmss", "priority", "table", "scope"}
+	case "dns":
+		return []string{"nameservers", "domain", "search", "options"}
+	}
+	return nil
+}
+
+// refuseUnknown refuses fields that are not known in the objects that a value is, or lists. What is no such value is
+// refused when it is decoded.
+func refuseUnknown(field string, value json.RawMessage, known []string) error {
+	var list []json.RawMessage
+	var object map[string]json.RawMessage
+	switch {
+	case known == nil:
+		return nil
+	case json.Unmarshal(value, &list) == nil:
+		for _, element := range list {
+			if err := refuseUnknown(field, element, known); err != nil {
+				return err
+			}
+		}
+		return nil
+	case json.Unmarshal(value, &object) != nil:
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(object)) {
+		if !slices.Contains(known, name) {
+			return fail(types.ErrUnsupportedField, "unknown field %q with value %.80s in field %s; known are %s", name,
+				object[name], field, strings.Join(known, ", "))
+		}
+	}
+	return nil
 }
 
 // refuseUntyped refuses a section ipam that names no plugin but says something, which nobody would heed.
@@ -201,11 +243,7 @@ func parseCommon(stdin []byte) (Config, map[string]json.RawMessage, error) {
 }
 
 func decode(field string, raw json.RawMessage, target any) error {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	if field == "ranges" {
-		d.DisallowUnknownFields() // the one field with fields of its own that are Warren's
-	}
-	if err := d.Decode(target); err != nil {
+	if err := json.Unmarshal(raw, target); err != nil {
 		return fail(types.ErrInvalidNetworkConfig, "field %q is %.80s: %w", field, raw, err)
 	}
 	return nil
@@ -235,6 +273,9 @@ func (c *Config) validate() error {
 		return bad("bridge is %q, but mode is %q: set mode to %q, or remove bridge", c.Bridge, c.Mode, ModeBridge)
 	case c.Mode == ModeRouted && c.Uplink != "":
 		return bad("uplink is %q, but mode is %q: set mode to %q, or remove uplink", c.Uplink, c.Mode, ModeBridge)
+	case c.Mode == ModeRouted && !c.Hairpin:
+		return bad("hairpin is false, but mode is %q, in which a pod always reaches itself through a service: set mode to %q, "+
+			"or remove hairpin", c.Mode, ModeBridge)
 	case c.Uplink != "" && c.Uplink == c.Bridge:
 		return bad("uplink and bridge are both %q: the uplink becomes a port of the bridge, so it must be another interface",
 			c.Uplink)

@@ -35,7 +35,9 @@ func TestConfigDefaults(t *testing.T) {
 func TestConfigTakesWhatOthersDefine(t *testing.T) {
 	c, err := parse(`"args": {"cni": {"labels": []}}, "capabilities": {"portMappings": true}, "disableCheck": true,
 		"runtimeConfig": {"portMappings": [], "ips": ["10.244.1.9/24", "fd00::9"], "mac": "02:00:00:00:00:01"},
-		"prevResult": null, "ipam": {}, "dns": {"nameservers": ["10.96.0.10"]}, "cniVersions": ["1.0.0"], "disableGC": false`)
+		"prevResult": null, "ipam": {}, "hairpin": true, "dns": {"nameservers": ["10.96.0.10"]},
+		"routes": [{"dst": "::/0", "gw": "fd00::1", "mtu": 1300, "advmss": 1200, "priority": 1, "table": 7, "scope": 0}],
+		"cniVersions": ["1.0.0"], "disableGC": false`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,8 +77,14 @@ func TestConfigRefuses(t *testing.T) {
 		{`"podCIDRs": ["10.244.1.0/24", "10.244.1.0/25"]`, types.ErrInvalidNetworkConfig, "overlap"},
 		{`"podCIDRs": ["10.244.1.0/24"], "ranges": [[{"subnet": "10.244.1.0/24"}]]`, types.ErrInvalidNetworkConfig,
 			"keep one"},
-		{`"ranges": [[{"subnet": "10.244.1.0/24", "begin": "10.244.1.7"}]]`, types.ErrInvalidNetworkConfig,
-			`unknown field "begin"`},
+		{`"ranges": [[{"subnet": "10.244.1.0/24", "begin": "10.244.1.7"}]]`, types.ErrUnsupportedField,
+			`unknown field "begin" with value "10.244.1.7" in field ranges; known are subnet, rangeStart, rangeEnd, gateway`},
+		{`"routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.0.0.0/8", "foo": 1}]`, types.ErrUnsupportedField,
+			`unknown field "foo" with value 1 in field routes; known are dst, gw, mtu, advmss, priority, table, scope`},
+		{`"routes": [{"Dst": "0.0.0.0/0"}]`, types.ErrUnsupportedField, `unknown field "Dst"`},
+		{`"dns": {"nameserver": ["1.1.1.1"]}`, types.ErrUnsupportedField,
+			`unknown field "nameserver" with value ["1.1.1.1"] in field dns; known are nameservers, domain, search, options`},
+		{`"hairpin": false`, types.ErrInvalidNetworkConfig, "remove hairpin"},
 		{`"ranges": [{"subnet": "10.244.1.0/24"}]`, types.ErrInvalidNetworkConfig, `field "ranges"`},
 		{`"routes": [{"dst": "10.0.0.0"}]`, types.ErrInvalidNetworkConfig, `field "routes"`},
 		{`"runDir": "run"`, types.ErrInvalidNetworkConfig, "absolute path"},
