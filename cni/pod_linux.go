@@ -189,7 +189,7 @@ func (a *attachment) addRoute(link netlink.Link, r *types.Route) error {
 		return fail(types.ErrInvalidNetworkConfig, "the pod has a route to %s already, of this or another interface: leave "+
 			"it out of the routes of network %q (with \"routes\": [] there is none), or give it another priority or table",
 			r.Dst.String(), a.Name)
-	case errors.Is(err, unix.EINVAL):
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH):
 		return fail(types.ErrInvalidNetworkConfig, "the kernel does not take the route to %s (gw %v, mtu %d, advmss %d, "+
 			"priority %d, table %d, scope %d): %w: correct it in network %q", r.Dst.String(), r.GW, r.MTU, r.AdvMSS, r.Priority,
 			at(r.Table), at(r.Scope), err, a.Name)

@@ -9,8 +9,19 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// scopeLink is the first scope (253, link; 254, host) in which a route has no gateway: what it leads to is on the link.
-const scopeLink = 253
+// What the kernel makes of a larger value (net/ipv4/metrics.c, ip_metrics_convert, for both families). CHECK would find
+// that, and not what was asked for.
+const (
+	maxRouteMTU    = 65535 - 15
+	maxRouteAdvMSS = 65535 - 40
+)
+
+// scopeLink is the first scope in which a route has no gateway: what it leads to is on the link. scopeHost is the last
+// one; the kernel has no route of scope 255, nowhere.
+const (
+	scopeLink = 253
+	scopeHost = 254
+)
 
 // checkRoutes refuses routes that the kernel would refuse with no more than "invalid argument", or that lead nowhere.
 func (n *network) checkRoutes() error {
@@ -24,10 +35,16 @@ func (n *network) checkRoutes() error {
 
 func (n *network) checkRoute(r types.Route) error {
 	is4 := r.Dst.IP.To4() != nil
-	for i, value := range []int{r.MTU, r.AdvMSS, r.Priority, at(r.Table)} {
-		if value < 0 || int64(value) > math.MaxUint32 {
-			return fmt.Errorf("%s is %d: it must be from 0 to %d", []string{"mtu", "advmss", "priority", "table"}[i], value,
-				int64(math.MaxUint32))
+	for _, n := range []struct {
+		name       string
+		value, max int64
+	}{
+		{"mtu", int64(r.MTU), maxRouteMTU}, {"advmss", int64(r.AdvMSS), maxRouteAdvMSS},
+		{"priority", int64(r.Priority), math.MaxUint32}, {"table", int64(at(r.Table)), math.MaxUint32},
+	} {
+		if n.value < 0 || n.value > n.max {
+			return fmt.Errorf("%s is %d: it must be from 0 to %d, the most that the kernel takes for a route", n.name, n.value,
+				n.max)
 		}
 	}
 	switch {
@@ -35,7 +52,7 @@ func (n *network) checkRoute(r types.Route) error {
 		return fmt.Errorf("it has no dst: write 0.0.0.0/0 or ::/0 for a default route")
 	case is4 && !n.has(netip.Addr.Is4) || !is4 && !n.has(netip.Addr.Is6):
 		return fmt.Errorf("network %q gives no address of that family: leave the route out, or give the pods one", n.Name)
-	case at(r.Scope) < 0 || at(r.Scope) > 255:
+	case at(r.Scope) < 0 || at(r.Scope) > scopeHost:
 		return fmt.Errorf("scope is %d: it must be 0 (global), 253 (link) or 254 (host)", *r.Scope)
 	case r.GW == nil:
 		return nil

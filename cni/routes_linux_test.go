@@ -23,7 +23,8 @@ func TestRouteFields(t *testing.T) {
 			n.confMore = `, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0", "advmss": 1200, "mtu": 1310},
 				{"dst": "10.9.0.0/16", "mtu": 1300, "advmss": 1210, "priority": 50, "table": 77, "scope": 253},
 				{"dst": "10.10.0.0/16", "mtu": 1300, "advmss": 1210, "priority": 51, "table": 78, "scope": 0},
-				{"dst": "fd09::/64", "priority": 52, "table": 79, "scope": 253}, {"dst": "10.11.0.7/32", "scope": 254}]`
+				{"dst": "fd09::/64", "priority": 52, "table": 79, "scope": 253}, {"dst": "10.11.0.7/32", "scope": 254},
+				{"dst": "10.12.0.0/16", "mtu": 65520, "advmss": 65495}, {"dst": "fd12::/64", "mtu": 65520, "advmss": 65495}]`
 			p := n.pod(n.conf("1.1.0", mode))
 			c := p.call("ADD")
 			out := n.must(c)
@@ -101,7 +102,13 @@ func TestBadRoutes(t *testing.T) {
 		{`{"dst": "10.0.0.0/8", "advmss": -1}`, "advmss is -1"},
 		{`{"dst": "10.0.0.0/8", "priority": 4294967296}`, "priority is 4294967296"},
 		{`{"dst": "10.0.0.0/8", "table": -7}`, "table is -7"},
+		{`{"dst": "10.0.0.0/8", "mtu": 65521}`, "mtu is 65521: it must be from 0 to 65520"},
+		{`{"dst": "fd00::/8", "mtu": 10000000}`, "mtu is 10000000: it must be from 0 to 65520"},
+		{`{"dst": "10.0.0.0/8", "advmss": 65496}`, "advmss is 65496: it must be from 0 to 65495"},
+		{`{"dst": "10.0.0.0/8", "mtu": 65520, "advmss": 65495}`, ""},
 		{`{"dst": "10.0.0.0/8", "scope": 256}`, "scope is 256: it must be 0 (global), 253 (link)"},
+		{`{"dst": "10.0.0.0/8", "scope": 255}`, "scope is 255: it must be 0 (global), 253 (link)"},
+		{`{"dst": "10.0.0.0/8", "scope": 1}`, ""},
 		{`{"dst": "10.0.0.0/8", "gw": "10.244.1.1", "scope": 253}`, "leave gw 10.244.1.1 or scope out"},
 		{`{"dst": "10.0.0.0/8", "gw": "10.244.1.1", "scope": 200}`, ""},
 	} {
@@ -128,13 +135,19 @@ func TestRouteTaken(t *testing.T) {
 		!strings.Contains(err.Msg, `with "routes": [] there is none`) {
 		t.Errorf("ADD: %+v", err)
 	}
-	second.conf = strings.Replace(second.conf, `"mode"`, `"routes": [{"dst": "10.9.0.0/16", "scope": 255}], "mode"`, 1)
-	_, err = n.do(second)
-	if err == nil || err.Code != types.ErrInvalidNetworkConfig ||
-		!strings.Contains(err.Msg, "the kernel does not take the route to 10.9.0.0/16") {
-		t.Errorf("ADD: %+v", err)
-	}
 	second.command = "DEL"
 	n.must(second)
+	unchanged(t, "a refused interface", before, n.dump())
+}
+
+// What is not refused before is told with all that the kernel was asked.
+func TestRouteRefusedByTheKernel(t *testing.T) {
+	n := newNode(t)
+	n.warm(cni.ModeBridge)
+	before := n.dump()
+	n.confMore = `, "routes": [{"dst": "10.9.0.0/16", "gw": "224.0.0.1"}]`
+	_, err := n.do(n.pod(n.conf("1.1.0", cni.ModeBridge)).call("ADD"))
+	refusedWith(t, "ADD", err, types.ErrInvalidNetworkConfig,
+		"the kernel does not take the route to 10.9.0.0/16 (gw 224.0.0.1")
 	unchanged(t, "a refused interface", before, n.dump())
 }
