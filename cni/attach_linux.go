@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -74,6 +75,9 @@ func (a *attachment) attach() error {
 	}
 	if a.Mode == ModeBridge {
 		if err := a.ensureBridge(); err != nil {
+			return err
+		}
+		if err := a.uniqueMAC(); err != nil {
 			return err
 		}
 	}
@@ -179,6 +183,42 @@ func (a *attachment) parseMAC() error {
 			"and unicast (the first byte even)", a.MAC)
 	}
 	a.podMAC = mac
+	return nil
+}
+
+// uniqueMAC refuses a hardware address that was asked for and that the bridge, a port of it or another pod on it has:
+// the bridge would take to one what is for the other. Records are written before this looks at them, so of two
+// attachments at once at least one sees the other.
+func (a *attachment) uniqueMAC() error {
+	if a.MAC == "" {
+		return nil
+	}
+	taken := func(whose string, args ...any) error {
+		return fail(types.ErrInvalidNetworkConfig, "hardware address %s was asked for, which %s has: ask for another",
+			a.podMAC, fmt.Sprintf(whose, args...))
+	}
+	links, err := retry(a.host.LinkList)
+	if err != nil {
+		return fmt.Errorf("listing the ports of %s: %w", a.Bridge, err)
+	}
+	for _, link := range links {
+		switch attrs := link.Attrs(); {
+		case !bytes.Equal(attrs.HardwareAddr, a.podMAC):
+		case attrs.Index == a.bridge.Index:
+			return taken("bridge %s itself", a.Bridge)
+		case attrs.MasterIndex == a.bridge.Index:
+			return taken("port %s of bridge %s", attrs.Name, a.Bridge)
+		}
+	}
+	others, err := podrecord.List(a.StateDir)
+	if err != nil {
+		a.remark("%v; whether the pod has hardware address %s too can't be told", err, a.podMAC)
+	}
+	for _, other := range others {
+		if other.HostIfName != a.rec.HostIfName && other.Bridge == a.Bridge && other.MAC == a.podMAC.String() {
+			return taken("interface %s of container %s, on the same bridge %s,", other.IfName, other.ContainerID, a.Bridge)
+		}
+	}
 	return nil
 }
 

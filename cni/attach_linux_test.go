@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/warren-net/warren/cni"
 	"github.com/warren-net/warren/cni/podrecord"
 )
@@ -306,6 +307,31 @@ func TestWhatTheRuntimeAsksFor(t *testing.T) {
 	}
 	ping(t, n.ns, r.addrs()[0])
 	ping(t, n.ns, r.addrs()[1])
+}
+
+// What two on a bridge have, the bridge takes to one of them.
+func TestHardwareAddressTaken(t *testing.T) {
+	n := newNode(t)
+	n.confMore = `, "bridge": "br0"`
+	conf := n.conf("1.0.0", cni.ModeBridge)
+	p, asking := n.pod(conf), n.pod(conf)
+	sh(t, n.ns, "ip link add br0 address 02:00:00:00:00:01 type bridge && "+
+		"ip link add port address 02:00:00:00:00:02 type veth peer name x && ip link set port master br0")
+	own := p.add().Interfaces[2].Mac
+	before := n.dump()
+	for mac, want := range map[string]string{
+		"02:00:00:00:00:01": "which bridge br0 itself has", "02:00:00:00:00:02": "which port port of bridge br0 has",
+		strings.ToUpper(own): "which interface eth0 of container " + p.id + ", on the same bridge br0, has",
+	} {
+		asking.args = "IgnoreUnknown=1;MAC=" + mac
+		_, err := n.do(asking.call("ADD"))
+		refusedWith(t, mac, err, types.ErrInvalidNetworkConfig, want, "ask for another")
+		unchanged(t, mac, before, n.dump())
+	}
+	asking.args = "IgnoreUnknown=1;MAC=02:00:00:00:00:03"
+	asking.add()
+	asking.del()
+	p.del()
 }
 
 func TestWithoutTheDaemon(t *testing.T) {

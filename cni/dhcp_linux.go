@@ -35,6 +35,9 @@ func (a *attachment) attachForDHCP() error {
 		return err
 	}
 	a.given = nil
+	if err := a.uniqueMAC(); err != nil {
+		return err
+	}
 	if err := a.makeVeth(); err != nil {
 		return err
 	}
