@@ -138,46 +138,6 @@ func ParseConfig(stdin []byte) (Config, error) {
 	return c, c.validate()
 }
 
-// fieldsOf are the fields of a field that has some of its own; none where it has not, or where others add theirs.
-func fieldsOf(field string) []string {
-	switch field {
-	case "ranges":
-		return []string{"subnet", "rangeStart", "rangeEnd", "gateway"}
-	case "routes":
-		return []string{"dst", "gw", "mtu", "advmss", "priority", "table", "scope"}
-	case "dns":
-		return []string{"nameservers", "domain", "search", "options"}
-	}
-	return nil
-}
-
-// refuseUnknown refuses fields that are not known in the objects that a value is, or lists. What is no such value is
-// refused when it is decoded.
-func refuseUnknown(field string, value json.RawMessage, known []string) error {
-	var list []json.RawMessage
-	var object map[string]json.RawMessage
-	switch {
-	case known == nil:
-		return nil
-	case json.Unmarshal(value, &list) == nil:
-		for _, element := range list {
-			if err := refuseUnknown(field, element, known); err != nil {
-				return err
-			}
-		}
-		return nil
-	case json.Unmarshal(value, &object) != nil:
-		return nil
-	}
-	for _, name := range slices.Sorted(maps.Keys(object)) {
-		if !slices.Contains(known, name) {
-			return fail(types.ErrUnsupportedField, "unknown field %q with value %.80s in field %s; known are %s", name,
-				object[name], field, strings.Join(known, ", "))
-		}
-	}
-	return nil
-}
-
 // refuseUntyped refuses a section ipam that names no plugin but says something, which nobody would heed.
 func refuseUntyped(section json.RawMessage) error {
 	var fields map[string]json.RawMessage
@@ -244,7 +204,7 @@ func parseCommon(stdin []byte) (Config, map[string]json.RawMessage, error) {
 
 func decode(field string, raw json.RawMessage, target any) error {
 	if err := json.Unmarshal(raw, target); err != nil {
-		return fail(types.ErrInvalidNetworkConfig, "field %q is %.80s: %w", field, raw, err)
+		return fail(types.ErrInvalidNetworkConfig, "field %q is %.80s: %s", field, raw, notDecoded(field, raw, err))
 	}
 	return nil
 }
@@ -304,7 +264,10 @@ func (c *Config) validate() error {
 		}
 	}
 	for i, cidr := range c.PodCIDRs {
-		if !cidr.IsValid() || cidr != cidr.Masked() {
+		if !cidr.IsValid() {
+			return bad("podCIDRs: entry %d is empty: remove it, or write an address prefix, as 10.244.1.0/24", i+1)
+		}
+		if cidr != cidr.Masked() {
 			return bad("podCIDRs: %s has bits set after its prefix: write %s", cidr, cidr.Masked())
 		}
 		for _, other := range c.PodCIDRs[:i] {

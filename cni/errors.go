@@ -134,10 +134,12 @@ func Explain(e *types.Error) *types.Error {
 		{"unknown CNI_COMMAND", "it is one of ADD, DEL, CHECK, GC, STATUS and VERSION"},
 		{"invalid characters in containerID", "CNI_CONTAINERID must begin with a letter or digit, and have nothing but " +
 			"letters, digits, and the signs _ . -"},
-		{"interface name ", "CNI_IFNAME must have 1 to 15 bytes, no white space, / or :, and be neither . nor .."},
+		{"interface name ", fmt.Sprintf("CNI_IFNAME is %.60q", os.Getenv("CNI_IFNAME")) + ": it must have 1 to 15 bytes, no white space, / or :, and be neither . nor .."},
 		{"error reading from stdin", "the network configuration must come on standard input, whole"},
 		{"error unmarshall network config", "the network configuration must come on standard input, as one JSON object"},
 		{"decoding", "cniVersion must be a string, as \"1.1.0\" is"},
+		{"failed to convert ", "cniVersion must be three numbers, as \"1.1.0\" is"},
+		{"invalid version ", "cniVersion must be three numbers, as \"1.1.0\" is"},
 		{"missing network name", "give the network a name in the configuration"},
 		{"invalid characters found in network name", "name must begin with a letter or digit, and have nothing but " +
 			"letters, digits, and the signs _ . -"},
@@ -148,8 +150,7 @@ func Explain(e *types.Error) *types.Error {
 		}
 	}
 	if e.Code == types.ErrIncompatibleCNIVersion {
-		hint = "set cniVersion to one of " + strings.Join(Versions().SupportedVersions(), ", ") +
-			" (CHECK needs 0.4.0, GC and STATUS need 1.1.0)"
+		hint = versionsFor(os.Getenv("CNI_COMMAND"))
 	}
 	switch {
 	case hint == "":
@@ -158,4 +159,18 @@ func Explain(e *types.Error) *types.Error {
 		hint = e.Details + ": " + hint
 	}
 	return types.NewError(e.Code, e.Msg, hint)
+}
+
+// versionsFor says with which versions of the specification there is a command.
+func versionsFor(command string) string {
+	spoken := Versions().SupportedVersions() // in order
+	first, known := map[string]string{"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}[command]
+	if !known {
+		return "set cniVersion to one of " + strings.Join(spoken, ", ")
+	}
+	fit := strings.Join(spoken[slices.Index(spoken, first):], ", ")
+	if fit != first {
+		fit = "one of " + fit
+	}
+	return fmt.Sprintf("there is %s from %s on: set cniVersion to %s", command, first, fit)
 }
