@@ -142,7 +142,11 @@ func (a *attachment) fromStore() error {
 		},
 		HoldsNone: true,
 	})
-	if err != nil {
+	var full *ipam.FullError
+	switch {
+	case errors.As(err, &full):
+		return fail(types.ErrTryAgainLater, "network %q: %w: %s", a.Name, err, a.moreRoom(full))
+	case err != nil:
 		return stateFailure(a.StateDir, fmt.Errorf("network %q: %w", a.Name, err))
 	}
 	return nil

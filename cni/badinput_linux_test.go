@@ -113,22 +113,41 @@ func TestBadInput(t *testing.T) {
 	p.add() // and the pod can still be attached
 }
 
+// What makes room depends on what the network's addresses are a part of.
 func TestFullPool(t *testing.T) {
-	n := newNode(t)
-	n.confMore = `, "podCIDRs": ["10.244.1.0/29"]`
-	conf := n.conf("1.0.0", cni.ModeRouted)
-	for range 5 {
-		n.pod(conf).add()
+	for name, tc := range map[string]struct{ more, cidr, hint string }{
+		"of the node":          {"", "10.244.1.0/29", "give the node a larger pod CIDR"},
+		"all of the node's":    {`, "ranges": [[{"subnet": "10.244.1.0/29"}]]`, "10.244.1.0/29", "a larger pod CIDR"},
+		"narrower podCIDRs":    {`, "podCIDRs": ["10.244.1.0/29"]`, "10.244.1.0/24", `widen podCIDRs of network "pods"`},
+		"narrower ranges":      {`, "ranges": [[{"subnet": "10.244.1.0/29"}]]`, "10.244.1.0/24", "widen ranges of"},
+		"without the daemon's": {`, "podCIDRs": ["10.244.1.0/29"]`, "", `widen podCIDRs of network "pods"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.confMore = tc.more
+			if tc.cidr == "" {
+				if err := os.Remove(filepath.Join(n.run(), nodefile.Name)); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				n.file.PodCIDRs = []netip.Prefix{netip.MustParsePrefix(tc.cidr)}
+				n.file.Gateways = n.file.Gateways[:1]
+				n.writeNodeFile()
+			}
+			conf := n.conf("1.1.0", cni.ModeRouted)
+			for range 5 {
+				n.pod(conf).add()
+			}
+			before := n.dump()
+			late := n.pod(conf)
+			const full = "all 5 addresses of 10.244.1.0/29 are in use"
+			_, err := n.do(late.call("ADD"))
+			refusedWith(t, "ADD", err, types.ErrTryAgainLater, full, tc.hint)
+			unchanged(t, "a refused ADD", before, n.dump())
+			_, err = n.do(late.call("STATUS"))
+			refusedWith(t, "STATUS", err, types.ErrPluginNotAvailable, full, tc.hint)
+		})
 	}
-	before := n.dump()
-	late := n.pod(conf)
-	_, err := n.do(late.call("ADD"))
-	if err == nil || err.Code != types.ErrTryAgainLater ||
-		!strings.Contains(err.Msg, "all 5 addresses of 10.244.1.0/29 are in use") ||
-		!strings.Contains(err.Details, "larger pod CIDR") {
-		t.Errorf("with a full pool: %+v", err)
-	}
-	unchanged(t, "a refused ADD", before, n.dump())
 }
 
 func TestSameAddTwice(t *testing.T) {

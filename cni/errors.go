@@ -50,7 +50,6 @@ func spec(err error) error {
 // say that.
 func classify(err error) (code uint, hint string) {
 	var coded *codedError
-	var full *ipam.FullError
 	switch {
 	case errors.As(err, &coded) && coded.code == types.ErrIOFailure:
 		_, hint = system(err)
@@ -59,8 +58,6 @@ func classify(err error) (code uint, hint string) {
 		return coded.code, unforeseen
 	case errors.As(err, &coded):
 		return coded.code, ""
-	case errors.As(err, &full):
-		return types.ErrTryAgainLater, "delete pods that are not needed, or give the node a larger pod CIDR"
 	case errors.Is(err, ipam.ErrBusy), errors.Is(err, errBusy):
 		return types.ErrTryAgainLater, "try again; if the other process hangs, end it"
 	case errors.Is(err, nodefile.ErrMissing):

@@ -3,6 +3,7 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/netip"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/allocator"
+	"github.com/warren-net/warren/cni/ipam"
 	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/internal/nodefile"
 )
@@ -209,4 +211,36 @@ func (n *network) describe() string {
 		names = append(names, n.sets[i].String())
 	}
 	return strings.Join(names, " and ")
+}
+
+// moreRoom says how a network whose addresses are all in use gets others.
+func (n *network) moreRoom(full *ipam.FullError) string {
+	field := "ranges"
+	if len(n.Ranges) == 0 {
+		field = "podCIDRs"
+	}
+	if len(n.PodCIDRs)+len(n.Ranges) > 0 && n.narrower(full) {
+		return fmt.Sprintf("delete pods that are not needed, or widen %s of network %q", field, n.Name)
+	}
+	return "delete pods that are not needed, or give the node a larger pod CIDR"
+}
+
+// narrower reports whether a set of the network's has fewer addresses than the node has of its family.
+func (n *network) narrower(full *ipam.FullError) bool {
+	if n.node == nil {
+		return true // nobody says what the node has
+	}
+	of := func(family bool) (*big.Int, bool) {
+		for _, ranges := range rangesOf(n.node.PodCIDRs) {
+			if ranges[0].Subnet.Addr().Is6() != family {
+				continue
+			}
+			set, err := n.rangeSet(ranges, *n.node, true)
+			return ipam.Capacity(set), err == nil
+		}
+		return nil, false
+	}
+	all, known := of(strings.Contains(full.Set, ":"))
+	total, ok := new(big.Int).SetString(full.Total, 10)
+	return ok && known && total.Cmp(all) < 0
 }

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"errors"
 	"fmt"
 	"net"
 
@@ -73,9 +74,9 @@ func (n *network) room() error {
 		return err
 	}
 	for i := range n.sets {
-		if full := ipam.Full(n.sets[i], entries); full != nil {
-			return fail(types.ErrPluginNotAvailable, "%w: delete pods that are not needed, or give the node a larger pod CIDR",
-				full)
+		var full *ipam.FullError
+		if err := ipam.Full(n.sets[i], entries); errors.As(err, &full) {
+			return fail(types.ErrPluginNotAvailable, "%w: %s", full, n.moreRoom(full))
 		}
 	}
 	return nil

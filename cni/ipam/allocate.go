@@ -125,7 +125,7 @@ func (s *Store) choose(req Request, i int, wanted netip.Addr, chosen []Allocatio
 	case view.failure != nil:
 		return Allocation{}, view.failure
 	case wanted.IsValid():
-		return Allocation{}, fmt.Errorf("%s was asked for: %w", wanted, ErrTaken)
+		return Allocation{}, fmt.Errorf("%s was asked for: %w %s", wanted, ErrTaken, s.heldBy(wanted))
 	}
 	return Allocation{}, s.full(set)
 }

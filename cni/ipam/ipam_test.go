@@ -230,7 +230,19 @@ func TestNetworksShareAPodCIDR(t *testing.T) {
 }
 
 func TestWantedAddresses(t *testing.T) {
-	s := open(t, t.TempDir(), "pods")
+	root := t.TempDir()
+	s := open(t, root, "pods")
+	for _, file := range []struct{ name, content string }{
+		{"10.244.1.90", `{"containerID": "z", "ifname": "net1"}`}, {"10.244.1.91", "half"},
+	} {
+		dir := filepath.Join(root, "other")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, file.name), []byte(file.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ask := func(id string, want ...string) error {
 		var wanted []netip.Addr
 		for _, w := range want {
@@ -251,7 +263,9 @@ func TestWantedAddresses(t *testing.T) {
 	}{
 		{"a", []string{"10.244.1.77"}, ""},
 		{"b", []string{"fd00:10:244:1::77", "10.244.1.78"}, ""},
-		{"c", []string{"10.244.1.77"}, "in use"},
+		{"c", []string{"10.244.1.77"}, `in use by interface eth0 of container a (network "pods")`},
+		{"c", []string{"10.244.1.90"}, `in use by interface net1 of container z (network "other")`},
+		{"c", []string{"10.244.1.91"}, "in use by whom can't be told: " + filepath.Join(root, "other", "10.244.1.91")},
 		{"d", []string{"10.244.2.7"}, "no range of this network"},
 		{"e", []string{"10.244.1.1"}, "no range of this network"},   // gateway
 		{"f", []string{"10.244.1.255"}, "no range of this network"}, // broadcast

@@ -368,17 +368,33 @@ func (s *Store) InUse() ([]Entry, error) {
 	return entries, nil
 }
 
-func (s *Store) read(addr netip.Addr) (owner, error) {
-	data, err := os.ReadFile(s.path(addr))
+// heldBy says who has an address that is taken.
+func (s *Store) heldBy(addr netip.Addr) string {
+	for _, dir := range slices.Concat([]string{s.dir}, s.others) {
+		switch o, err := readOwner(filepath.Join(dir, addr.String())); {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return fmt.Sprintf("by whom can't be told: %v", err)
+		default:
+			return fmt.Sprintf("by interface %s of container %s (network %q)", o.IfName, o.ContainerID, filepath.Base(dir))
+		}
+	}
+	return "by somebody who has just left"
+}
+
+func (s *Store) read(addr netip.Addr) (owner, error) { return readOwner(s.path(addr)) }
+
+func readOwner(path string) (owner, error) {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return owner{}, err
 	}
 	var o owner
 	if err := json.Unmarshal(data, &o); err != nil {
-		return owner{}, fmt.Errorf("%s is not what Warren writes: %w", s.path(addr), err)
+		return owner{}, fmt.Errorf("%s is not what Warren writes: %w", path, err)
 	}
 	if o.ContainerID == "" || o.IfName == "" {
-		return owner{}, fmt.Errorf("%s names no owner", s.path(addr))
+		return owner{}, fmt.Errorf("%s names no owner", path)
 	}
 	return o, nil
 }
