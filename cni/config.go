@@ -234,8 +234,8 @@ func (c *Config) validate() error {
 	case c.Mode == ModeRouted && c.Uplink != "":
 		return bad("uplink is %q, but mode is %q: set mode to %q, or remove uplink", c.Uplink, c.Mode, ModeBridge)
 	case c.Mode == ModeRouted && !c.Hairpin:
-		return bad("hairpin is false, but mode is %q, in which a pod always reaches itself through a service: set mode to %q, "+
-			"or remove hairpin", c.Mode, ModeBridge)
+		return bad("hairpin is false, but mode is %q, in which a pod always reaches itself through a service: set mode "+
+			"to %q, or remove hairpin", c.Mode, ModeBridge)
 	case c.Uplink != "" && c.Uplink == c.Bridge:
 		return bad("uplink and bridge are both %q: the uplink becomes a port of the bridge, so it must be another interface",
 			c.Uplink)

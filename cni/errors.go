@@ -131,7 +131,8 @@ func Explain(e *types.Error) *types.Error {
 		{"unknown CNI_COMMAND", "it is one of ADD, DEL, CHECK, GC, STATUS and VERSION"},
 		{"invalid characters in containerID", "CNI_CONTAINERID must begin with a letter or digit, and have nothing but " +
 			"letters, digits, and the signs _ . -"},
-		{"interface name ", fmt.Sprintf("CNI_IFNAME is %.60q", os.Getenv("CNI_IFNAME")) + ": it must have 1 to 15 bytes, no white space, / or :, and be neither . nor .."},
+		{"interface name ", fmt.Sprintf("CNI_IFNAME is %.60q: it must have 1 to 15 bytes, no white space, / or :, and be "+
+			"neither . nor ..", os.Getenv("CNI_IFNAME"))},
 		{"error reading from stdin", "the network configuration must come on standard input, whole"},
 		{"error unmarshall network config", "the network configuration must come on standard input, as one JSON object"},
 		{"decoding", "cniVersion must be a string, as \"1.1.0\" is"},

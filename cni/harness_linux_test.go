@@ -110,8 +110,9 @@ type node struct {
 	ns, dir  string
 	bin      string
 	file     nodefile.File
-	path     string // CNI_PATH
-	confMore string // more fields for the network configuration, each with a comma before it
+	path     string   // CNI_PATH
+	as       []string // beginning of a command line that runs the plugin as somebody else
+	confMore string   // more fields for the network configuration, each with a comma before it
 }
 
 func newNode(t testing.TB) *node {
@@ -159,7 +160,7 @@ type call struct {
 }
 
 func (n *node) command(c call) *exec.Cmd {
-	cmd := exec.Command("nsenter", "--net=/run/netns/"+n.ns, n.bin)
+	cmd := exec.Command("nsenter", append(append([]string{"--net=/run/netns/" + n.ns}, n.as...), n.bin)...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "CNI_PATH=" + n.path, "CNI_COMMAND=" + c.command}
 	for key, value := range map[string]string{
 		"CNI_CONTAINERID": c.id, "CNI_IFNAME": c.ifname, "CNI_NETNS": c.netns, "CNI_ARGS": c.args,

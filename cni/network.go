@@ -3,6 +3,7 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net"
 	"net/netip"
@@ -43,6 +44,8 @@ func (c Config) resolve() (network, error) {
 			return n, fail(types.ErrInvalidNetworkConfig, "stateDir is %s, but the daemon keeps its state in %s and would not "+
 				"see this pod: set stateDir of network %q to the daemon's", c.StateDir, node.StateDir, c.Name)
 		}
+	case errors.Is(err, fs.ErrPermission):
+		return n, fail(types.ErrIOFailure, "%w: %s", err, runAsRoot())
 	case !errors.Is(err, nodefile.ErrMissing):
 		return n, fail(types.ErrDecodingFailure, "%w", err)
 	case !standalone:

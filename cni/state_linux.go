@@ -26,6 +26,8 @@ func stateFailure(stateDir string, err error) error {
 	}
 	hint := "make sure that root can read and write " + stateDir
 	switch {
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		hint = runAsRoot()
 	case errors.Is(err, unix.EROFS):
 		hint = fmt.Sprintf("make %s writable; `findmnt -T %s` says what is mounted there, and the kernel's log why it may "+
 			"have become read-only", stateDir, stateDir)

@@ -36,3 +36,41 @@ func TestPartsOfTheStateOfOthers(t *testing.T) {
 	late.del()
 	p.del()
 }
+
+// Somebody who tries the plugin by hand, without being root, is told so.
+func TestOrdinaryUser(t *testing.T) {
+	n := newNode(t)
+	conf := n.conf("1.1.0", cni.ModeRouted)
+	p := n.pod(conf)
+	for _, dir := range []string{filepath.Dir(n.bin), filepath.Dir(n.dir)} { // where the plugin is, and the node's files
+		if err := os.Chmod(dir, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const want = "run as root, the plugin runs as user 65534"
+	user := *n
+	user.as = []string{"setpriv", "--reuid", "65534", "--clear-groups"}
+	try := func(what string, code uint) {
+		t.Helper()
+		_, err := user.do(p.call("ADD"))
+		refusedWith(t, what+" ADD", err, code, want)
+		_, err = user.do(p.call("STATUS"))
+		refusedWith(t, what+" STATUS", err, types.ErrPluginNotAvailable, want)
+	}
+	p.add()
+	try("with a state directory of root's", cni.CodeState)
+	if err := os.Chmod(n.state(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	try("with one that only root can read", cni.CodeState)
+	p.del()
+	if err := os.RemoveAll(n.state()); err != nil {
+		t.Fatal(err)
+	}
+	_, err := user.do(p.call("STATUS"))
+	refusedWith(t, "without one STATUS", err, types.ErrPluginNotAvailable, want)
+	if err := os.Chmod(n.run(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	try("with a run directory that only root can read", types.ErrIOFailure)
+}
