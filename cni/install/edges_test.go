@@ -151,3 +151,38 @@ func TestSaysWhatGCDoes(t *testing.T) {
 		lines(t, r.Done, want...)
 	}
 }
+
+// What has the plugin's name and is not the plugin is replaced by force only, and a directory not at all.
+func TestForeignProgram(t *testing.T) {
+	for name, tc := range map[string]struct {
+		put    func(path string) error
+		want   string
+		forced bool // force replaces it
+	}{
+		"a file": {func(path string) error { return os.WriteFile(path, []byte("theirs"), 0o600) },
+			"/warren-cni is not Warren's plugin (", true},
+		"another program": {func(path string) error { return os.Symlink(os.Args[0], path) }, "(it is the program ", true},
+		"a directory":     {func(path string) error { return os.Mkdir(path, 0o700) }, "/warren-cni is a directory", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t)
+			if err := tc.put(o.binary()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Install(o); err == nil || !strings.Contains(err.Error(), o.Bin) ||
+				!strings.Contains(err.Error(), tc.want) || tc.forced != strings.Contains(err.Error(), "--force") {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+			if got := files(t, o.Dirs); got != "warren-cni" {
+				t.Errorf("a refusal changed something: %s", got)
+			}
+			o.Force = true
+			switch r, err := Install(o); {
+			case tc.forced != (err == nil):
+				t.Errorf("by force: %v", err)
+			case tc.forced:
+				lines(t, r.Done, "warren-cni: replaced", "10-warren.conflist: installed")
+			}
+		})
+	}
+}

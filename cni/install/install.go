@@ -32,7 +32,7 @@ type Options struct {
 	Dirs
 	Binary  string // the plugin that is copied
 	Network Network
-	Force   bool // replace a list that says something else
+	Force   bool // replace a list that says something else, and a program that is not Warren's
 }
 
 // A Report is what was done, or left alone, and what the operator should know; a line each.
@@ -70,6 +70,9 @@ func Install(o Options) (Report, error) {
 	defer unlock()
 	old, err := o.replaceable(list)
 	if err != nil {
+		return r, err
+	}
+	if err := o.foreign(); err != nil {
 		return r, err
 	}
 	if err := put(&r, target{o.binary(), program, 0o755}); err != nil {
@@ -163,6 +166,30 @@ func (o Options) replaceable(want []byte) ([]byte, error) {
 			"made with, or replace it with --force", o.list(), strings.Join(diff, ", "))
 	}
 	return have, nil
+}
+
+// foreign refuses to replace a program that is not Warren's: Remove leaves one alone too.
+func (o Options) foreign() error {
+	path := o.binary()
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return fmt.Errorf("%s is a directory, and the plugin has to be a file of that name: move it away, or name another "+
+			"directory with --bin-dir", path)
+	}
+	ours, err := isOurs(path)
+	if ours || errors.Is(err, fs.ErrNotExist) || o.Force {
+		return nil
+	}
+	return fmt.Errorf("%s is not Warren's plugin (%w). Nothing was changed; move it away, or replace it with --force",
+		path, err)
+}
+
+// isOurs reports whether a file is the plugin, and otherwise why not.
+func isOurs(path string) (bool, error) {
+	info, err := buildinfo.ReadFile(path)
+	if err == nil && !isPlugin(info.Path) {
+		err = fmt.Errorf("it is the program %q", info.Path)
+	}
+	return err == nil, err
 }
 
 // target is a file to be written.

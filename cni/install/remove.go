@@ -1,7 +1,6 @@
 package install
 
 import (
-	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -140,12 +139,12 @@ func few(names []string) string {
 // judgeBinary tells whether the plugin is there, Warren's, and named by no list that stays.
 func (o RemoveOptions) judgeBinary(listGoes bool) verdict {
 	v := verdict{path: o.binary()}
-	info, err := buildinfo.ReadFile(o.binary())
+	ours, err := isOurs(o.binary())
 	if errors.Is(err, fs.ErrNotExist) {
 		v.remove, v.absent, v.what = true, true, "not there"
 		return v
 	}
-	if err != nil || !isPlugin(info.Path) {
+	if !ours {
 		v.what = "left, it is not Warren's plugin"
 		return v
 	}

@@ -44,7 +44,8 @@ func newInstall() *cobra.Command {
 		Use: "install", Short: "Put warren-cni and a configuration list in place", Args: cobra.NoArgs,
 		Long: "Put the plugin warren-cni and the configuration list " + install.ListName + " where a container\n" +
 			"runtime finds them, each whole or not at all. The node has to run, or to have run: the list says where the\n" +
-			"plugin finds the node's pod CIDRs. A list that says something else is replaced with --force only.",
+			"plugin finds the node's pod CIDRs. A list that says something else is replaced with --force only, and so is\n" +
+			"a program of that name that is not Warren's.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
 				return err
@@ -87,7 +88,8 @@ func newInstall() *cobra.Command {
 			"; from 1.1.0 on give each runtime a --name of its own, as it removes pods of the network that it does not know")
 	f.StringSliceVar(&o.Network.Chain, "chain", nil,
 		"`PLUGINS` behind Warren's, with commas between them: "+strings.Join(install.Chainable(), ", "))
-	f.BoolVar(&o.Force, "force", false, "replace a list that says something else")
+	f.BoolVar(&o.Force, "force", false,
+		"replace a list that says something else, and a program warren-cni that is not Warren's")
 	_ = cmd.RegisterFlagCompletionFunc("mode",
 		cobra.FixedCompletions([]string{cni.ModeRouted, cni.ModeBridge}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
