@@ -36,16 +36,28 @@ func (e *Error) Error() string {
 	}
 	b.WriteString(": ")
 	if e.Key != "" {
-		b.WriteString(e.Key + ": ")
+		b.WriteString(shortened(e.Key) + ": ")
 	}
 	if e.Value != "" {
-		b.WriteString(strconv.Quote(e.Value) + " ")
+		b.WriteString(strconv.Quote(shortened(e.Value)) + " ")
 	}
 	b.WriteString(e.Why)
 	if e.Fix != "" {
 		b.WriteString("; " + e.Fix)
 	}
 	return b.String()
+}
+
+// shortened keeps of a text what a message has room for. A file that is no configuration may be one value as a whole.
+func shortened(text string) string {
+	const most = 60 // characters
+	n := 0
+	for i := range text {
+		if n++; n > most {
+			return text[:i] + "…"
+		}
+	}
+	return text
 }
 
 // A Doc knows where the keys of a decoded file stand.
