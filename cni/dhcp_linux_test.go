@@ -164,10 +164,11 @@ func TestDHCP(t *testing.T) {
 
 // Where no server answers, or gives what the node can't serve, ADD leaves nothing.
 func TestDHCPRefused(t *testing.T) {
-	for _, tc := range []struct{ pool, gateway, want string }{
-		{"", "", `IPAM plugin "dhcp" failed`},
-		{"10.245.1.100,10.245.1.150,255.255.255.0,2m", "10.245.1.1", "outside the node's pod CIDRs"},
-		{pool, "10.244.1.9", "which is not the node's, 10.244.1.1"},
+	for _, tc := range []struct{ pool, gateway, want, args string }{
+		{want: `IPAM plugin "dhcp" failed`},
+		{args: "MAC=0e:59:0a:f4:01:01", want: "itself has"}, // of the bridge, which is made from the gateway's address
+		{"10.245.1.100,10.245.1.150,255.255.255.0,2m", "10.245.1.1", "outside the node's pod CIDRs", ""},
+		{pool, "10.244.1.9", "which is not the node's, 10.244.1.1", ""},
 	} {
 		t.Run(tc.want, func(t *testing.T) {
 			n := newDHCPNode(t, onUplink)
@@ -178,8 +179,9 @@ func TestDHCPRefused(t *testing.T) {
 			}
 			n.warmWithout(t)
 			before := n.dump()
-			if _, err := n.do(n.pod(n.conf("1.0.0", cni.ModeBridge)).call("ADD")); err == nil ||
-				!strings.Contains(err.Msg, tc.want) {
+			p := n.pod(n.conf("1.0.0", cni.ModeBridge))
+			p.args = tc.args
+			if _, err := n.do(p.call("ADD")); err == nil || !strings.Contains(err.Msg, tc.want) {
 				t.Errorf("ADD: %+v, want %q", err, tc.want)
 			}
 			unchanged(t, "after ADD", before, n.dump())
