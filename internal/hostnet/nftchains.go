@@ -146,7 +146,7 @@ func bridgeChain() chain {
 
 // chains are the chains of table inet, without the one that comes and goes with the pods (Masquerade).
 func (s Spec) chains(families []family) []chain {
-	cs := []chain{sourceChain(), s.untracked(families), s.replies()}
+	cs := []chain{sourceChain(), s.untracked(families), s.replies(families)}
 	if s.TunnelGSO != "" {
 		cs = append(cs, probes(s.TunnelGSO))
 	}
@@ -158,6 +158,9 @@ func (s Spec) chains(families []family) []chain {
 // pod and not when it comes back from the TUN. What a tunnel takes does not come back, and is tracked as it leaves the
 // pod: it may be the answer to a peer that asked a host port (see replies). What Warren itself sends to peers uncut is
 // forwarded, and must not be translated, nor judged by a connection's state.
+//
+// A bridge of the operator's own has others on it than pods, whose packets take the host's routes and not the TUN: what
+// is not tracked goes by the source.
 func (s Spec) untracked(families []family) chain {
 	var rules []chainRule
 	add := func(why string, ms ...match) { rules = append(rules, chainRule{why, join(ms...)}) }
@@ -191,7 +194,9 @@ func (s Spec) untracked(families []family) chain {
 			outside = join(outside, destinationNotIn(p))
 		}
 		add("from a pod to a node, only time", isFamily(f), destinationOneOf(f, nodeSet(f)), accept())
-		add("from a pod to the TUN, first time", isFamily(f), outside, destinationNotLocal(), notrack())
+		for _, p := range s.podCIDRs(f) {
+			add("from a pod to the TUN, first time", isFamily(f), sourceIn(p), outside, destinationNotLocal(), notrack())
+		}
 	}
 	return chain{
 		name: "untracked", kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting,
@@ -202,12 +207,15 @@ func (s Spec) untracked(families []family) chain {
 }
 
 // replies marks answers of local pods whose connection was translated on its way in: the mark's policy rule keeps them
-// out of the TUN, where they would lose their connection.
-func (s Spec) replies() chain {
-	var rules []chainRule
-	for _, from := range []match{fromPods(), fromBridges()} {
-		exprs := join(from, isTranslatedReply(), setMark(s.Mark))
-		rules = append(rules, chainRule{"answer of a translated connection", exprs})
+// out of the TUN, where they would lose their connection. That rule asks for the source, and so does this chain: what
+// others on a bridge send keeps its mark.
+func (s Spec) replies(families []family) chain {
+	rules := []chainRule{{"from elsewhere", join(notFromPods(), notFromBridges(), accept())}}
+	for _, f := range families {
+		for _, p := range s.podCIDRs(f) {
+			exprs := join(isFamily(f), sourceIn(p), isTranslatedReply(), setMark(s.Mark))
+			rules = append(rules, chainRule{"answer of a translated connection", exprs})
+		}
 	}
 	return chain{
 		name: "replies", kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting,
