@@ -111,6 +111,41 @@ func TestBrokenStateOfPreparedBridge(t *testing.T) {
 	p.del()
 }
 
+// A bridge is one of pods as long as pods are on it: what else comes in by it, the firewall looks at as others'.
+func TestBridgeIsListedForPods(t *testing.T) {
+	n := newNode(t)
+	n.confMore = `, "bridge": "br-mine"`
+	sh(t, n.ns, "ip link add br-mine type bridge && ip link set br-mine addrgenmode none up && "+
+		"ip addr add 10.244.1.1/24 dev br-mine && ip addr add fd00:10:244:1::1/64 dev br-mine nodad")
+	p, q := n.pod(n.conf("1.1.0", cni.ModeBridge)), n.pod(n.conf("1.1.0", cni.ModeBridge))
+	check := func(when string, want bool) {
+		t.Helper()
+		out := sh(t, n.ns, "nft list set inet warren bridges")
+		if strings.Contains(out, `"br-mine"`) != want {
+			t.Errorf("%s: the bridge is listed: %v", when, !want)
+		}
+	}
+	p.add()
+	q.add()
+	p.del()
+	check("DEL of one of two pods", true)
+	q.del()
+	check("DEL of the last pod", false)
+	p.add()
+	check("another pod", true)
+	sh(t, "", "rm -r "+n.state())
+	q.add()
+	q.del()
+	check("DEL beside a pod whose record is lost", true)
+	sh(t, "", "rm -r "+n.state())
+	n.must(n.gc(cni.ModeBridge, noAttachments))
+	check("GC after the state was lost", false)
+	p.add()
+	sh(t, n.ns, "ip link del br-mine")
+	p.del()
+	check("DEL after the bridge was removed", false)
+}
+
 // The state directory is lost while pods live, and all that comes are their DELs, or one GC.
 func TestLostState(t *testing.T) {
 	for _, mode := range modes {

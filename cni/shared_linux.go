@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/internal/atomicfile"
+	"github.com/warren-net/warren/internal/hostnet"
 )
 
 // shared is what the pods of a node have in common, for whoever takes away a pod that may be the last: their bridges,
@@ -49,6 +50,9 @@ func (s shared) releaseBridges(left podrecord.Record) error {
 		names = append(names, left.Bridge)
 	}
 	if left.Mode == "" {
+		if names, err = s.listedBridges(names); err != nil {
+			return err
+		}
 		links, err := retry(s.LinkList)
 		if err != nil {
 			return fmt.Errorf("listing interfaces: %w", err)
@@ -67,23 +71,39 @@ func (s shared) releaseBridges(left podrecord.Record) error {
 	return errors.Join(errs...)
 }
 
+// listedBridges adds those that the firewall knows.
+func (s shared) listedBridges(names []string) ([]string, error) {
+	listed, err := hostnet.Bridges()
+	return append(names, listed...), err
+}
+
+// releaseBridge undoes what was done to a bridge that no pod is on, and takes it out of those that the firewall knows.
+// A pod that is being added at this moment is not left without: its record comes before its turn with the bridge's lock
+// (ensureBridge), and that before its source check, which lists the bridge. So either the record is seen here, or the
+// bridge is listed after it was taken out. The daemon, which has no lock, looks again after its own changes.
 func (s shared) releaseBridge(name string) error {
 	l, err := lockToRemove(s.conf.StateDir, bridgeLockName(name), lockWait)
 	if err != nil {
 		return err
 	}
 	defer l.release()
-	if !s.frozen && recordedOn(s.conf.StateDir, name) {
+	if !s.frozen && podrecord.OnBridge(s.conf.StateDir, name) {
 		return nil
 	}
 	link, err := s.LinkByName(name)
-	if err != nil && !isNotFound(err) {
-		return fmt.Errorf("bridge %s: %w", name, err)
-	}
-	if err == nil {
-		if done, err := s.undoBridge(link); !done || err != nil {
+	switch {
+	case isNotFound(err):
+		err = hostnet.RemoveBridge(name)
+	case err != nil:
+		err = fmt.Errorf("bridge %s: %w", name, err)
+	default:
+		var done bool
+		if done, err = s.undoBridge(link); !done {
 			return err
 		}
+	}
+	if err != nil {
+		return err
 	}
 	return stateFailure(s.conf.StateDir, atomicfile.Remove(bridgePath(s.conf.StateDir, name)))
 }
@@ -104,6 +124,9 @@ func (s shared) undoBridge(link netlink.Link) (bool, error) {
 	ports := slices.DeleteFunc(links, func(l netlink.Link) bool { return l.Attrs().MasterIndex != link.Attrs().Index })
 	if slices.ContainsFunc(ports, func(l netlink.Link) bool { return podrecord.IsHostIfName(l.Attrs().Name) }) {
 		return false, nil
+	}
+	if err := hostnet.RemoveBridge(name); err != nil {
+		return false, err
 	}
 	if err := s.releaseUplink(link, st); err != nil {
 		return false, err
@@ -137,20 +160,4 @@ func (h *hostHandle) removeAddresses(link netlink.Link, given []netip.Prefix) er
 		}
 	}
 	return nil
-}
-
-// recordedOn reports whether a pod is on the bridge, or may be: a record that can't be read counts.
-func recordedOn(stateDir, name string) bool {
-	names, err := podrecord.Names(stateDir)
-	if err != nil {
-		return true
-	}
-	for _, other := range names {
-		rec, err := podrecord.Read(stateDir, other)
-		if err == nil && rec.Bridge != name || errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		return true
-	}
-	return false
 }

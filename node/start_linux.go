@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/device"
 	"github.com/warren-net/warren/device/tun"
 	"github.com/warren-net/warren/internal/hostnet"
@@ -172,6 +173,7 @@ func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
 		any, _ := attached(cfg)
 		return any
 	}
+	spec.Bridged = func(bridge string) bool { return podrecord.OnBridge(cfg.StateDir, bridge) }
 	if n.gso.device == nil {
 		spec.TunnelGSO = ""
 	}

@@ -200,6 +200,22 @@ func attachedLike(path string, own Record) bool {
 	return bridge && has(fmt.Sprintf("\"mode\": %q,\n", own.Mode)) && !has("\"ipam\":") && buffer[n-1] == '\n'
 }
 
+// OnBridge reports whether a pod is on a bridge, or may be: a record that can't be read counts.
+func OnBridge(stateDir, bridge string) bool {
+	names, err := Names(stateDir)
+	if err != nil {
+		return true
+	}
+	for _, name := range names {
+		rec, err := Read(stateDir, name)
+		if err == nil && rec.Bridge != bridge || errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		return true
+	}
+	return false
+}
+
 // Names lists the host interfaces that have a record, or the beginning of one, readable or not.
 func Names(stateDir string) ([]string, error) {
 	entries, err := os.ReadDir(Dir(stateDir))

@@ -111,6 +111,28 @@ func TestHostIfName(t *testing.T) {
 	}
 }
 
+func TestOnBridge(t *testing.T) {
+	dir := t.TempDir()
+	r := record("a")
+	r.Mode, r.Bridge = "bridge", "br0"
+	if podrecord.OnBridge(dir, "br0") {
+		t.Error("a pod on a bridge without records")
+	}
+	if err := podrecord.Create(dir, r); err != nil {
+		t.Fatal(err)
+	}
+	if !podrecord.OnBridge(dir, "br0") || podrecord.OnBridge(dir, "br1") {
+		t.Error("a pod on br0 is not on br0 alone")
+	}
+	other := filepath.Join(podrecord.Dir(dir), podrecord.HostIfName("b", "eth0")+".json")
+	if err := os.WriteFile(other, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !podrecord.OnBridge(dir, "br1") {
+		t.Error("a record that can't be read may be of a pod on br1")
+	}
+}
+
 func TestUnlike(t *testing.T) {
 	dir := t.TempDir()
 	add := func(id, mode, bridge, podName string) podrecord.Record {

@@ -159,9 +159,9 @@ func (fw *firewall) apply(spec Spec, found []Pod, links linkNames, c *Changes) e
 			wantBridge[set] = append(wantBridge[set], keys...)
 		}
 	}
-	errs = append(errs, fw.repairSets(inetTable(), wantInet, links, c), fw.syncNodes(spec, c))
+	errs = append(errs, fw.repairSets(inetTable(), spec, wantInet, links, c), fw.syncNodes(spec, c))
 	if bridge || len(wantBridge) > 0 {
-		errs = append(errs, fw.applyBridge(bridge, c), fw.repairSets(bridgeTable(), wantBridge, links, c))
+		errs = append(errs, fw.applyBridge(bridge, c), fw.repairSets(bridgeTable(), spec, wantBridge, links, c))
 	}
 	return errors.Join(errs...)
 }
@@ -194,7 +194,11 @@ func (fw *firewall) rebuild(state tableState, wrong []chain, stale []*nftables.C
 			c.add("nftables: chain %s set up", w.name)
 		}
 		for _, s := range stale {
-			c.add("nftables: chain %s removed", s.Name)
+			say := c.add
+			if s.Name == chainOutgoing {
+				say = c.tidy
+			}
+			say("nftables: chain %s removed", s.Name)
 		}
 		return nil
 	}

@@ -178,11 +178,14 @@ func (fw *firewall) ensurePod(p Pod) error {
 type linkNames func() (map[string]bool, error)
 
 // repairSets puts back what the sets of table t lost of wanted (keys by set), and drops the elements of interfaces that
-// are gone: the plugin may have been killed, or the pod's namespace deleted before the plugin could say so.
+// are gone, and of bridges that no pod is on: the plugin may have been killed, or the pod's namespace deleted before
+// the plugin could say so.
 //
 // EnsurePod is called when the interface exists, and elements are read before interfaces are: so an element without
-// interface is one whose interface is gone, and not one that is to come.
-func (fw *firewall) repairSets(t *nftables.Table, wanted map[string][][]byte, links linkNames, c *Changes) error {
+// interface is one whose interface is gone, and not one that is to come. A bridge may come anew: see followBridges.
+func (fw *firewall) repairSets(t *nftables.Table, spec Spec, wanted map[string][][]byte, links linkNames,
+	c *Changes,
+) error {
 	sets := podSets(t)
 	have := make([][][]byte, len(sets))
 	var err error
@@ -195,24 +198,23 @@ func (fw *firewall) repairSets(t *nftables.Table, wanted map[string][][]byte, li
 	if err != nil {
 		return err
 	}
-	gone := func(key []byte) bool { return !names[string(bytes.TrimRight(key[:ifnameBytes], "\x00"))] }
-	tx, added, dropped := fw.begin(t), 0, 0
+	gone := func(key []byte) bool { return !names[nameIn(key)] }
+	tx, added, dropped, bridges := fw.begin(t), 0, 0, map[string]bool{}
 	for i, s := range sets {
-		there := map[string]bool{}
-		for _, k := range have[i] {
-			there[string(k)] = true
-		}
 		var add, del [][]byte
-		for _, k := range wanted[s.Name] {
-			if !there[string(k)] && !gone(k) {
-				there[string(k)] = true
-				add = append(add, k)
+		if s.Name == setBridges {
+			if add, del, err = spec.diffBridges(wanted[s.Name], have[i], gone); err != nil {
+				return err
 			}
-		}
-		for _, k := range have[i] {
-			if gone(k) {
-				del = append(del, k)
+			for _, k := range del {
+				bridges[nameIn(k)] = false
 			}
+			for _, k := range add {
+				bridges[nameIn(k)] = true
+			}
+		} else {
+			add = slices.DeleteFunc(difference(wanted[s.Name], have[i]), gone)
+			del = slices.DeleteFunc(have[i], func(k []byte) bool { return !gone(k) })
 		}
 		added, dropped = added+len(add), dropped+len(del)
 		tx.change(s, add, (*nftables.Conn).SetAddElements)
@@ -221,11 +223,18 @@ func (fw *firewall) repairSets(t *nftables.Table, wanted map[string][][]byte, li
 	if added+dropped == 0 {
 		return nil
 	}
-	if err := tx.commit(); err != nil && !errors.Is(err, unix.ENOENT) { // the plugin was faster; the next Apply sees
+	switch err := tx.commit(); {
+	case errors.Is(err, unix.ENOENT): // the plugin was faster; the next Apply sees
+		bridges = nil
+	case err != nil:
 		return fmt.Errorf("repairing the sets of the source check: %w", err)
 	}
-	c.add("nftables: source check of pods: %d elements put back, %d of interfaces that are gone removed", added, dropped)
-	return nil
+	say := c.add
+	if added == 0 {
+		say = c.tidy
+	}
+	say("nftables: source check of pods: %d elements put back, %d of pods that are gone removed", added, dropped)
+	return fw.followBridges(spec, bridges, c)
 }
 
 // syncElements makes the sets of t, which exists, hold exactly elems for the interface. With chains it also makes the

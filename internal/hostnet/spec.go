@@ -64,6 +64,8 @@ type Spec struct {
 
 	// Attached reports whether any pod is attached now, which Pods, read earlier, may be wrong about. nil: not known.
 	Attached func() bool
+	// Bridged reports the same of one bridge. nil: not known.
+	Bridged func(bridge string) bool
 }
 
 // A Pod is what the source check knows of a pod.
@@ -81,11 +83,22 @@ type Pod struct {
 type Changes struct {
 	Made []string // one line per change, for the log; empty when everything was as it should be
 	Lost []string // what the kernel lacks and what does not work for it; nothing to retry
+
+	tidied int // of Made: what only went, as the pods that had it did
 }
 
 func (c *Changes) add(format string, args ...any) {
 	c.Made = append(c.Made, fmt.Sprintf(format, args...))
 }
+
+// tidy adds what was taken away after pods that left: nobody had undone anything.
+func (c *Changes) tidy(format string, args ...any) {
+	c.add(format, args...)
+	c.tidied++
+}
+
+// mended is whether something was put back or made, or somebody else's removed.
+func (c *Changes) mended() bool { return len(c.Made) > c.tidied }
 
 // withDefaults fills in what zero values stand for, and copies the slices it sorts.
 func (s Spec) withDefaults() Spec {
