@@ -120,14 +120,15 @@ func (s Spec) followPods(there bool, links linkNames, c *Changes) error {
 	}
 	for s.attached(links) != there {
 		there = !there
-		change, what := RemoveMasquerade, "removed, as no pod is left"
+		change, say, what := RemoveMasquerade, c.tidy, "removed, as no pod is left"
 		if there {
-			change, what = func() error { return EnsureMasquerade(s.masquerade()) }, "set up, as there is a pod"
+			change, say = func() error { return EnsureMasquerade(s.masquerade()) }, c.add
+			what = "set up, as there is a pod"
 		}
 		if err := change(); err != nil {
 			return err
 		}
-		c.add("nftables: chain %s %s", chainOutgoing, what)
+		say("nftables: chain %s %s", chainOutgoing, what)
 	}
 	return nil
 }

@@ -73,7 +73,7 @@ func Watch(ctx context.Context, get func() Spec, o WatchOptions) error {
 			}
 		}
 		delay := o.Debounce
-		if len(c.Made) > 0 && fight.add(time.Now()) {
+		if c.mended() && fight.add(time.Now()) {
 			delay *= fightFactor
 			o.Log.Warn("somebody keeps undoing Warren's network set-up; slowing down", "delay", delay,
 				"hint", "systemd-networkd: set ManageForeignRoutes=no and ManageForeignRoutingPolicyRules=no in networkd.conf")

@@ -1,9 +1,11 @@
 package hostnet
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -157,6 +159,71 @@ func TestFightCounter(t *testing.T) {
 	if f.add(now.Add(time.Hour)) {
 		t.Error("a change after an hour is taken for a fight")
 	}
+}
+
+// TestPodsThatLeaveAreNoFight has pods come and leave beside the daemon, and then somebody who undoes things.
+func TestPodsThatLeaveAreNoFight(t *testing.T) {
+	w := newWorld(t)
+	w.tun("warren0")
+	w.run("ip link add br0 type bridge")
+	spec := testSpec()
+	spec.Bridged = func(string) bool { return false }
+	var log lockedBuffer
+	w.background(func(ctx context.Context) error {
+		return Watch(ctx, func() Spec { return spec }, WatchOptions{
+			Debounce: time.Millisecond, Interval: time.Hour, Log: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+	})
+	w.eventually("first Apply", func() bool { return strings.Contains(w.state(), "chain replies") })
+	const slow = "keeps undoing"
+	m := testSpec().masquerade()
+	for i := range 3 * fightLimit {
+		tidied := strings.Count(log.String(), "of pods that are gone removed")
+		w.run("ip link add wrn00000000001 type veth peer name far0")
+		p := bridgePod("br0")
+		p.Masquerade = &m
+		w.must(EnsurePod(p))
+		w.run("ip link del wrn00000000001")
+		// Its DEL says so, or the daemon sees it for itself.
+		if i%2 == 0 {
+			w.must(RemovePod(p.Interface))
+		} else {
+			w.run("nft delete chain inet warren outgoing")
+		}
+		w.eventually("what the pod left is gone", func() bool {
+			return strings.Count(log.String(), "of pods that are gone removed") > tidied &&
+				!strings.Contains(w.run("nft list ruleset"), "br0")
+		})
+		if strings.Contains(log.String(), slow) {
+			t.Fatalf("after %d pods:\n%s", i+1, log.String())
+		}
+	}
+	for range 3 * fightLimit {
+		w.run("ip rule del priority 5203")
+		w.eventually("the rule is back", func() bool { return strings.Contains(w.run("ip rule"), "5203:") })
+		if strings.Contains(log.String(), slow) {
+			return
+		}
+	}
+	t.Errorf("a fight was not found:\n%s", log.String())
+}
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func TestEventsIgnoreWhatIsCutShort(t *testing.T) {
