@@ -281,9 +281,23 @@ func (a *attachment) checked() error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("source check of %s: %w", a.rec.HostIfName, err)
+		return a.taken(fmt.Errorf("source check of %s: %w", a.rec.HostIfName, err))
 	}
 	return nil
+}
+
+// taken says what to do about an address that a living pod has: the state directory should have known. The next ADD
+// gets another one, if it asks for none.
+func (a *attachment) taken(err error) error {
+	var other *hostnet.AddressTakenError
+	if !errors.As(err, &other) {
+		return err
+	}
+	lost := ""
+	if _, err := podrecord.Read(a.StateDir, other.Interface); errors.Is(err, fs.ErrNotExist) {
+		lost = ", whose record is lost"
+	}
+	return fail(types.ErrTryAgainLater, "%w%s: delete that pod first", other, lost)
 }
 
 // setUpRouted completes the host's side in routed mode: a route and a permanent neighbour entry per address. The
@@ -315,7 +329,7 @@ func (a *attachment) setUpRouted() error {
 			return fmt.Errorf("neighbour entry of %s: %w", g.Addr, err)
 		}
 		if err := a.host.routePod(link, g); err != nil {
-			return err
+			return a.taken(err)
 		}
 	}
 	return nil

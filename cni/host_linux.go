@@ -3,9 +3,12 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/warren-net/warren/cni/ipam"
+	"github.com/warren-net/warren/cni/podrecord"
 	"github.com/warren-net/warren/internal/hostnet"
 	"golang.org/x/sys/unix"
 )
@@ -124,11 +127,7 @@ func (h *hostHandle) routePod(link netlink.Link, g ipam.Allocation) error {
 		err = h.RouteAdd(route)
 	}
 	if errors.Is(err, unix.EEXIST) {
-		if h.isRouted(route) { // the daemon, which puts back pods' routes, was faster
-			return nil
-		}
-		return fmt.Errorf("the host has a route to the pod's address %s already: find it with `ip route show %s` and "+
-			"remove it", g.Addr, g.Addr)
+		return h.routeTaken(route, g.Addr)
 	}
 	if err != nil {
 		return fmt.Errorf("route to the pod's address %s: %w", g.Addr, err)
@@ -136,14 +135,30 @@ func (h *hostHandle) routePod(link netlink.Link, g ipam.Allocation) error {
 	return nil
 }
 
-// isRouted reports whether Warren's route to a pod is there, with whatever source.
-func (h *hostHandle) isRouted(route *netlink.Route) bool {
+// routeTaken looks whose the route to a pod's address is that is there already. With whatever source it may be the
+// pod's own: the daemon, which puts back pods' routes, was faster.
+func (h *hostHandle) routeTaken(route *netlink.Route, addr netip.Addr) error {
 	family := unix.AF_INET
-	if route.Dst.IP.To4() == nil {
+	if addr.Is6() {
 		family = unix.AF_INET6
 	}
 	found, err := retry(func() ([]netlink.Route, error) {
-		return h.RouteListFiltered(family, route, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+		return h.RouteListFiltered(family, route, netlink.RT_FILTER_DST)
 	})
-	return err == nil && len(found) > 0
+	if err != nil {
+		return fmt.Errorf("the host has a route to the pod's address %s already; looking for it: %w", addr, err)
+	}
+	if slices.ContainsFunc(found, func(r netlink.Route) bool {
+		return r.LinkIndex == route.LinkIndex && r.Protocol == route.Protocol
+	}) {
+		return nil
+	}
+	for _, r := range found {
+		link, err := h.LinkByIndex(r.LinkIndex)
+		if err == nil && podrecord.IsHostIfName(link.Attrs().Name) {
+			return &hostnet.AddressTakenError{Addr: addr, Interface: link.Attrs().Name, Alias: link.Attrs().Alias}
+		}
+	}
+	return fmt.Errorf("the host has a route to the pod's address %s already: find it with `ip route show %s` and "+
+		"remove it", addr, addr)
 }

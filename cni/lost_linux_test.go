@@ -2,12 +2,15 @@ package cni_test
 
 import (
 	"bytes"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/warren-net/warren/cni"
 	"github.com/warren-net/warren/cni/podrecord"
 )
@@ -177,7 +180,7 @@ func TestLostState(t *testing.T) {
 				lose()
 				late := n.pod(conf)
 				late.id = "late"
-				if mode == cni.ModeBridge { // in mode routed ADD may meet the route of a pod that has no record
+				if lost == "state/cni/pods" { // else ADD meets addresses of pods that have no record, see below
 					late.add()
 					late.del()
 					ping(t, q.ns, n.file.Gateways[0])
@@ -187,6 +190,53 @@ func TestLostState(t *testing.T) {
 				unchanged(t, "after a late pod", before, n.dump())
 			})
 		}
+	}
+}
+
+// The state directory is lost while a pod lives: nobody else gets its addresses.
+func TestAddressOfALostPod(t *testing.T) {
+	for _, tt := range []struct{ mode, unlist string }{
+		{cni.ModeRouted, "true"}, {cni.ModeBridge, "true"}, {cni.ModeRouted, "nft flush ruleset"},
+	} {
+		t.Run(tt.mode+" "+tt.unlist, func(t *testing.T) {
+			n := newNode(t)
+			n.warm(tt.mode)
+			before := n.dump()
+			p, q := n.pod(n.conf("1.1.0", tt.mode)), n.pod(n.conf("1.1.0", tt.mode))
+			has := p.add().addrs()
+			sh(t, n.ns, tt.unlist)
+			sh(t, "", "rm -r "+n.state())
+			still := func() {
+				if tt.unlist == "true" { // else the source check has forgotten it
+					ping(t, p.ns, n.file.Gateways[0])
+				}
+			}
+			name := podrecord.HostIfName(p.id, "eth0")
+			want := "address " + has[0].String() + " belongs to the pod behind interface " + name +
+				" (warren pod: pods shop/" + p.ns + " eth0), whose record is lost: delete that pod first"
+			q.args += ";IP=" + has[0].String()
+			if _, err := n.do(q.call("ADD")); err == nil || err.Code != types.ErrTryAgainLater || err.Msg != want {
+				t.Errorf("ADD with the address of a living pod: %v\nwant %s", err, want)
+			}
+			still()
+			// Their turn comes, after those of the pod before it, and who asks again gets the next ones.
+			sh(t, "", "rm -r "+n.state())
+			first := n.pod(n.conf("1.1.0", tt.mode))
+			first.add()
+			q = n.pod(n.conf("1.1.0", tt.mode))
+			if _, err := n.do(q.call("ADD")); err == nil || err.Msg != want {
+				t.Errorf("ADD whose turn it is: %v", err)
+			}
+			if now := q.add().addrs(); slices.ContainsFunc(now, func(a netip.Addr) bool { return slices.Contains(has, a) }) {
+				t.Errorf("another pod has %v, and the one whose record is lost %v", now, has)
+			}
+			first.del()
+			still()
+			q.del()
+			p.del()
+			n.warm(tt.mode)
+			unchanged(t, "after all", before, n.dump())
+		})
 	}
 }
 

@@ -9,7 +9,8 @@ import (
 
 func bridgePod(bridge string) Pod {
 	return Pod{
-		Interface: "wrn00000000001", Addrs: []netip.Addr{addr(pod1v4)}, Bridge: bridge, MAC: net.HardwareAddr{0x0e, 0, 0, 0, 3, 1},
+		Interface: "wrn00000000001", Addrs: []netip.Addr{addr(pod1v4)}, Bridge: bridge,
+		MAC: net.HardwareAddr{0x0e, 0, 0, 0, 3, 1},
 	}
 }
 
@@ -41,8 +42,8 @@ func TestRemoveBridge(t *testing.T) {
 	}
 }
 
-// TestApplyDropsBridgesWithoutPods has pods come and leave while Apply is at work: answers are what the records say, one
-// after the other, and the last from then on.
+// TestApplyDropsBridgesWithoutPods has pods come and leave while Apply is at work: answers are what the records say,
+// one after the other, and the last from then on.
 func TestApplyDropsBridgesWithoutPods(t *testing.T) {
 	for _, tt := range []struct {
 		name         string

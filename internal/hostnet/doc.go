@@ -1,7 +1,7 @@
 // Package hostnet owns the kernel state that Warren keeps on a host: the addresses and settings of the TUN device,
 // routes, policy rules, sysctls and nftables. The node daemon calls Apply, Watch and Remove; the CNI plugin calls
-// EnsurePod, RemovePod, EnsurePodLink and EnsurePodBridge, which work while the daemon is down; `warren check` calls
-// Check.
+// EnsurePod, RemovePod, RemoveBridge, EnsurePodLink and EnsurePodBridge, which work while the daemon is down; `warren
+// check` calls Check.
 //
 // # Whose objects are whose
 //

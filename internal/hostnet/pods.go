@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,6 +23,7 @@ const setChunk = 500
 // EnsurePod makes the source check accept exactly p.Addrs from p.Interface, which exists already. It makes the tables
 // when they are missing, so that it works while the daemon is down, and may run at the same time as any other call, in
 // any process. Calling it again changes nothing. ErrNoNftables: the kernel can't check sources so, see EnsurePodLink.
+// *AddressTakenError: another pod has one of the addresses.
 func EnsurePod(p Pod) error {
 	if err := p.validate(); err != nil {
 		return fmt.Errorf("source check: %w", err)
@@ -28,6 +31,17 @@ func EnsurePod(p Pod) error {
 	fw := newFirewall()
 	defer fw.close()
 	return fw.ensurePod(p)
+}
+
+// AddressTakenError says that a pod has an address that another one was to get.
+type AddressTakenError struct {
+	Addr      netip.Addr
+	Interface string // of the pod that has it
+	Alias     string // of that interface
+}
+
+func (e *AddressTakenError) Error() string {
+	return fmt.Sprintf("address %s belongs to the pod behind interface %s (%s)", e.Addr, e.Interface, e.Alias)
 }
 
 // RemovePod takes the interface out of the source check. It is no error when it is not there, or when the kernel has no
@@ -44,7 +58,7 @@ func RemovePod(ifname string) error {
 	}
 	var errs []error
 	for _, t := range existing(inet, bridge) {
-		errs = append(errs, fw.syncElements(t, ifname, nil, nil))
+		errs = append(errs, fw.syncElements(t, Pod{Interface: ifname}, nil, nil))
 	}
 	return errors.Join(errs...)
 }
@@ -160,18 +174,18 @@ func macKey(interfaceName string, mac net.HardwareAddr) []byte {
 func (fw *firewall) ensurePod(p Pod) error {
 	inet, bridge := p.keys()
 	if p.Bridge != "" {
-		if err := fw.syncElements(bridgeTable(), p.Interface, bridge, []chain{bridgeChain()}); err != nil {
+		if err := fw.syncElements(bridgeTable(), p, bridge, []chain{bridgeChain()}); err != nil {
 			return err
 		}
 	}
 	if p.Masquerade != nil {
-		err := fw.syncElements(inetTable(), p.Interface, inet, []chain{sourceChain(), p.Masquerade.chain()})
+		err := fw.syncElements(inetTable(), p, inet, []chain{sourceChain(), p.Masquerade.chain()})
 		if !errors.Is(err, ErrNoNftables) {
 			return err
 		}
 		// A kernel that can't translate may be able to check; what is lost says Apply.
 	}
-	return fw.syncElements(inetTable(), p.Interface, inet, []chain{sourceChain()})
+	return fw.syncElements(inetTable(), p, inet, []chain{sourceChain()})
 }
 
 // A linkNames lists the names of the interfaces that exist.
@@ -237,18 +251,18 @@ func (fw *firewall) repairSets(t *nftables.Table, spec Spec, wanted map[string][
 	return fw.followBridges(spec, bridges, c)
 }
 
-// syncElements makes the sets of t, which exists, hold exactly elems for the interface. With chains it also makes the
-// table and these chains where they are missing, and the source check where it is not as it should be.
-func (fw *firewall) syncElements(t *nftables.Table, ifname string, elems map[string][][]byte, chains []chain) error {
+// syncElements makes the sets of t, which exists, hold exactly elems for the pod's interface. With chains it also makes
+// the table and these chains where they are missing, and the source check where it is not as it should be.
+func (fw *firewall) syncElements(t *nftables.Table, p Pod, elems map[string][][]byte, chains []chain) error {
 	var err error
 	for range podAttempts {
-		err = fw.trySyncElements(t, ifname, elems, chains)
+		err = fw.trySyncElements(t, p, elems, chains)
 		// ENOENT: an element or the whole table went away meanwhile; EEXIST, EBUSY: the table is being made or deleted.
 		if err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EBUSY) {
-			return wrapSource(ifname, err)
+			return wrapSource(p.Interface, err)
 		}
 	}
-	return wrapSource(ifname, missing(err))
+	return wrapSource(p.Interface, missing(err))
 }
 
 func wrapSource(ifname string, err error) error {
@@ -258,7 +272,7 @@ func wrapSource(ifname string, err error) error {
 	return fmt.Errorf("source check of %s: %w", ifname, err)
 }
 
-func (fw *firewall) trySyncElements(t *nftables.Table, ifn string, elems map[string][][]byte, chains []chain) error {
+func (fw *firewall) trySyncElements(t *nftables.Table, p Pod, elems map[string][][]byte, chains []chain) error {
 	tx, there, err := fw.mend(t, chains)
 	if err != nil {
 		return err
@@ -273,11 +287,14 @@ func (fw *firewall) trySyncElements(t *nftables.Table, ifn string, elems map[str
 			if have, err = fw.elements(s); err != nil {
 				return err
 			}
+			if err := p.alone(s, have); err != nil {
+				return err
+			}
 		}
 		add := slices.DeleteFunc(slices.Clone(want), func(k []byte) bool { return containsKey(have, k) })
 		// Other pods' elements are theirs.
 		del := slices.DeleteFunc(have, func(k []byte) bool {
-			return s.Name == setBridges || !bytes.HasPrefix(k, ifname(ifn)) || containsKey(want, k)
+			return s.Name == setBridges || !bytes.HasPrefix(k, ifname(p.Interface)) || containsKey(want, k)
 		})
 		tx.change(s, add, (*nftables.Conn).SetAddElements)
 		tx.change(s, del, (*nftables.Conn).SetDeleteElements)
@@ -286,6 +303,32 @@ func (fw *firewall) trySyncElements(t *nftables.Table, ifn string, elems map[str
 		return nil
 	}
 	return tx.commit()
+}
+
+// alone refuses addresses that another pod's interface has in a set. The plugin gives no address twice while it knows
+// who has it; the sets know it also when the plugin's files are lost. A pod that leaves is taken out before its address
+// is free, and where that was not said, its interface is gone.
+func (p Pod) alone(s *nftables.Set, have [][]byte) error {
+	if s.Name != setPods4 && s.Name != setPods6 {
+		return nil
+	}
+	for _, k := range have {
+		other := nameIn(k)
+		at := slices.IndexFunc(p.Addrs, func(a netip.Addr) bool { return bytes.Equal(k[ifnameBytes:], a.AsSlice()) })
+		if at < 0 || other == p.Interface {
+			continue
+		}
+		link, err := netlink.LinkByName(other)
+		var gone netlink.LinkNotFoundError
+		if errors.As(err, &gone) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("looking for %s, which has address %s: %w", other, p.Addrs[at], err)
+		}
+		return &AddressTakenError{Addr: p.Addrs[at], Interface: other, Alias: link.Attrs().Alias}
+	}
+	return nil
 }
 
 // mend starts a transaction with what has to be done to chains, and to the table that they are in, and reports whether

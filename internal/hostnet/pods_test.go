@@ -91,6 +91,43 @@ func TestEnsurePodAtOnce(t *testing.T) {
 	}
 }
 
+// TestAddressOfAnotherPod: as long as its interface is there, it keeps the address.
+func TestAddressOfAnotherPod(t *testing.T) {
+	for _, mode := range []string{"routed", "bridge", "a bridge beside a routed pod"} {
+		t.Run(mode, func(t *testing.T) {
+			w := newWorld(t)
+			w.run("ip link add br0 type bridge; ip link add wrn00000000001 type bridge; " +
+				"ip link set wrn00000000001 alias 'warren pod: n shop/a eth0'")
+			p := Pod{Interface: "wrn00000000001", Addrs: []netip.Addr{addr(pod1v4), addr(pod1v6)}}
+			q := Pod{Interface: "wrn00000000002"}
+			if mode == "bridge" {
+				p.Bridge, p.MAC = "br0", net.HardwareAddr{0x0e, 0, 0, 0, 0, 1}
+			}
+			if mode != "routed" {
+				q.Bridge, q.MAC = "br0", net.HardwareAddr{0x0e, 0, 0, 0, 0, 2}
+			}
+			w.must(EnsurePod(p))
+			w.must(EnsurePod(p))
+			for _, a := range p.Addrs {
+				q.Addrs = []netip.Addr{addr("10.244.1.9"), a}
+				err := EnsurePod(q)
+				var taken *AddressTakenError
+				if !errors.As(err, &taken) || taken.Addr != a || taken.Interface != p.Interface ||
+					!strings.Contains(err.Error(), "(warren pod: n shop/a eth0)") {
+					t.Errorf("the address %s of another pod: %v", a, err)
+				}
+				out := w.run("nft list table inet warren")
+				if strings.Contains(out, q.Interface) || !strings.Contains(w.run("nft list ruleset"), `"wrn00000000001" . `) {
+					t.Errorf("after %s was refused:\n%s", a, out)
+				}
+			}
+			q.Addrs = p.Addrs
+			w.run("ip link del wrn00000000001") // with its namespace
+			w.must(EnsurePod(q))
+		})
+	}
+}
+
 // everyLink claims that the test's interfaces exist.
 func everyLink() (map[string]bool, error) {
 	m := map[string]bool{}
