@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -147,6 +148,34 @@ func TestBridgeIsListedForPods(t *testing.T) {
 	sh(t, n.ns, "ip link del br-mine")
 	p.del()
 	check("DEL after the bridge was removed", false)
+}
+
+// Pods come onto a bridge as the last ones leave it.
+func TestBridgeIsListedForWhoComes(t *testing.T) {
+	n := newNode(t)
+	n.confMore = `, "bridge": "br-mine"`
+	sh(t, n.ns, "ip link add br-mine type bridge && ip link set br-mine addrgenmode none up && "+
+		"ip addr add 10.244.1.1/24 dev br-mine && ip addr add fd00:10:244:1::1/64 dev br-mine nodad")
+	var pods sync.WaitGroup
+	for range 3 {
+		p := n.pod(n.conf("1.1.0", cni.ModeBridge))
+		pods.Go(func() {
+			for range 10 {
+				_, err := n.do(p.call("ADD"))
+				out, listErr := try(n.ns, "nft list set inet warren bridges")
+				if err != nil || listErr != nil || !strings.Contains(out, `"br-mine"`) {
+					t.Errorf("after ADD (%v, %v) the set is\n%s", err, listErr, out)
+				}
+				if _, err := n.do(p.call("DEL")); err != nil {
+					t.Errorf("DEL: %v", err)
+				}
+			}
+		})
+	}
+	pods.Wait()
+	if out := sh(t, n.ns, "nft list set inet warren bridges"); strings.Contains(out, "br-mine") {
+		t.Errorf("after the last DEL the set is\n%s", out)
+	}
 }
 
 // The state directory is lost while pods live, and all that comes are their DELs, or one GC.
