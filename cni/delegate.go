@@ -79,8 +79,8 @@ func findDelegate(section json.RawMessage, command string) (string, error) {
 	case err == nil:
 		return path, nil
 	case command == "DEL" || command == "CHECK":
-		return "", fail(types.ErrInvalidNetworkConfig, "the pod has its addresses of IPAM plugin %q: %w: install that plugin "+
-			"again", kind, err)
+		return "", fail(types.ErrInvalidNetworkConfig, "the pod has its addresses of IPAM plugin %q: %w: install that "+
+			"plugin again", kind, err)
 	}
 	return "", fail(types.ErrInvalidNetworkConfig, "ipam.type is %q: %w: install that plugin, or leave ipam out for "+
 		"addresses of Warren's own", kind, err)

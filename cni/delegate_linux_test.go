@@ -270,8 +270,8 @@ esac
 	}
 }
 
-// A section ipam that its plugin refuses makes no pod that can't be deleted; neither does an ADD with it that is killed,
-// once the section has been corrected.
+// A section ipam that its plugin refuses makes no pod that can't be deleted; neither does an ADD with it that is
+// killed, once the section has been corrected.
 func TestDelegateRefusesItsSection(t *testing.T) {
 	n := newNodeWithUpstream(t)
 	n.warm(cni.ModeRouted)
