@@ -92,8 +92,7 @@ func delegateError(kind, command string, err error) error {
 		return nil
 	}
 	code := types.ErrInternal
-	var said *types.Error
-	if errors.As(err, &said) && said.Code != types.ErrUnknown {
+	if said := refusal(err); said != nil {
 		code = said.Code
 	}
 	return fail(code, "%s of IPAM plugin %q failed: %w: it may need another section ipam, or something of its own that "+
@@ -142,10 +141,13 @@ func (p *Plugin) releaseDelegated(conf Config, rec podrecord.Record) error {
 	return err
 }
 
-// refusal reports whether an IPAM plugin said itself what is wrong, and was not killed.
-func refusal(err error) bool {
+// refusal is what an IPAM plugin said itself of what is wrong; nil when it was killed, or could not be run.
+func refusal(err error) *types.Error {
 	var said *types.Error
-	return errors.As(err, &said) && said.Code != types.ErrUnknown
+	if errors.As(err, &said) && said.Code != types.ErrUnknown {
+		return said
+	}
+	return nil
 }
 
 // sameJSON compares but for white space, which a record is written with.

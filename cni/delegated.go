@@ -126,7 +126,7 @@ func (a *attachment) fromDelegate() error {
 func (a *attachment) ask() error {
 	result, err := a.delegate(delegation{"ADD", a.IPAM, a.rec})
 	if err != nil {
-		a.refused = refusal(err)
+		a.refused = refusal(err) != nil
 		return err
 	}
 	if a.given, err = a.take(result); err != nil {

@@ -16,34 +16,18 @@ import (
 // RemoveBridge takes a bridge that no pod is on out of those whose packets are looked at as those of pods. It is no
 // error when it is not there, or when the kernel has no nftables.
 func RemoveBridge(name string) error {
-	fw := newFirewall()
-	defer fw.close()
-	inet, _, err := fw.tables()
-	if errors.Is(err, ErrNoNftables) || err == nil && !inet {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("bridge %s: listing nftables tables: %w", name, err)
-	}
-	return fw.listBridge(name, false)
+	return withInetTable("bridge "+name, func(fw *firewall) error { return fw.listBridge(name, false) })
 }
 
 // Bridges lists the bridges whose packets are looked at as those of pods.
-func Bridges() ([]string, error) {
-	fw := newFirewall()
-	defer fw.close()
-	inet, _, err := fw.tables()
-	if errors.Is(err, ErrNoNftables) || err == nil && !inet {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listing nftables tables: %w", err)
-	}
-	keys, err := fw.elements(bridgeSet())
-	var names []string
-	for _, k := range keys {
-		names = append(names, nameIn(k))
-	}
+func Bridges() (names []string, err error) {
+	err = withInetTable("bridges of pods", func(fw *firewall) error {
+		keys, err := fw.elements(bridgeSet())
+		for _, k := range keys {
+			names = append(names, nameIn(k))
+		}
+		return err
+	})
 	return names, err
 }
 

@@ -45,16 +45,9 @@ func nodeSets(t *nftables.Table) []*nftables.Set {
 }
 
 // RemoveMasquerade takes the translation away. It is no error when there is none, or no nftables.
-func RemoveMasquerade() error {
-	fw := newFirewall()
-	defer fw.close()
-	inet, _, err := fw.tables()
-	if errors.Is(err, ErrNoNftables) || err == nil && !inet {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("masquerade: listing nftables tables: %w", err)
-	}
+func RemoveMasquerade() error { return withInetTable("masquerade", (*firewall).removeMasquerade) }
+
+func (fw *firewall) removeMasquerade() error {
 	chains, err := fw.chains(inetTable())
 	if err != nil {
 		return err

@@ -91,6 +91,20 @@ func (fw *firewall) tables() (inet, bridge bool, err error) {
 	return inet, bridge, nil
 }
 
+// withInetTable runs f where there is table inet. It is no error when there is none, or no nftables.
+func withInetTable(what string, f func(*firewall) error) error {
+	fw := newFirewall()
+	defer fw.close()
+	inet, _, err := fw.tables()
+	switch {
+	case errors.Is(err, ErrNoNftables), err == nil && !inet:
+		return nil
+	case err != nil:
+		return fmt.Errorf("%s: listing nftables tables: %w", what, err)
+	}
+	return f(fw)
+}
+
 // absent adds ErrNoNftables to the errors of a kernel that has no nf_tables at all: a single message is answered
 // EINVAL, and without netfilter's netlink there is no such socket.
 func absent(err error) error {
