@@ -9,6 +9,8 @@ import (
 	"context"
 	"net"
 	"net/netip"
+
+	"github.com/warren-net/warren/internal/key"
 )
 
 // A Node is what the cluster knows of one node.
@@ -17,7 +19,15 @@ type Node struct {
 	Addresses []netip.Addr     // underlay addresses, at most one per family; the node's own, unmapped
 	PodCIDRs  []netip.Prefix   // masked; the node's pods live there
 	MAC       net.HardwareAddr // VXLAN VTEP address; nil: derived from the first underlay address (vxlan.MAC)
-	Port      uint16           // UDP port of the node's tunnel; 0: the cluster's default
+	Port      uint16           // UDP port of the node's VXLAN tunnel; 0: the cluster's default
+
+	PublicKey     key.Public // of the encrypted tunnel; zero: the node has none
+	WireGuardPort uint16     // UDP port of the encrypted tunnel; 0: the cluster's default
+	Plaintext     bool       // traffic with the node is to be VXLAN, although it has a key or because it has none
+
+	// Roams says that the node is no Warren node but a machine with addresses in the pod network, PodCIDRs, that may be
+	// anywhere: any WireGuard implementation. It has no Addresses, and is reached once it has called.
+	Roams bool
 }
 
 // A State is the whole cluster as a source sees it, the own node included.
