@@ -1,0 +1,308 @@
+package wireguard
+
+import (
+	"crypto/rand"
+	"io"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/ratelimiter"
+	"golang.zx2c4.com/wireguard/tai64n"
+
+	"github.com/warren-net/warren/internal/key"
+	"github.com/warren-net/warren/tunnel"
+)
+
+// Config says what a Tunnel works with. The functions are called by Run or by workers, must not block, and may be nil.
+type Config struct {
+	Lanes   int // of the node: sessions are dealt out to them, see tunnel/udp. 0: 1
+	Workers int // how many call Sent and Got; their numbers are 0 to Workers-1
+
+	Established func(peer int32)         // there is a session with the peer, and there was none before or another one
+	Roamed      func(peer int32)         // Peer.Endpoint has changed
+	Reachable   func(netip.Addr) bool    // the address may be a peer's endpoint; nil: every one may
+	PathEvents  func([]tunnel.PathEvent) // of the control socket
+	Now         func() int64             // Unix nanoseconds; nil: the system's clock
+	Random      io.Reader                // nil: crypto/rand
+
+	// CallsPerTick is how many peers are greeted in a quarter of a second, so that a start in a large cluster does not take
+	// a processor for itself; 0: 64.
+	CallsPerTick int
+}
+
+// Counters say what happened to handshakes. Safe for concurrent use.
+type Counters struct {
+	Initiated   atomic.Uint64 // initiations sent
+	Completed   atomic.Uint64 // that were answered
+	Responded   atomic.Uint64 // initiations answered
+	GivenUp     atomic.Uint64 // peers that did not answer for 90 s
+	Keepalives  atomic.Uint64 // sent
+	CookiesSent atomic.Uint64 // under load, in place of a response
+	CookiesGot  atomic.Uint64
+	Invalid     atomic.Uint64 // messages that are none, or whose MAC or content is wrong
+	UnknownKey  atomic.Uint64 // valid initiations of nobody we know
+	Replayed    atomic.Uint64 // initiations with an old timestamp, or too soon after the last
+	RateLimited atomic.Uint64 // under load, from one source
+	Overflowed  atomic.Uint64 // handed over by workers faster than they are read
+}
+
+// A Tunnel is a node's end of the encrypted tunnels to all its peers. All methods are safe for concurrent use, but Run,
+// which may be called once.
+type Tunnel struct {
+	Counters Counters
+
+	config Config
+	index  indexTable
+	byID   atomic.Pointer[[]*Peer]
+
+	handMu  sync.Mutex
+	handed  []handed // by workers, for Run
+	wanting []*Peer
+	wake    func() // of Run's waiter; nil before
+
+	mu         sync.Mutex // guards what follows, and what Peer says that it guards
+	now        int64
+	identities []*identity
+	all        []*Peer
+	byKey      map[key.Public]*Peer
+	handshakes map[uint32]*Peer // by the index that we chose for the handshake that we began
+	limiter    ratelimiter.Ratelimiter
+	loadedAt   int64
+	nonce      Nonce
+	scratch    [18]byte
+	out        tunnel.Outbound
+}
+
+// handed is a message that came to a worker.
+type handed struct {
+	from netip.AddrPort
+	len  int
+	msg  [initiationLen]byte
+}
+
+// maxHanded is how many of them wait at most.
+const maxHanded = 256
+
+// New makes a Tunnel without keys and peers.
+func New(c Config) *Tunnel {
+	c.Lanes = max(c.Lanes, 1)
+	if c.Now == nil {
+		c.Now = func() int64 { return time.Now().UnixNano() }
+	}
+	if c.Random == nil {
+		c.Random = rand.Reader
+	}
+	if c.CallsPerTick == 0 {
+		c.CallsPerTick = 64
+	}
+	t := &Tunnel{
+		config: c, index: indexTable{lanes: c.Lanes},
+		byKey: map[key.Public]*Peer{}, handshakes: map[uint32]*Peer{},
+	}
+	t.loadedAt = -int64(loadTime)
+	t.byID.Store(new([]*Peer))
+	return t
+}
+
+// Session finds the session of a data message by its index; nil: there is none.
+func (t *Tunnel) Session(index uint32) *Session { return t.index.lookup(index) }
+
+// Peer finds a peer by its number; nil: there is none.
+func (t *Tunnel) Peer(id int32) *Peer {
+	if peers := *t.byID.Load(); id > 0 && int(id) < len(peers) {
+		return peers[id]
+	}
+	return nil
+}
+
+// SetKeys says which private keys are ours: all of them are answered to. The preferred one, by its place, is what peers
+// are called with unless they have answered to another.
+func (t *Tunnel) SetKeys(keys []key.Private, preferred int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before := t.identities
+	t.identities = nil
+	for _, k := range keys {
+		var i *identity
+		for _, old := range before {
+			if old.public == k.Public() {
+				i = old
+			}
+		}
+		if i == nil {
+			i = newIdentity(k)
+		}
+		t.identities = append(t.identities, i)
+	}
+	for _, p := range t.all {
+		var used *identity
+		if p.handshaken.Load() != 0 && p.identity < len(before) {
+			used = before[p.identity]
+		}
+		p.identity = preferred
+		for n, i := range t.identities {
+			if i == used {
+				p.identity = n
+			}
+		}
+		t.again(p)
+	}
+	t.poke()
+}
+
+// again has a handshake that is under way begin anew, as what it was begun with has changed.
+func (t *Tunnel) again(p *Peer) {
+	if p.pending != nil {
+		t.forget(p)
+		p.pending, p.began = nil, 0
+		p.wanted.Store(true)
+	}
+}
+
+// SetPeers says who the peers are. Sessions of those that stay go on, also when their keys have changed: for at most
+// three minutes, until there is a session of the new key.
+func (t *Tunnel) SetPeers(peers []PeerConfig, preferred int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := *t.byID.Load()
+	size := len(old)
+	for k := range peers {
+		size = max(size, int(peers[k].ID)+1)
+	}
+	byID := make([]*Peer, size)
+	t.all, t.byKey = make([]*Peer, 0, len(peers)), make(map[key.Public]*Peer, len(peers))
+	for _, c := range peers {
+		var p *Peer
+		if int(c.ID) < len(old) {
+			p = old[c.ID]
+		}
+		if p == nil {
+			p = t.newPeer(c, preferred)
+		}
+		t.change(p, c)
+		byID[c.ID] = p
+		t.all = append(t.all, p)
+		t.byKey[c.Public] = p
+	}
+	t.byID.Store(&byID)
+	for id, p := range old {
+		if p != nil && byID[id] == nil {
+			t.forget(p)
+			p.pending = nil
+			p.expire(int64(^uint64(0) >> 1))
+		}
+	}
+	t.poke()
+}
+
+func (t *Tunnel) newPeer(c PeerConfig, preferred int) *Peer {
+	return &Peer{
+		id: c.ID, name: c.Name, tunnel: t, lane: int(c.ID) % t.config.Lanes, identity: preferred,
+		marks: make([]marks, t.config.Workers+1),
+	}
+}
+
+// change gives a peer another configuration.
+func (t *Tunnel) change(p *Peer, c PeerConfig) {
+	before := p.config
+	p.config = c
+	if before.Public != c.Public {
+		p.cookies = new(device.CookieGenerator)
+		p.cookies.Init(device.NoisePublicKey(c.Public))
+		p.stamp, p.heardInit, p.began = tai64n.Timestamp{}, 0, 0
+		p.greet = c.Greet
+	}
+	if !before.Greet {
+		p.greet = c.Greet
+	}
+	if before.Public != c.Public || before.Preshared != c.Preshared {
+		t.again(p)
+	}
+	if before.Endpoint != c.Endpoint && c.Endpoint.IsValid() {
+		p.endpoint.Store(&c.Endpoint)
+	}
+}
+
+// Deliver takes a message that is no data from a worker, which found it in its own socket. A copy is made.
+func (t *Tunnel) Deliver(msg []byte, from netip.AddrPort) {
+	h := handed{from: from, len: len(msg)}
+	if len(msg) > len(h.msg) {
+		t.Counters.Invalid.Add(1)
+		return
+	}
+	copy(h.msg[:], msg)
+	t.handMu.Lock()
+	defer t.handMu.Unlock()
+	if len(t.handed) == maxHanded {
+		t.Counters.Overflowed.Add(1)
+		return
+	}
+	t.handed = append(t.handed, h)
+	if t.wake != nil {
+		t.wake()
+	}
+}
+
+// want notes that a peer needs a session.
+func (t *Tunnel) want(p *Peer) {
+	t.handMu.Lock()
+	defer t.handMu.Unlock()
+	t.wanting = append(t.wanting, p)
+	if t.wake != nil {
+		t.wake()
+	}
+}
+
+// poke has Run look at everything.
+func (t *Tunnel) poke() {
+	t.handMu.Lock()
+	defer t.handMu.Unlock()
+	if t.wake != nil {
+		t.wake()
+	}
+}
+
+// established says that there is a session.
+func (t *Tunnel) established(p *Peer) {
+	p.wanted.Store(false)
+	if t.config.Established != nil {
+		t.config.Established(p.id)
+	}
+}
+
+func (t *Tunnel) roamed(p *Peer) {
+	if t.config.Roamed != nil {
+		t.config.Roamed(p.id)
+	}
+}
+
+func (t *Tunnel) reachable(a netip.Addr) bool {
+	return t.config.Reachable == nil || t.config.Reachable(a)
+}
+
+// PeerStatus is what people want to know of a peer.
+type PeerStatus struct {
+	Public    key.Public
+	Ours      key.Public     // which of our keys it was last talked to with
+	Endpoint  netip.AddrPort // zero: unknown
+	Handshake time.Time      // the last one that was completed; zero: never
+	Session   bool           // there is one to send with
+}
+
+// Status returns the state of a peer.
+func (t *Tunnel) Status(id int32) (PeerStatus, bool) {
+	p := t.Peer(id)
+	if p == nil {
+		return PeerStatus{}, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := PeerStatus{Public: p.config.Public, Ours: t.keyOf(p), Endpoint: p.Endpoint(), Session: p.Current() != nil}
+	if at := p.handshaken.Load(); at != 0 {
+		s.Handshake = time.Unix(0, at)
+	}
+	return s, true
+}
