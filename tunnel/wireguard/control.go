@@ -36,7 +36,7 @@ func (t *Tunnel) handle(msg []byte, from netip.AddrPort) {
 	}
 }
 
-// admit checks the MACs of a handshake message, and returns which of our identities it is for; nil: it is to be ignored.
+// admit checks the MACs of a handshake message, and returns which of our identities it is for; nil: ignore it.
 func (t *Tunnel) admit(msg []byte, from netip.AddrPort) *identity {
 	var ours *identity
 	for _, i := range t.identities {
@@ -104,8 +104,8 @@ func (t *Tunnel) cookieReply(msg []byte) {
 		return
 	}
 	t.Counters.CookiesGot.Add(1)
-	// It is used with the next attempt, which is due when it always was: at once would let whoever can answer in the peer's
-	// place make us send as fast as it does.
+	// It is used with the next attempt, which is due when it always was: at once would let whoever can answer in the
+	// peer's place make us send as fast as it does.
 }
 
 // initiation answers the first message of a handshake.
@@ -199,7 +199,7 @@ func (t *Tunnel) initiate(p *Peer) {
 		p.pending = nil
 		return
 	}
-	msg, state, err := t.identities[h.identity].initiation(t.config.Random, &p.config, index)
+	msg, state, err := t.identities[h.identity].initiation(&t.config, &p.config, index)
 	if err != nil {
 		t.index.release(index)
 		p.pending = nil

@@ -49,8 +49,8 @@ func (i *identity) state(random io.Reader, peer *key.Public) (*noise.HandshakeSt
 
 // initiation writes the first message of a handshake with a peer, but for its MACs, and returns what is needed to read
 // the second.
-func (i *identity) initiation(random io.Reader, p *PeerConfig, sender uint32) ([]byte, *noise.HandshakeState, error) {
-	state, err := i.state(random, &p.Public)
+func (i *identity) initiation(c *Config, p *PeerConfig, sender uint32) ([]byte, *noise.HandshakeState, error) {
+	state, err := i.state(c.Random, &p.Public)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -60,8 +60,8 @@ func (i *identity) initiation(random io.Reader, p *PeerConfig, sender uint32) ([
 	}
 	msg := append(make([]byte, 0, initiationLen), TypeInitiation, 0, 0, 0)
 	msg = binary.LittleEndian.AppendUint32(msg, sender)
-	now := tai64n.Now()
-	if msg, _, _, err = state.WriteMessage(msg, now[:]); err != nil {
+	stamp := c.Stamp()
+	if msg, _, _, err = state.WriteMessage(msg, stamp[:]); err != nil {
 		return nil, nil, fmt.Errorf("write an initiation: %w", err)
 	}
 	return append(msg, make([]byte, 2*macLen)...), state, nil
@@ -91,7 +91,7 @@ func (i *identity) readInitiation(random io.Reader, msg []byte) (*caller, error)
 	}, nil
 }
 
-// respond writes the second message, but for its MACs, and returns the session's keys: to send with and to receive with.
+// respond writes the second message, but for its MACs, and returns the session's keys: to send and to receive with.
 func (c *caller) respond(psk key.Preshared, sender uint32) (msg []byte, send, receive [32]byte, err error) {
 	b := psk.Reveal()
 	if err := c.state.SetPresharedKey(b[:]); err != nil {

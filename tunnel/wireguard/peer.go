@@ -13,8 +13,7 @@ import (
 	"github.com/warren-net/warren/internal/key"
 )
 
-// A Peer is one that we talk to. The methods are safe for concurrent use; those that workers call take no lock but where
-// they say so.
+// A Peer is one that we talk to. The methods are safe for concurrent use, and take no lock but where they say so.
 type Peer struct {
 	id     int32
 	name   string

@@ -27,9 +27,10 @@ type Config struct {
 	PathEvents  func([]tunnel.PathEvent) // of the control socket
 	Now         func() int64             // Unix nanoseconds; nil: the system's clock
 	Random      io.Reader                // nil: crypto/rand
+	Stamp       func() tai64n.Timestamp  // of an initiation; nil: tai64n.Now
 
-	// CallsPerTick is how many peers are greeted in a quarter of a second, so that a start in a large cluster does not take
-	// a processor for itself; 0: 64.
+	// CallsPerTick is how many peers are greeted in a quarter of a second, so that a start in a large cluster does not
+	// take a processor for itself; 0: 64.
 	CallsPerTick int
 }
 
@@ -94,6 +95,9 @@ func New(c Config) *Tunnel {
 	}
 	if c.Random == nil {
 		c.Random = rand.Reader
+	}
+	if c.Stamp == nil {
+		c.Stamp = tai64n.Now
 	}
 	if c.CallsPerTick == 0 {
 		c.CallsPerTick = 64

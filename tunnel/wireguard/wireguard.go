@@ -13,9 +13,9 @@
 //
 // Workers encrypt and decrypt where they read: Session.Seal, Session.Open and what they need for these (Tunnel.Peer,
 // Tunnel.Session, Peer.Current) take no lock that anybody else holds for long, allocate nothing and wait for nobody.
-// Everything else (handshakes, timers, cookies) belongs to the goroutine of Tunnel.Run, which has a socket of its own on
-// the same port: a flood of handshakes fills that socket's buffer and takes that goroutine's share of a processor, and
-// data passes beside it. Nobody who has not proved to hold a known key gets any state here.
+// Everything else (handshakes, timers, cookies) belongs to the goroutine of Tunnel.Run, which has a socket of its own
+// on the same port: a flood of handshakes fills that socket's buffer and takes that goroutine's share of a processor,
+// and data passes beside it. Nobody who has not proved to hold a known key gets any state here.
 //
 // # What comes from libraries
 //
@@ -25,8 +25,8 @@
 //
 // # Clocks
 //
-// Times are Unix nanoseconds of one clock, Config.Now, so that tests can turn it. TAI64N timestamps in handshakes are
-// the system's.
+// Times are Unix nanoseconds of one clock, Config.Now, so that tests can turn it. The timestamps in initiations are of
+// the system's clock, to 16 ms: where that is set back, a peer refuses them until it has caught up.
 package wireguard
 
 import (

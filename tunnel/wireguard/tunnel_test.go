@@ -1,0 +1,510 @@
+package wireguard
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/internal/key"
+)
+
+func TestHandshake(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	if a.send(b, "too early") {
+		t.Fatal("sent without a session")
+	}
+	s.settle()
+	if got := [3]int{s.count(TypeInitiation), s.count(TypeResponse), s.count(TypeData)}; got != [3]int{1, 1, 1} {
+		t.Errorf("initiations, responses and keepalives: %v, want one of each", got)
+	}
+	if a.established != 1 || b.established != 1 {
+		t.Errorf("established %d and %d times, want once each", a.established, b.established)
+	}
+	s.exchange(a, b)
+	if st, _ := a.Status(a.of(b).ID()); !st.Session || st.Public != b.key.Public() || st.Ours != a.key.Public() ||
+		st.Endpoint != b.addr || !st.Handshake.Equal(time.Unix(0, s.now)) {
+		t.Errorf("status %+v", st)
+	}
+}
+
+func TestResponderWaitsForConfirmation(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.lose = func(_, _ *simNode, msg []byte) bool { return msg[0] == TypeData }
+	a.of(b).Want()
+	s.settle()
+	if b.of(a).Current() != nil {
+		t.Fatal("the responder uses a session that the initiator has not used")
+	}
+	s.lose = nil
+	a.send(b, "first")
+	s.settle()
+	if b.of(a).Current() == nil {
+		t.Fatal("the responder does not use a session that the initiator has used")
+	}
+}
+
+func TestKeysThatDoNotFit(t *testing.T) {
+	psk := key.NewPreshared()
+	tests := []struct {
+		name   string
+		change func(n, p *simNode, c *PeerConfig)
+		count  func(s *sim) uint64
+	}{
+		{"preshared key on one side", func(n, _ *simNode, c *PeerConfig) {
+			if n.name == "n0" {
+				c.Preshared = psk
+			}
+		}, func(s *sim) uint64 { return s.nodes[0].Counters.Invalid.Load() }},
+		{"wrong key of the responder", func(n, _ *simNode, c *PeerConfig) {
+			if n.name == "n0" {
+				c.Public = key.NewPrivate().Public()
+			}
+		}, func(s *sim) uint64 { return s.nodes[1].Counters.Invalid.Load() }},
+		{"unknown initiator", func(n, _ *simNode, c *PeerConfig) {
+			if n.name == "n1" {
+				c.Public = key.NewPrivate().Public()
+			}
+		}, func(s *sim) uint64 { return s.nodes[1].Counters.UnknownKey.Load() }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSim(t, 2)
+			s.peers(tt.change)
+			s.nodes[0].of(s.nodes[1]).Want()
+			s.settle()
+			if s.nodes[0].of(s.nodes[1]).Current() != nil || s.nodes[1].of(s.nodes[0]).Current() != nil {
+				t.Error("there is a session")
+			}
+			if tt.count(s) != 1 {
+				t.Errorf("counted %d times, want once", tt.count(s))
+			}
+		})
+	}
+}
+
+func TestPresharedKey(t *testing.T) {
+	s := newSim(t, 2)
+	psk := key.NewPreshared()
+	s.peers(func(_, _ *simNode, c *PeerConfig) { c.Preshared = psk })
+	s.connect(s.nodes[0], s.nodes[1])
+	s.exchange(s.nodes[0], s.nodes[1])
+}
+
+func TestRekeyByTime(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	first := a.of(b).Current()
+	for range 119 {
+		s.pass(time.Second)
+		s.exchange(a, b)
+	}
+	if a.of(b).Current() != first {
+		t.Fatal("rekeyed before its time")
+	}
+	for range 5 {
+		s.pass(time.Second)
+		s.exchange(a, b)
+	}
+	if a.of(b).Current() == first || s.count(TypeInitiation) != 2 {
+		t.Fatalf("no new session after 120 s; %d initiations", s.count(TypeInitiation))
+	}
+	// What the peer encrypted with the old session is still read.
+	var nonce Nonce
+	late := s.find(b, first.local)
+	counter, _ := late.Reserve(1)
+	before := len(a.got)
+	b.transmitTo(late.Seal(nil, &nonce, counter, []byte("late")), a.addr)
+	s.settle()
+	if len(a.got) != before+1 {
+		t.Error("a message of the session before is not read")
+	}
+	s.pass(70 * time.Second)
+	if a.Session(first.local) != nil {
+		t.Error("the session outlives its three minutes")
+	}
+}
+
+// find is the session of node n whose messages carry the index.
+func (s *sim) find(n *simNode, remote uint32) *Session {
+	for _, sl := range *n.index.slots.Load() {
+		if x := sl.session.Load(); x != nil && x.remote == remote {
+			return x
+		}
+	}
+	s.t.Fatalf("%s has no session with index %x", n.name, remote)
+	return nil
+}
+
+// An initiator that only receives calls anew before the session is refused.
+func TestRekeyOfAReceiver(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	first := b.of(a).Current()
+	for range 190 {
+		s.pass(time.Second)
+		if !b.send(a, "one way") {
+			t.Fatalf("no session after %v", time.Duration(s.now-first.created))
+		}
+	}
+	if b.of(a).Current() == first {
+		t.Error("the session was not renewed")
+	}
+}
+
+func TestRekeyByCount(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	s.pass(10 * time.Second)
+	for _, n := range []*simNode{a, b} { // either side renews, not only who began
+		o := b
+		if n == b {
+			o = a
+		}
+		first := n.of(o).Current()
+		first.counter.Store(RekeyAfterMessages)
+		n.send(o, "one more")
+		s.settle()
+		if n.of(o).Current() == first {
+			t.Errorf("%s goes on with a session that is used up", n.name)
+		}
+		s.pass(10 * time.Second)
+	}
+}
+
+func TestCounterNeverComesAround(t *testing.T) {
+	s := newSim(t, 2)
+	s.peers(nil)
+	s.connect(s.nodes[0], s.nodes[1])
+	x := s.nodes[0].of(s.nodes[1]).Current()
+	x.counter.Store(RejectAfterMessages - 1)
+	if n, ok := x.Reserve(1); !ok || n != RejectAfterMessages-1 {
+		t.Errorf("the last counter: %d, %v", n, ok)
+	}
+	for range 1 << 10 {
+		if n, ok := x.Reserve(64); ok {
+			t.Fatalf("counter %d given out after the last", n)
+		}
+	}
+}
+
+func TestRetriesEnd(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.lose = func(_, _ *simNode, _ []byte) bool { return true }
+	a.send(b, "nobody hears")
+	s.pass(2 * RekeyAttemptTime)
+	// Every five seconds and up to a third of a second and a tick more, for ninety.
+	if n := s.count(TypeInitiation); n < 15 || n > 19 {
+		t.Errorf("%d initiations, want 16 to 18", n)
+	}
+	if a.Counters.GivenUp.Load() != 1 || len(a.handshakes) != 0 {
+		t.Errorf("given up %d times, %d handshakes left", a.Counters.GivenUp.Load(), len(a.handshakes))
+	}
+	s.lose = nil
+	a.send(b, "again")
+	s.settle()
+	s.exchange(a, b)
+}
+
+func TestPassiveKeepalive(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	for range 40 { // one way without a pause
+		a.send(b, "data")
+		s.pass(time.Second)
+	}
+	if n := s.count(TypeInitiation); n != 1 {
+		t.Errorf("%d initiations: the sender took the receiver for lost", n)
+	}
+	if n := b.Counters.Keepalives.Load(); n < 3 || n > 4 {
+		t.Errorf("%d keepalives in 40 s, want one each 10 s", n)
+	}
+	before := s.count(TypeData)
+	s.pass(100 * time.Second)
+	if n := s.count(TypeData) - before; n > 1 {
+		t.Errorf("%d messages while nobody has anything to say", n)
+	}
+}
+
+func TestLostPeerIsCalledAgain(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	// b starts anew and knows no session.
+	fresh := New(b.config)
+	fresh.limiter.Init()
+	defer fresh.limiter.Close()
+	b.Tunnel = fresh
+	b.SetKeys([]key.Private{b.key}, 0)
+	b.SetPeers(b.configs(nil), 0)
+	for range 16 {
+		a.send(b, "into the dark")
+		s.pass(time.Second)
+	}
+	if b.unknown == 0 {
+		t.Error("b found a session that it does not have")
+	}
+	s.exchange(a, b)
+}
+
+// A node that starts calls those that it is to greet, so that they need not find out by themselves.
+func TestGreeting(t *testing.T) {
+	s := newSim(t, 3)
+	a, b, c := s.nodes[0], s.nodes[1], s.nodes[2]
+	s.peers(func(_, p *simNode, pc *PeerConfig) { pc.Greet = p.name == "n1" })
+	s.pass(time.Second)
+	if a.of(b).Current() == nil || c.of(b).Current() == nil {
+		t.Error("a peer to be greeted was not called")
+	}
+	if a.of(c).Current() != nil {
+		t.Error("a peer that is not to be greeted was called")
+	}
+}
+
+func TestPersistentKeepalive(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(func(n, _ *simNode, c *PeerConfig) {
+		if n.name == "n0" {
+			c.Keepalive = 25 * time.Second
+		}
+	})
+	s.pass(10 * time.Minute)
+	if b.of(a).Current() == nil {
+		t.Error("no session is kept")
+	}
+	if n := a.Counters.Keepalives.Load(); n < 20 || n > 32 {
+		t.Errorf("%d keepalives in ten minutes", n)
+	}
+}
+
+func TestReplayedInitiation(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	current := b.of(a).Current()
+	s.pass(time.Second)
+	b.inbox = append(b.inbox, simMessage{a.addr, s.sent[0]})
+	s.settle()
+	if b.Counters.Replayed.Load() != 1 || b.of(a).Current() != current || s.count(TypeResponse) != 1 {
+		t.Errorf("replayed %d, %d responses", b.Counters.Replayed.Load(), s.count(TypeResponse))
+	}
+}
+
+func TestBothCallAtOnce(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	a.of(b).Want()
+	b.of(a).Want()
+	a.step()
+	call := b.inbox
+	b.inbox = nil
+	b.step()
+	b.inbox = call
+	if len(a.inbox) != 1 || len(b.inbox) != 1 {
+		t.Fatal("they did not both call")
+	}
+	s.settle()
+	for range 200 {
+		s.exchange(a, b)
+		s.pass(time.Second)
+	}
+}
+
+func TestRoaming(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	home := b.addr
+	for _, addr := range []string{"192.0.2.77:4000", "[2001:db8::7]:51820"} {
+		calls := a.roamedCalls
+		b.addr = mustAddrPort(addr)
+		b.send(a, "from elsewhere")
+		s.settle()
+		if a.of(b).Endpoint() != b.addr || a.roamedCalls != calls+1 {
+			t.Errorf("endpoint %v, told %d times", a.of(b).Endpoint(), a.roamedCalls-calls)
+		}
+		s.exchange(a, b)
+	}
+	// Back at home without a word: found by the configured address.
+	b.addr = home
+	b.index.release(b.of(a).Current().local)
+	for range 40 {
+		a.send(b, "where are you")
+		s.pass(time.Second)
+	}
+	s.exchange(a, b)
+}
+
+func TestForgedMessageDoesNotMoveAPeer(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	b.send(a, "authentic")
+	msg := s.sent[len(s.sent)-1]
+	s.settle()
+	elsewhere := mustAddrPort("198.51.100.1:1")
+	forged := append([]byte(nil), msg...)
+	forged[len(forged)-1] ^= 1
+	for _, m := range [][]byte{msg, forged} { // a replay, and a change
+		a.inbox = append(a.inbox, simMessage{elsewhere, append([]byte(nil), m...)})
+	}
+	s.settle()
+	if a.of(b).Endpoint() != b.addr {
+		t.Errorf("endpoint %v", a.of(b).Endpoint())
+	}
+	if a.results[Replayed] != 1 || a.results[BadSeal] != 1 {
+		t.Errorf("results %v, want one replayed and one bad", a.results)
+	}
+}
+
+// A peer's packets that come through the tunnel itself must not make it the peer's address.
+func TestUnreachableEndpointIsRefused(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	a.config.Reachable = func(x netip.Addr) bool { return x != mustAddrPort("10.244.1.1:1").Addr() }
+	s.peers(nil)
+	s.connect(a, b)
+	home := b.addr
+	b.addr = mustAddrPort("10.244.1.1:51820")
+	b.send(a, "through the tunnel")
+	s.settle()
+	if a.of(b).Endpoint() != home {
+		t.Errorf("endpoint %v", a.of(b).Endpoint())
+	}
+}
+
+func TestOwnKeyChanges(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	old, next := a.key, key.NewPrivate()
+	a.SetKeys([]key.Private{next, old}, 1) // its entry still names the old one
+	for range 130 {
+		s.exchange(a, b)
+		s.pass(time.Second)
+	}
+	if st, _ := a.Status(2); st.Ours != old.Public() {
+		t.Error("called with a key that the peer does not know")
+	}
+	// The peer learns the new key, and for a while nobody has told a.
+	a.key = next
+	b.SetPeers(b.configs(nil), 0)
+	for range 300 {
+		s.exchange(a, b)
+		s.pass(time.Second)
+	}
+	if st, _ := a.Status(2); st.Ours != next.Public() {
+		t.Error("the new key is not in use")
+	}
+	a.SetKeys([]key.Private{next}, 0)
+	for range 300 {
+		s.exchange(a, b)
+		s.pass(time.Second)
+	}
+}
+
+func TestPeerThatLeaves(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	index := a.of(b).Current().local
+	p := a.of(b)
+	a.SetPeers(nil, 0)
+	if a.Session(index) != nil || p.Current() != nil || a.Tunnel.Peer(2) != nil {
+		t.Error("something of it is left")
+	}
+	s.pass(time.Second)
+	b.send(a, "still there?")
+	s.pass(20 * time.Second)
+	if a.Counters.UnknownKey.Load() == 0 || len(a.got) > 0 {
+		t.Error("it was answered or heard")
+	}
+}
+
+func TestCookies(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	a.of(b).Want()
+	a.step()
+	call := b.inbox[0]
+	b.inbox = nil
+	for range loadMark { // a flood of what anybody who knows b's public key could make
+		b.inbox = append(b.inbox, simMessage{mustAddrPort("203.0.113.9:9"), call.msg})
+	}
+	b.step()
+	if b.Counters.CookiesSent.Load() != loadMark || b.Counters.Responded.Load() != 0 || b.of(a).Current() != nil {
+		t.Fatalf("%d cookies, %d responses", b.Counters.CookiesSent.Load(), b.Counters.Responded.Load())
+	}
+	// The flood goes on; the honest one gets a cookie, and comes through with it.
+	for range 60 {
+		for range loadMark {
+			b.inbox = append(b.inbox, simMessage{mustAddrPort("203.0.113.9:9"), call.msg})
+		}
+		s.pass(tickTime)
+	}
+	if a.Counters.CookiesGot.Load() == 0 || b.Counters.Responded.Load() != 1 {
+		t.Errorf("%d cookies got, %d responses", a.Counters.CookiesGot.Load(), b.Counters.Responded.Load())
+	}
+	s.exchange(a, b)
+}
+
+func TestLoadedNodeLimitsASource(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	b.loadedAt = s.now
+	a.of(b).Want()
+	a.step()
+	b.step() // a cookie
+	a.step()
+	s.pass(6 * time.Second)
+	b.loadedAt = s.now
+	flood := s.sent[len(s.sent)-1]
+	for _, m := range s.sent {
+		if m[0] == TypeInitiation {
+			flood = m
+		}
+	}
+	for range 32 {
+		b.inbox = append(b.inbox, simMessage{a.addr, flood})
+	}
+	b.step()
+	if b.Counters.RateLimited.Load() < 20 {
+		t.Errorf("%d of 32 were limited, want all but the burst", b.Counters.RateLimited.Load())
+	}
+}
+
+func TestTimersSleep(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	s.pass(RejectAfterTime + time.Second)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.tick() {
+		t.Error("timers run on without sessions")
+	}
+}
