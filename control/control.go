@@ -25,6 +25,8 @@ type Node struct {
 	WireGuardPort uint16     // UDP port of the encrypted tunnel; 0: the cluster's default
 	Plaintext     bool       // traffic with the node is to be VXLAN, although it has a key or because it has none
 
+	PresharedKeyFile string // absolute path; of a key that both sides mix in beside their key pairs; empty: there is none
+
 	// Roams says that the node is no Warren node but a machine with addresses in the pod network, PodCIDRs, that may be
 	// anywhere: any WireGuard implementation. It has no Addresses, and is reached once it has called.
 	Roams bool

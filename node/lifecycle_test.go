@@ -326,7 +326,7 @@ func TestOneFamily(t *testing.T) {
 			if family == 6 {
 				text = "cluster: [\"fd00:10:244::/48\"]\n"
 			}
-			text += "workers: 2\nnodes:\n"
+			text += "encapsulation: vxlan\nworkers: 2\nnodes:\n"
 			for _, n := range c.nodes {
 				own, cidr := n.V4, n.PodCIDRs[0]
 				if family == 6 {

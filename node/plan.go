@@ -60,6 +60,9 @@ func (p *plan) build(generation uint64) (*outcome, error) {
 	stats, whole := map[string]*forwarder.PeerStats{}, map[netip.AddrPort]*atomic.Bool{}
 	var peers []*forwarder.Peer
 	for _, n := range cfg.Peers(cfg.State) {
+		if n.Roams { // it has no VTEP, and no address before it called
+			continue
+		}
 		mac, err := vxlan.Address(macOf(&n))
 		if err != nil {
 			return nil, fmt.Errorf("peer %s: %w", n.Name, err)

@@ -15,6 +15,7 @@ import (
 )
 
 const planConfig = `node: a
+encapsulation: vxlan
 cluster: [10.244.0.0/16, "fd00:10:244::/48"]
 nodes:
   - {name: a, addresses: [192.0.2.1, "2001:db8::1"], podCIDRs: [10.244.1.0/24, "fd00:10:244:1::/64"]}

@@ -23,7 +23,7 @@ func (a answers) Status() api.Status {
 		Started: n.started, UptimeSeconds: time.Since(n.started).Seconds(),
 		Device: api.Device{Name: cfg.Device, Queues: len(n.sockets), MTU: n.podMTU},
 		Tunnel: api.Tunnel{
-			Encapsulation: cfg.Encapsulation, VNI: cfg.VNI, Port: cfg.PortOf(&cfg.Self), MAC: macOf(&cfg.Self).String(),
+			Encapsulation: cfg.Encapsulation(), VNI: cfg.VNI, Port: cfg.PortOf(&cfg.Self), MAC: macOf(&cfg.Self).String(),
 			Underlay: v.underlay,
 		},
 		PodCIDRs: cfg.Self.PodCIDRs, Gateways: cfg.Gateways(), ClusterCIDRs: cfg.Cluster,

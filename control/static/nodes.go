@@ -1,8 +1,9 @@
 // Package static is the control plane that is a file: the YAML list of the cluster's nodes, read again when it changes
 // or when it is told to.
 //
-// Spec is the part of Warren's configuration file that describes the cluster (keys `cluster` and `nodes`), with every
-// check that concerns the cluster alone; node/config embeds it in the whole file. Source watches such a file.
+// Spec is the part of Warren's configuration file that describes the cluster (keys `cluster`, `nodes`, `peers`,
+// `encapsulation` and `wireguard`), with every check that concerns the cluster alone; node/config embeds it in the
+// whole file. Source watches such a file.
 package static
 
 import (
@@ -18,8 +19,17 @@ import (
 
 // A Spec is the cluster as the file spells it.
 type Spec struct {
-	Cluster []string   `yaml:"cluster"`
-	Nodes   []NodeSpec `yaml:"nodes"`
+	Cluster       []string      `yaml:"cluster"`
+	Nodes         []NodeSpec    `yaml:"nodes"`
+	Peers         []PeerSpec    `yaml:"peers"`
+	Encapsulation string        `yaml:"encapsulation"`
+	WireGuard     WireGuardSpec `yaml:"wireguard"`
+}
+
+// A WireGuardSpec is what holds for all encrypted tunnels that say nothing else.
+type WireGuardSpec struct {
+	Port             int    `yaml:"port"`
+	PresharedKeyFile string `yaml:"presharedKeyFile"`
 }
 
 // A NodeSpec is one node as the file spells it.
@@ -29,12 +39,17 @@ type NodeSpec struct {
 	PodCIDRs  []string `yaml:"podCIDRs"`
 	MAC       string   `yaml:"mac"`
 	Port      int      `yaml:"port"`
+
+	PublicKey        string `yaml:"publicKey"`
+	Encapsulation    string `yaml:"encapsulation"`
+	WireGuardPort    int    `yaml:"wireguardPort"`
+	PresharedKeyFile string `yaml:"presharedKeyFile"`
 }
 
 // A Cluster is a checked Spec.
 type Cluster struct {
 	CIDRs []netip.Prefix // masked; at least one, at most one per family is inside another
-	State control.State
+	State control.State  // the nodes in the file's order, then the peers in theirs
 }
 
 // Pod CIDRs hold the network's own address, the gateway and at least one pod.
@@ -51,6 +66,9 @@ func (s *Spec) Build(d *yamldoc.Doc) (*Cluster, error) {
 		return nil, d.Error(yamldoc.Finding{Key: "nodes", Why: "no node is listed",
 			Fix: "list every node of the cluster, this one included, with name, addresses and podCIDRs"})
 	}
+	if err := b.common(s); err != nil {
+		return nil, err
+	}
 	for i := range s.Nodes {
 		if err := b.node(fmt.Sprintf("nodes[%d]", i), &s.Nodes[i]); err != nil {
 			return nil, err
@@ -59,15 +77,23 @@ func (s *Spec) Build(d *yamldoc.Doc) (*Cluster, error) {
 	if err := b.addressesOutsidePods(); err != nil {
 		return nil, err
 	}
+	for i := range s.Peers {
+		if err := b.peer(fmt.Sprintf("peers[%d]", i), &s.Peers[i]); err != nil {
+			return nil, err
+		}
+	}
 	return &b.out, nil
 }
 
-// A builder collects the checked cluster, and who owns which name, address and MAC so far.
+// A builder collects the checked cluster, and who owns which name, address, MAC and key so far.
 type builder struct {
 	doc    *yamldoc.Doc
 	out    Cluster
-	owners map[string]string // "address 192.0.2.1" → node name
+	owners map[string]string // "address 192.0.2.1" → "node alpha"
 	cidrs  []ownedPrefix
+
+	plaintext     bool   // the nodes without a public key are to be reached by VXLAN
+	presharedFile string // of nodes and peers that name no other
 }
 
 type ownedPrefix struct {
@@ -102,7 +128,7 @@ func (b *builder) cluster(list []string) error {
 
 func (b *builder) node(key string, s *NodeSpec) error {
 	n := control.Node{Name: s.Name, Port: uint16(s.Port)}
-	if err := b.name(key+".name", s.Name); err != nil {
+	if err := b.name(key+".name", s.Name, "node"); err != nil {
 		return err
 	}
 	if s.Port < 0 || s.Port > 65535 || s.Port == 0 && b.doc.Has(key+".port") {
@@ -138,41 +164,67 @@ func (b *builder) node(key string, s *NodeSpec) error {
 		}
 		n.MAC = mac
 	}
+	if err := b.tunnel(key, s, &n); err != nil {
+		return err
+	}
 	b.out.State.Nodes = append(b.out.State.Nodes, n)
 	return nil
 }
 
-func (b *builder) name(key, name string) error {
+// name checks the name of a node or a peer, which is what kind says.
+func (b *builder) name(key, name, kind string) error {
 	switch {
+	case name == "" && kind == "peer":
+		return b.wrong(key, "", "the peer has no name", "name the machine")
 	case name == "":
 		return b.wrong(key, "", "the node has no name", "name it as its host is named, or as its own `node:` key says")
 	case len(name) > 253 || strings.ContainsFunc(name, badNameRune):
-		return b.wrong(key, name, "is not a node name",
+		return b.wrong(key, name, "is not a "+kind+" name",
 			"use letters, digits, dots, hyphens and underscores, at most 253 of them")
 	}
-	return b.own(key, name, "name", name)
+	return b.own(key, name, "name", kind+" "+name)
 }
 
 func badNameRune(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(".-_", r)
 }
 
-// own notes that the node has the value, unless another node has it already.
-func (b *builder) own(key, value, kind, node string) error {
+// own notes that the owner, "node alpha" or "peer laptop", has the value, unless another one has it already.
+func (b *builder) own(key, value, kind, owner string) error {
 	id := kind + " " + value
-	if other, taken := b.owners[id]; taken {
-		if kind == "name" || other == node {
-			return b.wrong(key, value, "is in the list a second time",
-				"each node stands in the list once, with one entry per "+kind)
-		}
-		return b.wrong(key, value, fmt.Sprintf("is the %s of node %s already", kind, other),
-			"two nodes cannot share one; correct one of them")
+	other, taken := b.owners[id]
+	switch {
+	case !taken:
+		b.owners[id] = owner
+		return nil
+	case other == owner:
+		what, _, _ := strings.Cut(owner, " ")
+		return b.wrong(key, value, "is in the list a second time",
+			fmt.Sprintf("each %s stands in the list once, with one entry per %s", what, kind))
 	}
-	b.owners[id] = node
-	return nil
+	return b.wrong(key, value, fmt.Sprintf("is the %s of %s already", kind, other),
+		"two of them cannot share one; correct one of them")
 }
 
+// address is an underlay address of a node.
 func (b *builder) address(key, text string, n *control.Node) (netip.Addr, error) {
+	a, err := b.host(key, text, "is not the address of a host on the underlay",
+		"use the address at which the other nodes reach node "+n.Name)
+	if err != nil {
+		return a, err
+	}
+	if err := b.own(key, a.String(), "address", "node "+n.Name); err != nil {
+		return a, err
+	}
+	if i := slices.IndexFunc(n.Addresses, func(o netip.Addr) bool { return o.Is4() == a.Is4() }); i >= 0 {
+		return a, b.wrong(key, text, fmt.Sprintf("is a second %s address, beside %s", family(a), n.Addresses[i]),
+			"keep one address per family: the one the other nodes are to send to")
+	}
+	return a, nil
+}
+
+// host is the address of one host; why and fix say what is wrong with one that no host has.
+func (b *builder) host(key, text, why, fix string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(text)
 	if err != nil {
 		fix := "write it as 192.0.2.1 or 2001:db8::1"
@@ -187,15 +239,7 @@ func (b *builder) address(key, text string, n *control.Node) (netip.Addr, error)
 	case a.Zone() != "" || a.IsLinkLocalUnicast():
 		return a, b.wrong(key, text, "is a link-local address", "use an address that all nodes can route to")
 	case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return a, b.wrong(key, text, "is not the address of a host on the underlay",
-			"use the address at which the other nodes reach node "+n.Name)
-	}
-	if err := b.own(key, a.String(), "address", n.Name); err != nil {
-		return a, err
-	}
-	if i := slices.IndexFunc(n.Addresses, func(o netip.Addr) bool { return o.Is4() == a.Is4() }); i >= 0 {
-		return a, b.wrong(key, text, fmt.Sprintf("is a second %s address, beside %s", family(a), n.Addresses[i]),
-			"keep one address per family: the one the other nodes are to send to")
+		return a, b.wrong(key, text, why, fix)
 	}
 	return a, nil
 }
@@ -260,7 +304,7 @@ func (b *builder) mac(key, text, node string) (net.HardwareAddr, error) {
 		return nil, b.wrong(key, text, "is not the address of one station",
 			"use a unicast address (the first byte even), such as the one of the kernel's VXLAN device")
 	}
-	return mac, b.own(key, mac.String(), "mac", node)
+	return mac, b.own(key, mac.String(), "mac", "node "+node)
 }
 
 // addressesOutsidePods refuses underlay addresses in the cluster's ranges: the tunnel's own packets would be routed

@@ -8,7 +8,8 @@ import (
 	"github.com/warren-net/warren/internal/yamldoc"
 )
 
-const good = `cluster: [10.244.0.0/16, "fd00:10:244::/48"]
+const good = `encapsulation: vxlan
+cluster: [10.244.0.0/16, "fd00:10:244::/48"]
 nodes:
   - {name: a, addresses: [192.0.2.1, "2001:db8::1"], podCIDRs: [10.244.1.0/24, "fd00:10:244:1::/64"]}
   - {name: b, addresses: [192.0.2.2], podCIDRs: [10.244.2.0/24], mac: "0e:57:c0:00:02:02", port: 4790}
@@ -53,12 +54,12 @@ func TestBuildErrors(t *testing.T) {
 		{"no cluster", "nodes: []\n", "f: cluster: the cluster's address ranges are missing"},
 		{"no nodes", "cluster: [10.0.0.0/8]\n", "f: nodes: no node is listed"},
 		{"bad CIDR", edit("10.244.2.0/24", "10.244.2.0/33"),
-			`f:4: nodes[1].podCIDRs[0]: "10.244.2.0/33" is not an address range (CIDR); write it as`},
+			`f:5: nodes[1].podCIDRs[0]: "10.244.2.0/33" is not an address range (CIDR); write it as`},
 		{"CIDR without length", edit("10.244.2.0/24", "10.244.2.0"), "add the prefix length, for example 10.244.2.0/24"},
 		{"CIDR without length 6", edit("fd00:10:244:1::/64", "fd00:10:244:1::"), "for example fd00:10:244:1::/64"},
 		{"host bits", edit("10.244.2.0/24", "10.244.2.5/24"),
-			`f:4: nodes[1].podCIDRs[0]: "10.244.2.5/24" has host bits set after the prefix length; write 10.244.2.0/24`},
-		{"host bits cluster", edit("10.244.0.0/16", "10.244.1.0/16"), `f:1: cluster[0]: "10.244.1.0/16" has host bits`},
+			`f:5: nodes[1].podCIDRs[0]: "10.244.2.5/24" has host bits set after the prefix length; write 10.244.2.0/24`},
+		{"host bits cluster", edit("10.244.0.0/16", "10.244.1.0/16"), `f:2: cluster[0]: "10.244.1.0/16" has host bits`},
 		{"overlap", edit("10.244.2.0/24", "10.244.1.128/25"), "of node b overlaps 10.244.1.0/24 of node a"},
 		{"overlap wider", edit("10.244.2.0/24", "10.244.0.0/22"), "of node b overlaps 10.244.1.0/24 of node a"},
 		{"overlap cluster", edit(`"fd00:10:244::/48"`, "10.244.0.0/20"),
@@ -71,8 +72,8 @@ func TestBuildErrors(t *testing.T) {
 		{"everything", edit("10.244.0.0/16", "0.0.0.0/0"), "not a range that pods can have"},
 		{"mapped CIDR", edit("10.244.2.0/24", `"::ffff:10.244.2.0/120"`), "is an IPv4-mapped IPv6 range"},
 		{"no CIDR", edit("[10.244.2.0/24]", "[]"), "node b has no pod CIDR"},
-		{"name twice", edit("name: b", "name: a"), `f:4: nodes[1].name: "a" is in the list a second time`},
-		{"no name", edit("name: b, ", ""), "f:4: nodes[1].name: the node has no name"},
+		{"name twice", edit("name: b", "name: a"), `f:5: nodes[1].name: "a" is in the list a second time`},
+		{"no name", edit("name: b, ", ""), "f:5: nodes[1].name: the node has no name"},
 		{"bad name", edit("name: b", "name: b/c"), `"b/c" is not a node name`},
 		{"address twice", edit("192.0.2.2", "192.0.2.1"),
 			`nodes[1].addresses[0]: "192.0.2.1" is the address of node a already`},
@@ -97,7 +98,7 @@ func TestBuildErrors(t *testing.T) {
 		{"port 0", edit("4790", "0"), `nodes[1].port: "0" is not a UDP port`},
 		{"port negative", edit("4790", "-1"), "is not a UDP port"},
 		{"unknown key", edit("podCIDRs: [10.244.2", "podCIDR: [10.244.2"),
-			"f:4: nodes[1].podCIDR: unknown key; did you mean podCIDRs?"},
+			"f:5: nodes[1].podCIDR: unknown key; did you mean podCIDRs?"},
 		{"null node", "cluster: [10.244.0.0/16]\nnodes: [~]\n", "the node has no name"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -111,6 +112,7 @@ func TestBuildErrors(t *testing.T) {
 
 func FuzzBuild(f *testing.F) {
 	f.Add([]byte(good))
+	f.Add([]byte(encrypted))
 	f.Add([]byte("cluster: [\"::/1\"]\nnodes: [{name: x, addresses: [\"1::\"], podCIDRs: [\"::/2\"]}]\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := build(string(data))
@@ -118,7 +120,8 @@ func FuzzBuild(f *testing.F) {
 			return
 		}
 		for _, n := range c.State.Nodes {
-			if n.Name == "" || len(n.Addresses) == 0 || len(n.PodCIDRs) == 0 {
+			if n.Name == "" || n.Roams != (len(n.Addresses) == 0) || len(n.PodCIDRs) == 0 ||
+				n.PublicKey.IsZero() && !n.Plaintext {
 				t.Fatalf("accepted %+v", n)
 			}
 		}

@@ -87,7 +87,7 @@ func (r *run) wantQuiet() {
 }
 
 func cluster(names ...string) string {
-	text := "cluster: [10.244.0.0/16]\nnodes:\n"
+	text := "cluster: [10.244.0.0/16]\nencapsulation: vxlan\nnodes:\n"
 	for i, name := range names {
 		d := string(rune('1' + i))
 		text += "  - {name: " + name + ", addresses: [192.0.2." + d + "], podCIDRs: [10.244." + d + ".0/24]}\n"

@@ -155,7 +155,7 @@ func TestSocketFromConfig(t *testing.T) {
 	sock := serve(t, fake{})
 	dir := filepath.Dir(sock)
 	file := filepath.Join(dir, "w.yaml")
-	text := "node: a\ncluster: [10.244.0.0/16]\n" +
+	text := "node: a\nencapsulation: vxlan\ncluster: [10.244.0.0/16]\n" +
 		"nodes: [{name: a, addresses: [192.0.2.1], podCIDRs: [10.244.1.0/24]}]\nrunDir: " + dir + "\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

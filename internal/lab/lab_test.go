@@ -380,6 +380,7 @@ func TestConfigFile(t *testing.T) {
 	for _, want := range []string{
 		"node: a\n", "cluster:\n    - 10.244.0.0/16\n", `addresses: [192.0.2.1, '2001:db8::1']`,
 		`podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']`, "onExit: leave\n", "runDir: " + n.RunDir + "\n",
+		"encapsulation: vxlan\n",
 	} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %q in\n%s", want, b)

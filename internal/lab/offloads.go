@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strings"
@@ -36,9 +37,11 @@ func AllOffloads(mode string) map[string]string {
 	return all
 }
 
-// settings are what a node's file says: its own, and where they say nothing about offloads, those of the environment.
+// settings are what a node's file says: its own, where they say nothing about offloads, those of the environment, and
+// where they name no encapsulation, plaintext: the daemon asks for that by name.
 func (n *Node) settings() (Settings, error) {
 	s := n.Settings
+	s.Encapsulation = cmp.Or(s.Encapsulation, "vxlan")
 	var err error
 	if s.Offloads == nil {
 		s.Offloads, err = offloadsFrom(os.Getenv(OffloadsEnv))

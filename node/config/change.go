@@ -23,10 +23,11 @@ func (c *Config) NeedsRestart(next *Config) []string {
 	add("mac of this node", c.Self.MAC, next.Self.MAC)
 	add("device", c.Device, next.Device)
 	add("mtu", c.MTU, next.MTU)
-	add("encapsulation", c.Encapsulation, next.Encapsulation)
 	add("vxlan.vni", c.VNI, next.VNI)
 	add("vxlan.port", c.Port, next.Port)
 	add("port of this node", c.PortOf(&c.Self), next.PortOf(&next.Self))
+	add("wireguard.port", c.WireGuardPort, next.WireGuardPort)
+	add("wireguardPort of this node", c.WireGuardPortOf(&c.Self), next.WireGuardPortOf(&next.Self))
 	add("workers", c.Workers, next.Workers)
 	add("offloads", c.Offloads, next.Offloads)
 	add("routing.table", c.Table, next.Table)
@@ -39,18 +40,23 @@ func (c *Config) NeedsRestart(next *Config) []string {
 }
 
 // Adopt returns the running configuration with everything from next that may change while the node runs: the
-// cluster's ranges, the other nodes, masquerade, onExit and the log level. What this node is stays as it is until a
-// restart, and next may fit that no longer (another node got this one's pod CIDR): then nothing can be adopted, and the
-// error says why.
+// cluster's ranges, the other nodes and the peers, this node's public key and encapsulation, masquerade, onExit and the
+// log level. What else this node is stays as it is until a restart, and next may fit that no longer (another node got
+// this one's pod CIDR): then nothing can be adopted, and the error says why.
 func (c *Config) Adopt(next *Config) (*Config, error) {
 	out := *c
 	out.Cluster = next.Cluster
 	// By the running name: next may call this node by another one's.
 	peers := c.Peers(next.State)
-	if err := c.fits(next.Cluster, peers); err != nil {
+	own := func(n control.Node) bool { return n.Name == c.Node && !n.Roams }
+	if i := slices.IndexFunc(next.State.Nodes, own); i >= 0 {
+		n := &next.State.Nodes[i]
+		out.Self.PublicKey, out.Self.Plaintext, out.Self.PresharedKeyFile = n.PublicKey, n.Plaintext, n.PresharedKeyFile
+	}
+	if err := out.fits(next.Cluster, peers); err != nil {
 		return nil, fmt.Errorf("%s: %w; nothing of the new configuration is applied: restart warren", c.File, err)
 	}
-	out.State.Nodes = append(peers, c.Self)
+	out.State.Nodes = append(peers, out.Self)
 	out.Masquerade, out.OnExit, out.LogLevel = next.Masquerade, next.OnExit, next.LogLevel
 	return &out, nil
 }
@@ -72,10 +78,13 @@ func (c *Config) fits(cluster []netip.Prefix, peers []control.Node) error {
 		}
 	}
 	for _, p := range peers {
+		if own := c.Self.PublicKey; !own.IsZero() && own == p.PublicKey {
+			return fmt.Errorf("publicKey %s of %s is the one that this node has until a restart", own, called(&p))
+		}
 		for _, own := range c.Self.PodCIDRs {
 			if i := slices.IndexFunc(p.PodCIDRs, own.Overlaps); i >= 0 {
-				return fmt.Errorf("pod CIDR %s of node %s overlaps %s, which this node has until a restart", p.PodCIDRs[i], p.Name,
-					own)
+				return fmt.Errorf("pod CIDR %s of %s overlaps %s, which this node has until a restart", p.PodCIDRs[i],
+					called(&p), own)
 			}
 		}
 		for _, own := range c.Self.Addresses {
@@ -83,10 +92,17 @@ func (c *Config) fits(cluster []netip.Prefix, peers []control.Node) error {
 				return fmt.Errorf("address %s of node %s is the one that this node has until a restart", own, p.Name)
 			}
 		}
-		if !shareFamily(c.Self.Addresses, p.Addresses) {
+		if !p.Roams && !shareFamily(c.Self.Addresses, p.Addresses) {
 			return fmt.Errorf("address %s of node %s has no family in common with %s, which this node has until a restart",
 				joined(p.Addresses), p.Name, joined(c.Self.Addresses))
 		}
 	}
 	return nil
+}
+
+func called(n *control.Node) string {
+	if n.Roams {
+		return "peer " + n.Name
+	}
+	return "node " + n.Name
 }

@@ -30,22 +30,11 @@ type checker struct {
 	doc *yamldoc.Doc
 	raw *raw
 	out Config
+	own string // key of this node's entry
 }
 
 func (c *checker) wrong(key string, value any, why, fix string) error {
 	return c.doc.Error(yamldoc.Finding{Key: key, Value: fmt.Sprint(value), Why: why, Fix: fix})
-}
-
-func (c *checker) encapsulation() error {
-	switch e := c.raw.Encapsulation; e {
-	case "vxlan":
-		return nil
-	case "wireguard", "direct", "auto":
-		return c.wrong("encapsulation", e, "is planned, but this version does not have it",
-			"use vxlan, on an underlay that can be trusted")
-	default:
-		return c.wrong("encapsulation", e, "is not an encapsulation", "use vxlan")
-	}
 }
 
 func (c *checker) vxlan() error {
@@ -65,26 +54,47 @@ func (c *checker) vxlan() error {
 func (c *checker) self() error {
 	nodes := c.out.State.Nodes
 	i := slices.IndexFunc(nodes, func(n control.Node) bool { return n.Name == c.out.Node })
-	if i < 0 {
-		names := make([]string, 0, len(nodes))
-		for _, n := range nodes {
+	if i >= 0 && !nodes[i].Roams {
+		c.out.Self, c.own = nodes[i], fmt.Sprintf("nodes[%d]", i)
+		return nil
+	}
+	names := make([]string, 0, len(nodes))
+	for _, n := range nodes {
+		if !n.Roams {
 			names = append(names, n.Name)
 		}
-		key, why := "node", "is not in the list of nodes"
-		if c.raw.Node == "" {
-			key, why = "nodes", "(this host's name, as `node` is not set) is not in the list"
-		}
-		return c.wrong(key, c.out.Node, why,
-			"add it to `nodes` with its pod CIDR, or set `node` to one of "+strings.Join(names, ", "))
 	}
-	c.out.Self = nodes[i]
-	return nil
+	key, list, why, fix := "node", "nodes", "is not in the list of nodes", "add it to `nodes` with its pod CIDR"
+	if i >= 0 {
+		list, why = "peers", "is a peer, not a node: any WireGuard runs there, as `warren peer config` says"
+		fix = "move it from `peers` to `nodes` with a pod CIDR"
+	}
+	if c.raw.Node == "" {
+		key, why = list, "(this host's name, as `node` is not set) "+why
+	}
+	return c.wrong(key, c.out.Node, why, fix+", or set `node` to one of "+strings.Join(names, ", "))
 }
 
-// families refuses a peer that this node could never send to, or whose pods could never talk with its own.
+// ports refuses one port for both tunnels of this node.
+func (c *checker) ports() error {
+	p := c.out.WireGuardPortOf(&c.out.Self)
+	if p != c.out.PortOf(&c.out.Self) {
+		return nil
+	}
+	key := "wireguard.port"
+	if c.out.Self.WireGuardPort != 0 {
+		key = c.own + ".wireguardPort"
+	}
+	return c.wrong(key, p, "is the port of this node's VXLAN tunnel too", "use another; 51820 is WireGuard's usual one")
+}
+
+// families refuses a node that this one could never send to, or whose pods could never talk with its own.
 func (c *checker) families() error {
 	self := c.out.Self
 	for i, n := range c.out.State.Nodes {
+		if n.Roams { // it calls, by whatever family it has
+			continue
+		}
 		key := fmt.Sprintf("nodes[%d]", i)
 		if !shareFamily(self.Addresses, n.Addresses) {
 			return c.wrong(key+".addresses", joined(n.Addresses),

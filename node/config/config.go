@@ -25,6 +25,9 @@ import (
 // DefaultPath is where the file is looked for.
 const DefaultPath = "/etc/warren/warren.yaml"
 
+// DefaultStateDir is the state directory of a file that names no other.
+const DefaultStateDir = "/var/lib/warren"
+
 // The least MTU that pods may get, in bytes. The protocols' own minima are 68 for IPv4 (RFC 791) and 1280 for IPv6
 // (RFC 8200, 5). Nothing works at 68 any more, so for IPv4 it is 576, what every IPv4 host has to be able to receive.
 const (
@@ -42,13 +45,13 @@ type Config struct {
 	Node    string         // this node's name
 	Self    control.Node   // this node's entry in State
 	Cluster []netip.Prefix // everything that is pod network
-	State   control.State  // all nodes, this one included
+	State   control.State  // all nodes, this one included, and the peers that are none
 
 	Device        string
 	MTU           int    // bytes, of the pods' interfaces; 0: the underlay's less PodMTUMargin
-	Encapsulation string // "vxlan"
 	VNI           uint32 // 24 bits
-	Port          uint16 // UDP port of the tunnels of nodes that name no other; PortOf knows
+	Port          uint16 // UDP port of the VXLAN tunnels of nodes that name no other; PortOf knows
+	WireGuardPort uint16 // UDP port of the encrypted tunnels of nodes that name no other; WireGuardPortOf knows
 	Workers       int    // 0: one per CPU, at most 8
 	Masquerade    bool
 	Offloads      Offloads
@@ -80,21 +83,20 @@ const (
 
 // raw is the file as it is spelled.
 type raw struct {
-	static.Spec   `yaml:",inline"`
-	Node          string      `yaml:"node"`
-	Device        string      `yaml:"device"`
-	MTU           int         `yaml:"mtu"`
-	Encapsulation string      `yaml:"encapsulation"`
-	VXLAN         rawVXLAN    `yaml:"vxlan"`
-	Workers       int         `yaml:"workers"`
-	Masquerade    bool        `yaml:"masquerade"`
-	Offloads      rawOffloads `yaml:"offloads"`
-	Routing       rawRouting  `yaml:"routing"`
-	Metrics       string      `yaml:"metrics"`
-	RunDir        string      `yaml:"runDir"`
-	StateDir      string      `yaml:"stateDir"`
-	OnExit        string      `yaml:"onExit"`
-	Log           rawLog      `yaml:"log"`
+	static.Spec `yaml:",inline"`
+	Node        string      `yaml:"node"`
+	Device      string      `yaml:"device"`
+	MTU         int         `yaml:"mtu"`
+	VXLAN       rawVXLAN    `yaml:"vxlan"`
+	Workers     int         `yaml:"workers"`
+	Masquerade  bool        `yaml:"masquerade"`
+	Offloads    rawOffloads `yaml:"offloads"`
+	Routing     rawRouting  `yaml:"routing"`
+	Metrics     string      `yaml:"metrics"`
+	RunDir      string      `yaml:"runDir"`
+	StateDir    string      `yaml:"stateDir"`
+	OnExit      string      `yaml:"onExit"`
+	Log         rawLog      `yaml:"log"`
 }
 
 type rawVXLAN struct {
@@ -125,16 +127,16 @@ type rawLog struct {
 
 func defaults() raw {
 	return raw{
-		Device:        "warren0",
-		Encapsulation: "vxlan",
-		VXLAN:         rawVXLAN{VNI: 1, Port: 4789},
-		Masquerade:    true,
+		Spec:       static.Spec{WireGuard: static.WireGuardSpec{Port: 51820}},
+		Device:     "warren0",
+		VXLAN:      rawVXLAN{VNI: 1, Port: 4789},
+		Masquerade: true,
 		Offloads: rawOffloads{
 			Checksum: "auto", TSO: "auto", USO: "auto", UDPGSO: "auto", UDPGRO: "auto", TunnelGSO: "auto",
 		},
 		Routing:  rawRouting{Table: 8787, RulePriority: 5200},
 		RunDir:   "/run/warren",
-		StateDir: "/var/lib/warren",
+		StateDir: DefaultStateDir,
 		OnExit:   string(Remove),
 		Log:      rawLog{Level: "info", Format: "text"},
 	}
@@ -179,8 +181,8 @@ func Parse(src Source) (*Config, error) {
 		State:         cluster.State,
 		Device:        r.Device,
 		MTU:           r.MTU,
-		Encapsulation: r.Encapsulation,
 		VNI:           uint32(r.VXLAN.VNI),
+		WireGuardPort: uint16(r.WireGuard.Port),
 		Workers:       r.Workers,
 		Masquerade:    r.Masquerade,
 		Table:         r.Routing.Table,
@@ -193,7 +195,7 @@ func Parse(src Source) (*Config, error) {
 	}
 	// Spelled out as a list so that the first error found is the one of the key that the others depend on.
 	for _, check := range []func() error{
-		c.encapsulation, c.vxlan, c.self, c.families, c.device, c.mtu, c.workers, c.offloads, c.routing, c.metrics,
+		c.vxlan, c.self, c.ports, c.families, c.device, c.mtu, c.workers, c.offloads, c.routing, c.metrics,
 		c.directories, c.onExit, c.log,
 	} {
 		if err := check(); err != nil {
@@ -206,17 +208,37 @@ func Parse(src Source) (*Config, error) {
 // SocketIn finds the path of the API socket in a file that may otherwise be wrong: a node goes on with the last good
 // configuration when its file was spoilt, and that is when one wants to ask it.
 func SocketIn(path string) (string, error) {
+	dirs, err := directoriesIn(path, "name the node's socket with --socket")
+	return filepath.Join(dirs.RunDir, apisocket.Name), err
+}
+
+// StateDirIn finds the state directory in a file that may otherwise be wrong: a node's key is made before the file can
+// name it.
+func StateDirIn(path string) (string, error) {
+	dirs, err := directoriesIn(path, "name the state directory with --state-dir")
+	if err == nil && !filepath.IsAbs(dirs.StateDir) {
+		return "", &yamldoc.Error{File: path, Key: "stateDir", Value: dirs.StateDir, Why: "is not an absolute path",
+			Fix: "write it as " + DefaultStateDir}
+	}
+	return dirs.StateDir, err
+}
+
+// ownDirectories are the keys that are read from a file which may otherwise be wrong.
+type ownDirectories struct {
+	RunDir   string `yaml:"runDir"`
+	StateDir string `yaml:"stateDir"`
+}
+
+func directoriesIn(path, mend string) (ownDirectories, error) {
+	dirs := ownDirectories{RunDir: defaults().RunDir, StateDir: DefaultStateDir}
 	data, err := static.ReadFile(path)
 	if err != nil {
-		return "", err
+		return dirs, err
 	}
-	r := struct {
-		RunDir string `yaml:"runDir"`
-	}{RunDir: defaults().RunDir}
-	if err := yaml.Unmarshal(data, &r); err != nil {
-		return "", fmt.Errorf("%s: %w; name the node's socket with --socket", path, err)
+	if err := yaml.Unmarshal(data, &dirs); err != nil {
+		return dirs, fmt.Errorf("%s: %w; %s", path, err, mend)
 	}
-	return filepath.Join(r.RunDir, apisocket.Name), nil
+	return dirs, nil
 }
 
 // SocketPath is where the API socket is.
@@ -230,10 +252,30 @@ func (c *Config) MinMTU() int {
 	return MinMTU4
 }
 
-// PortOf is the UDP port of a node's tunnel, this one's included.
+// PortOf is the UDP port of a node's VXLAN tunnel, this one's included.
 func (c *Config) PortOf(n *control.Node) uint16 { return cmp.Or(n.Port, c.Port) }
 
-// Peers are the nodes of a state other than this one.
+// WireGuardPortOf is the UDP port of a node's encrypted tunnel, this one's included.
+func (c *Config) WireGuardPortOf(n *control.Node) uint16 {
+	return cmp.Or(n.WireGuardPort, c.WireGuardPort)
+}
+
+// Encrypted reports whether traffic with the peer is encrypted. Both nodes of a pair come to the same answer from the
+// same file, so that it can be changed node by node: one that is plaintext is so to all others.
+func (c *Config) Encrypted(peer *control.Node) bool {
+	return peer.Roams || !c.Self.Plaintext && !peer.Plaintext
+}
+
+// Encapsulation is what this node asks for: static.WireGuard or static.VXLAN. With a peer that asks for the latter it
+// is that; Encrypted knows.
+func (c *Config) Encapsulation() string {
+	if c.Self.Plaintext {
+		return static.VXLAN
+	}
+	return static.WireGuard
+}
+
+// Peers are the nodes of a state other than this one, and the peers that are no nodes.
 func (c *Config) Peers(s control.State) []control.Node {
 	return slices.DeleteFunc(slices.Clone(s.Nodes), func(n control.Node) bool { return n.Name == c.Node })
 }

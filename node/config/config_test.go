@@ -14,7 +14,8 @@ import (
 	"github.com/warren-net/warren/internal/yamldoc"
 )
 
-const base = `cluster: [10.244.0.0/16, "fd00:10:244::/48"]
+const base = `encapsulation: vxlan
+cluster: [10.244.0.0/16, "fd00:10:244::/48"]
 nodes:
   - {name: a, addresses: [192.0.2.1, "2001:db8::1"], podCIDRs: [10.244.1.0/24, "fd00:10:244:1::/64"]}
   - {name: b, addresses: [192.0.2.2], podCIDRs: [10.244.2.0/24]}
@@ -32,7 +33,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		File: "w.yaml", Node: "a", Self: c.State.Nodes[0], State: c.State,
 		Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
-		Device:  "warren0", Encapsulation: "vxlan", VNI: 1, Port: 4789, Masquerade: true,
+		Device:  "warren0", VNI: 1, Port: 4789, WireGuardPort: 51820, Masquerade: true,
 		Offloads: Offloads{Checksum: true, TSO: true, USO: true, UDPGSO: true, UDPGRO: true, TunnelGSO: true},
 		Table:    8787, RulePriority: 5200, RunDir: "/run/warren", StateDir: "/var/lib/warren", OnExit: Remove,
 		LogLevel: slog.LevelInfo, LogFormat: "text",
@@ -55,7 +56,7 @@ func TestEverythingSet(t *testing.T) {
 	c, err := parse(base + `node: b
 device: pods.1
 mtu: 576
-encapsulation: vxlan
+wireguard: {port: 4789, presharedKeyFile: /etc/psk/}
 vxlan: {vni: 16777215, port: 8472}
 workers: 2
 masquerade: false
@@ -71,6 +72,7 @@ log: {level: debug, format: json}
 		t.Fatal(err)
 	}
 	if c.Self.Name != "b" || c.MTU != 576 || c.MinMTU() != MinMTU4 || c.VNI != 16777215 || c.Port != 8472 ||
+		c.WireGuardPort != 4789 || c.State.Nodes[0].PresharedKeyFile != "/etc/psk" ||
 		c.Offloads != (Offloads{USO: true}) || c.RunDir != "/tmp/run" || c.OnExit != Leave || c.Masquerade ||
 		c.LogLevel != slog.LevelDebug || c.Workers != 2 || c.Table != 100 || c.RulePriority != 7 || c.Device != "pods.1" {
 		t.Errorf("%+v", c)
@@ -82,22 +84,22 @@ func TestErrors(t *testing.T) {
 	edit := func(from, to string) string { return strings.Replace(base, from, to, 1) }
 	for _, c := range []struct{ name, in, want string }{
 		{"empty", "", "w.yaml: the file is empty"},
-		{"two documents", base + "---\n" + base, "w.yaml:5: a second YAML document"},
-		{"unknown key", with("devcie: x"), "w.yaml:5: devcie: unknown key; did you mean device?"},
-		{"unknown nested key", with("vxlan: {vnid: 1}"), "w.yaml:5: vxlan.vnid: unknown key; did you mean vni?"},
-		{"duplicate key", with("cluster: []"), "w.yaml:5: cluster: the key stands here a second time"},
-		{"cluster's own check", edit("10.244.2.0/24", "10.244.2.0/99"), "w.yaml:4: nodes[1].podCIDRs[0]:"},
+		{"two documents", base + "---\n" + base, "w.yaml:6: a second YAML document"},
+		{"unknown key", with("devcie: x"), "w.yaml:6: devcie: unknown key; did you mean device?"},
+		{"unknown nested key", with("vxlan: {vnid: 1}"), "w.yaml:6: vxlan.vnid: unknown key; did you mean vni?"},
+		{"duplicate key", with("cluster: []"), "w.yaml:6: cluster: the key stands here a second time"},
+		{"cluster's own check", edit("10.244.2.0/24", "10.244.2.0/99"), "w.yaml:5: nodes[1].podCIDRs[0]:"},
 		{"own node missing", edit("name: a", "name: c"),
-			`w.yaml:2: nodes: "a" (this host's name, as ` + "`node` is not set) is not in the list; add it to " +
+			`w.yaml:3: nodes: "a" (this host's name, as ` + "`node` is not set) is not in the list of nodes; add it to " +
 				"`nodes` with its pod CIDR, or set `node` to one of c, b"},
-		{"named node missing", with("node: z"), `w.yaml:5: node: "z" is not in the list of nodes`},
+		{"named node missing", with("node: z"), `w.yaml:6: node: "z" is not in the list of nodes`},
 		{"own CIDR missing", edit(`[10.244.1.0/24, "fd00:10:244:1::/64"]`, "[]"), "node a has no pod CIDR"},
 		{"underlay families", edit("[192.0.2.1, \"2001:db8::1\"]", "[\"2001:db8::1\"]"),
-			`w.yaml:4: nodes[1].addresses: "192.0.2.2" of node b: no common address family with this node a (2001:db8::1)`},
+			`w.yaml:5: nodes[1].addresses: "192.0.2.2" of node b: no common address family with this node a (2001:db8::1)`},
 		{"pod families", edit(`[10.244.1.0/24, "fd00:10:244:1::/64"]`, `["fd00:10:244:1::/64"]`),
-			"w.yaml:4: nodes[1].podCIDRs: \"10.244.2.0/24\" of node b: no common address family with the pods of this node a"},
-		{"MTU 6", with("mtu: 1279"), `w.yaml:5: mtu: "1279" is below 1280, the minimum of IPv6`},
-		{"MTU 4", with("mtu: 575\nnode: b"), `w.yaml:5: mtu: "575" is below 576`},
+			"w.yaml:5: nodes[1].podCIDRs: \"10.244.2.0/24\" of node b: no common address family with the pods of this node a"},
+		{"MTU 6", with("mtu: 1279"), `w.yaml:6: mtu: "1279" is below 1280, the minimum of IPv6`},
+		{"MTU 4", with("mtu: 575\nnode: b"), `w.yaml:6: mtu: "575" is below 576`},
 		{"MTU negative", with("mtu: -1"), "is below 1280"},
 		{"MTU long", with("mtu: 65536"), "is above 65535"},
 		{"MTU text", with("mtu: jumbo"), `"jumbo" is not a whole number`},
@@ -110,14 +112,10 @@ func TestErrors(t *testing.T) {
 		{"device dots", with("device: .."), "is not an interface name"},
 		{"device of a pod", with("device: wrn0"), "begins with wrn, as the pods' interfaces"},
 		{"device all", with("device: all"), "keeps for itself"},
-		{"port 0", with("vxlan: {port: 0}"), `w.yaml:5: vxlan.port: "0" is not a UDP port`},
+		{"port 0", with("vxlan: {port: 0}"), `w.yaml:6: vxlan.port: "0" is not a UDP port`},
 		{"port high", with("vxlan: {port: 65536}"), "is not a UDP port"},
 		{"VNI high", with("vxlan: {vni: 16777216}"), `vxlan.vni: "16777216" does not fit the 24 bits`},
 		{"VNI negative", with("vxlan: {vni: -1}"), "does not fit the 24 bits"},
-		{"wireguard", with("encapsulation: wireguard"),
-			`"wireguard" is planned, but this version does not have it; use vxlan`},
-		{"direct", with("encapsulation: direct"), "is planned"},
-		{"encapsulation", with("encapsulation: gre"), `"gre" is not an encapsulation; use vxlan`},
 		{"workers", with("workers: 257"), "is not a number of workers"},
 		{"workers negative", with("workers: -1"), "is not a number of workers"},
 		{"checksum offload", with("offloads: {checksum: on}"), `offloads.checksum: "on" is neither auto nor off`},

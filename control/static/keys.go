@@ -1,0 +1,111 @@
+package static
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/internal/key"
+	"github.com/warren-net/warren/internal/yamldoc"
+)
+
+// The encapsulations, as the file names them.
+const (
+	VXLAN     = "vxlan"
+	WireGuard = "wireguard"
+)
+
+// common checks what holds for all nodes and peers that say nothing else.
+func (b *builder) common(s *Spec) error {
+	if err := b.encapsulation("encapsulation", s.Encapsulation); err != nil {
+		return err
+	}
+	b.plaintext = s.Encapsulation == VXLAN
+	// No number at all is the default of who reads the file.
+	if p := s.WireGuard.Port; p < 0 || p > 65535 || p == 0 && b.doc.Has("wireguard.port") {
+		return b.wrong("wireguard.port", fmt.Sprint(p), "is not a UDP port", "use 1 to 65535; 51820 is WireGuard's usual one")
+	}
+	var err error
+	b.presharedFile, err = b.keyFile("wireguard.presharedKeyFile", s.WireGuard.PresharedKeyFile)
+	return err
+}
+
+func (b *builder) encapsulation(key, name string) error {
+	switch name {
+	case "", VXLAN, WireGuard:
+		return nil
+	case "direct", "auto":
+		return b.wrong(key, name, "is planned, but this version does not have it",
+			"use wireguard, or on an underlay that can be trusted vxlan")
+	}
+	return b.wrong(key, name, "is not an encapsulation",
+		"use wireguard, or for plaintext on an underlay that can be trusted vxlan")
+}
+
+// tunnel reads what a node's entry says of its tunnel. A node with a public key is encrypted unless its own entry asks
+// for plaintext, and one without is refused unless its entry or the whole file does: nothing is sent in the clear that
+// nobody asked for.
+func (b *builder) tunnel(key string, s *NodeSpec, n *control.Node) error {
+	if err := b.encapsulation(key+".encapsulation", s.Encapsulation); err != nil {
+		return err
+	}
+	if p := s.WireGuardPort; p < 0 || p > 65535 {
+		return b.wrong(key+".wireguardPort", fmt.Sprint(p), "is not a UDP port",
+			"use 1 to 65535, or leave the key out for the default")
+	}
+	n.WireGuardPort = uint16(s.WireGuardPort)
+	var err error
+	if n.PresharedKeyFile, err = b.keyFile(key+".presharedKeyFile", s.PresharedKeyFile); err != nil {
+		return err
+	}
+	if s.PublicKey != "" {
+		n.Plaintext = s.Encapsulation == VXLAN
+		n.PublicKey, err = b.publicKey(key+".publicKey", s.PublicKey, "node "+n.Name)
+		return err
+	}
+	n.Plaintext = s.Encapsulation == VXLAN || s.Encapsulation == "" && b.plaintext
+	if n.Plaintext {
+		return nil
+	}
+	where, value := key+".publicKey", ""
+	if s.Encapsulation == WireGuard {
+		where, value = key+".encapsulation", s.Encapsulation
+	}
+	return b.doc.Error(yamldoc.Finding{Key: where, Value: value,
+		Why: "node " + n.Name + " has no publicKey, so traffic to it could not be encrypted",
+		Fix: "add its publicKey (`warren key public` on that node prints it), or ask for plaintext with " +
+			"`encapsulation: vxlan`"})
+}
+
+func (b *builder) publicKey(where, text, owner string) (key.Public, error) {
+	k, err := key.ParsePublic(text)
+	if err != nil {
+		return k, b.wrong(where, excerpt(text), "is not a public key",
+			"write the 44 characters, with the = at the end, that `warren key public` or `wg pubkey` prints")
+	}
+	return k, b.own(where, k.String(), "publicKey", owner)
+}
+
+// keyFile reads the path of a file with a preshared key; empty is the file of all that name no other.
+func (b *builder) keyFile(where, path string) (string, error) {
+	if path == "" {
+		return b.presharedFile, nil
+	}
+	if _, err := key.ParsePreshared(path); err == nil {
+		return "", b.wrong(where, "", "the key itself stands here, where everybody who reads this file finds it",
+			"write it into a file with mode 0600 and name that; and make a new key, with `wg genpsk`")
+	}
+	if !filepath.IsAbs(path) {
+		return "", b.wrong(where, excerpt(path), "is not an absolute path", "name the file as /etc/warren/psk")
+	}
+	return filepath.Clean(path), nil
+}
+
+// excerpt keeps a value out of the log that may be a secret key which lost a character.
+func excerpt(text string) string {
+	const short, shown = 20, 8 // characters
+	if runes := []rune(text); len(runes) > short {
+		return string(runes[:shown]) + "…"
+	}
+	return text
+}
