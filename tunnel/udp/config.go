@@ -1,17 +1,25 @@
 // Package udp is the kernel's UDP as an underlay: the tunnel.Socket that real nodes use, on Linux.
 //
-// A Socket is one lane's (see node/worker): per address family a receive socket on the tunnel's port, which shares
-// that port with the other lanes' (SO_REUSEPORT: the kernel spreads peers' flows over them), and a send socket on a
-// port of its own, so that each lane is a flow of its own to the peer's receive-side scaling and to its SO_REUSEPORT
-// group. IPv4 and IPv6 have separate sockets, not one dual-stack socket with mapped addresses: on a host whose kernel
-// has no IPv6 the IPv4 half goes on working, path MTU discovery and TOS are options of the family anyway, and an
-// underlay address never has two forms.
+// A Socket is one lane's (see node/worker): per address a receive socket on the tunnel's port, which shares that port
+// with the other lanes' (SO_REUSEPORT), and per family a send socket. There are two forms of a group of Sockets:
+//
+//   - OpenGroup is for encapsulations whose peers know each other by address alone (vxlan). A Socket sends from a port of
+//     its own, so that each lane is a flow of its own to the peer's receive-side scaling and to its SO_REUSEPORT group,
+//     where the source port chooses the lane.
+//   - OpenWireGuard is for wireguard, whose peers answer to where a datagram came from. All Sockets send from the port
+//     that they receive on: the send socket of a family is the receive socket of its first address. What a message says
+//     chooses the lane, and a Socket beside the lanes receives what is no data.
+//
+// IPv4 and IPv6 have separate sockets, not one dual-stack socket with mapped addresses: on a host whose kernel has no
+// IPv6 the IPv4 half goes on working, path MTU discovery and TOS are options of the family anyway, and an underlay
+// address never has two forms.
 //
 // # Terms
 //
 //   - A datagram is one UDP payload as it crosses the wire.
 //   - A message is what one element of sendmmsg carries: one datagram, or several equal ones that the kernel or the
 //     network card cuts (UDP_SEGMENT, "GSO"). A tunnel.Send becomes one message where the kernel's limits allow it.
+//     What WireGuard calls a message is one datagram.
 //
 // # Offloads
 //
@@ -27,6 +35,10 @@
 // A Socket belongs to one worker, except for Offloads, LocalPort, FDs, Buffers and Close, which are safe for concurrent
 // use. Descriptors are raw and non-blocking, out of reach of the runtime's poller: the worker waits on FDs itself,
 // together with its TUN queue. Send refers to the batch's pieces only until it returns.
+//
+// A descriptor that is sent from is ready also when the kernel has an error for it. A Receive that then finds nothing
+// takes the errors away, and PathEvents hands them out later; so a worker that calls Receive for whatever is ready does
+// not spin.
 package udp
 
 import (

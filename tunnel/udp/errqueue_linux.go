@@ -29,14 +29,23 @@ func (s *Socket) PathEvents(dst []tunnel.PathEvent) []tunnel.PathEvent {
 		return dst
 	}
 	defer s.leave()
+	s.drainErrors()
+	dst = append(dst, s.errors.stash...)
+	s.errors.stash = s.errors.stash[:0]
+	return dst
+}
+
+// drainErrors reads the error queues into the stash. PathEvents does, and where a descriptor that is waited for is sent
+// from too, Receive: poll and epoll call a descriptor ready (EPOLLERR) as long as its error queue has something, and the
+// errors count in the receive buffer, where they would take the room of data. So Receive does it when a descriptor was
+// ready for nothing else, and when one returned an error in place of data. Anybody who can guess our address and port
+// can cause errors, by forged ICMP messages: as cheaply, and at the same cost to us, as forged datagrams.
+func (s *Socket) drainErrors() {
 	for _, fd := range s.send {
 		if fd >= 0 {
 			s.errors.drain(fd)
 		}
 	}
-	dst = append(dst, s.errors.stash...)
-	s.errors.stash = s.errors.stash[:0]
-	return dst
 }
 
 // note keeps an event unless an equal one is kept already. A path MTU event without a number and one with it, which

@@ -79,7 +79,7 @@ func setBuffer(fd int, kind bufferKind, bytes int) (int, error) {
 	return granted, nil
 }
 
-// setPathOptions makes a send socket report what it learns of paths, never fragment, and receive nothing.
+// setPathOptions makes a socket that sends report what it learns of paths, and never fragment.
 func setPathOptions(fd, family int) error {
 	type option struct {
 		name            string
@@ -108,9 +108,13 @@ func setPathOptions(fd, family int) error {
 		// ways, and reorder. The source port tells flows apart. A kernel without the option makes none either.
 		_ = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_AUTOFLOWLABEL, 0)
 	}
-	// Nobody has a reason to send to this port. What comes all the same must not fill the receive buffer, as the error
-	// queue is charged to it. A filter of one instruction drops everything. Without it (seccomp) the socket is as good.
-	dropAll := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
-	_ = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &dropAll})
 	return nil
+}
+
+// dropAll has a send socket receive nothing. Nobody has a reason to send to its port. What comes all the same must not
+// fill the receive buffer, as the error queue is charged to it. A filter of one instruction drops everything. Without
+// it (seccomp) the socket is as good.
+func dropAll(fd int) {
+	drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	_ = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop})
 }

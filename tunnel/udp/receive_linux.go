@@ -22,7 +22,11 @@ type receiver struct {
 	controls []control
 	next     int    // receive socket to begin with, so that a busy one does not starve the others
 	idle     []idle // per receive socket
+	failed   bool   // a receive socket had an error pending in this call
 }
+
+// receiveTries bounds the tries to receive from a socket that returns errors.
+const receiveTries = 3
 
 // idle is what Receive knows of a receive socket that had nothing.
 type idle struct {
@@ -39,15 +43,20 @@ func (s *Socket) Receive(in *tunnel.Inbound) error {
 	defer s.leave()
 	r := &s.receiver
 	r.grow(len(in.Slots))
+	r.failed = false
 	for k := range r.idle {
 		i := &r.idle[k]
 		i.skipped = i.skip > 0
 		i.skip -= min(i.skip, 1)
 	}
-	if err := s.receiveAll(in, false); err != nil || in.N > 0 {
-		return err
+	err := s.receiveAll(in, false)
+	if err == nil && in.N == 0 {
+		err = s.receiveAll(in, true)
 	}
-	return s.receiveAll(in, true)
+	if s.onePort && (in.N == 0 || r.failed) {
+		s.drainErrors()
+	}
+	return err
 }
 
 // receiveAll asks in turn the receive sockets that are passed over in this call, or those that are not.
@@ -63,20 +72,20 @@ func (s *Socket) receiveAll(in *tunnel.Inbound, skipped bool) error {
 			r.next = k
 			return nil
 		}
-		n, err := s.receiveFrom(s.receive[k], in)
+		empty, err := s.receiveFrom(s.receive[k], in)
 		if err != nil {
 			return err
 		}
 		r.idle[k].skip = 0
-		if n == 0 {
+		if empty {
 			r.idle[k].skip = skipIdle
 		}
 	}
 	return nil
 }
 
-// receiveFrom fills the free slots with what is queued in fd, and returns how many messages that was.
-func (s *Socket) receiveFrom(fd int, in *tunnel.Inbound) (int, error) {
+// receiveFrom fills the free slots with what is queued in fd; empty: nothing was.
+func (s *Socket) receiveFrom(fd int, in *tunnel.Inbound) (empty bool, err error) {
 	r, free := &s.receiver, in.Slots[in.N:]
 	for i := range free {
 		r.vectors[i].Base = unsafe.SliceData(free[i].Buf)
@@ -85,22 +94,23 @@ func (s *Socket) receiveFrom(fd int, in *tunnel.Inbound) (int, error) {
 		h.Namelen = uint32(unsafe.Sizeof(r.names[i]))
 		h.SetControllen(controlSize)
 	}
-	// A second try, as the first may return an error that waited in the socket and says nothing of what is queued.
-	for try := 0; try < 2; {
+	// More than one try, as it may return an error that waited in the socket and says nothing of what is queued.
+	for try := 0; try < receiveTries; {
 		n, errno := recvmmsg(fd, r.headers[:len(free)])
 		switch {
 		case errno == 0:
 			s.accept(in, n)
-			return n, nil
+			return false, nil
 		case errno == unix.EAGAIN:
-			return 0, nil
+			return true, nil
 		case isFatal(errno):
-			return 0, errno
+			return false, errno
 		case errno != unix.EINTR:
+			r.failed = true
 			try++
 		}
 	}
-	return 0, nil
+	return false, nil
 }
 
 // accept takes the first n headers over into the free slots.

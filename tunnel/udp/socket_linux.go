@@ -23,6 +23,7 @@ type Socket struct {
 	send      [families]int // descriptors of the send sockets; -1: the family is missing
 	port      uint16        // of the receive sockets
 	localPort uint16        // of the send sockets
+	onePort   bool          // send refers to descriptors of receive
 	rcvBuf    int
 	sndBuf    int
 	gso, gro  offload
@@ -85,10 +86,13 @@ func (s *Socket) leave() {
 
 func (s *Socket) closeAll() error {
 	var first error
-	for _, fd := range append(slices.Clone(s.receive), s.send[:]...) {
-		if fd < 0 {
-			continue
+	fds := slices.Clone(s.receive)
+	for _, fd := range s.send {
+		if fd >= 0 && !s.onePort {
+			fds = append(fds, fd)
 		}
+	}
+	for _, fd := range fds {
 		if err := unix.Close(fd); err != nil && first == nil {
 			first = err
 		}

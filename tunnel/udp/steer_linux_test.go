@@ -80,8 +80,8 @@ func steered(t *testing.T, from *Socket, to []*Socket, addr netip.AddrPort) int 
 // TestRefusedSteeringIsSaid has a kernel refuse the program.
 func TestRefusedSteeringIsSaid(t *testing.T) {
 	s := &Socket{receive: []int{-1}}
-	g := group{lanes: 2, sockets: []*Socket{s, {}}}
-	g.steer()
+	g := group{size: 2, sockets: []*Socket{s, {}}}
+	g.steer(bySourcePort(2))
 	if o := g.sockets[1].Offloads(); len(o) != 3 || o[2].Enabled || o[2].Reason == "" {
 		t.Errorf("offloads: %+v", o)
 	}

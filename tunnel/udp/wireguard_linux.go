@@ -1,0 +1,80 @@
+package udp
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxWireGuardLanes is the number of lanes that a byte can tell apart.
+const MaxWireGuardLanes = 256
+
+// controlBuffer is how many bytes may wait in the socket for handshakes, at most: some hundred of these.
+const controlBuffer = 256 << 10
+
+// A WireGuardGroup is the sockets of the wireguard encapsulation. They share the tunnel's port and send from it too, as
+// a WireGuard peer answers to the address and port that the last authentic datagram came from.
+//
+// UDP_SEGMENT at the sender and GRO on the way join datagrams of one outer flow whatever they carry, and the first one
+// chooses the socket for all: a handshake message right behind larger data arrives with the data. Without steering the
+// kernel chooses by addresses and ports. So every socket's worker has to take every kind of message, and the datagrams
+// of a slot one by one; what the group sees to is that a strange one is rare.
+//
+// ICMP errors about what one socket sent arrive at any of them, so all have to be asked for PathEvents.
+type WireGuardGroup struct {
+	// Lanes receive transport data: lane i of n what has i in the lowest byte of its receiver index, modulo n.
+	Lanes []*Socket
+
+	// Control receives all else: handshakes, cookies, garbage. A flood of these fills its small buffer and no lane's.
+	Control *Socket
+}
+
+// OpenWireGuard makes the sockets of a node with so many lanes. It fails for the same reasons as OpenGroup.
+func OpenWireGuard(lanes int, c Config) (*WireGuardGroup, error) {
+	return openWireGuard(lanes, c, tryLoopback)
+}
+
+func openWireGuard(lanes int, c Config, try trier) (*WireGuardGroup, error) {
+	if lanes < 1 || lanes > MaxWireGuardLanes {
+		return nil, fmt.Errorf("opening the sockets of %d WireGuard lanes: use 1 to %d", lanes, MaxWireGuardLanes)
+	}
+	g, err := newGroup(lanes+1, c, try)
+	if err != nil {
+		return nil, err
+	}
+	g.onePort = true
+	for range lanes {
+		if err := g.add(g.newSocket()); err != nil {
+			return nil, err
+		}
+	}
+	// UDP_GRO stays on: whether the device joins datagrams of a flow (udp_gro_receive in the kernel) follows from the
+	// socket of the group that the hash of its addresses and ports finds, before the program is asked for the right one.
+	g.SocketBuffer = min(g.SocketBuffer, controlBuffer)
+	if err := g.add(g.newSocket()); err != nil {
+		return nil, err
+	}
+	g.steer(byReceiverIndex(lanes))
+	return &WireGuardGroup{Lanes: g.sockets[:lanes:lanes], Control: g.sockets[lanes]}, nil
+}
+
+// byReceiverIndex gives transport data to one of so many lanes, by the lowest byte of the receiver index, which this
+// node chose at the handshake. Everything else is for the socket behind the lanes'. A message's length is looked at
+// first, as a read beyond the end would give what is too short to lane 0.
+func byReceiverIndex(lanes int) []unix.SockFilter {
+	const (
+		transportData = 4 // the message's type, in byte 0
+		receiverIndex = 4 // offset of its lowest byte
+		headerBytes   = 8 // up to the end of the receiver index
+	)
+	return []unix.SockFilter{
+		{Code: loadLength},
+		{Code: ifAtLeast, K: headerBytes, Jf: 5},
+		{Code: loadByte, K: 0},
+		{Code: ifEqual, K: transportData, Jf: 3},
+		{Code: loadByte, K: receiverIndex},
+		{Code: modulo, K: uint32(lanes)},
+		{Code: unix.BPF_RET | unix.BPF_A},
+		{Code: unix.BPF_RET | unix.BPF_K, K: uint32(lanes)},
+	}
+}
