@@ -23,11 +23,13 @@ const (
 	LinkLocal
 	NodeToOutside
 	TooBig
+	NoSession
 	SendFailed
 	SendTooBig
 
 	// What comes from the wire.
 	UnknownPeer
+	Plaintext
 	EncapShort
 	EncapFlags
 	WrongVNI
@@ -35,6 +37,10 @@ const (
 	GroupMAC
 	BadEtherType
 	UnofferedExtension
+	NotWireGuard
+	UnknownSession
+	BadSeal
+	Replayed
 	Congestion
 	SourceNotPeer
 	NotForThisNode
@@ -55,9 +61,11 @@ var reasons = [NumReasons]struct{ name, text string }{
 	LinkLocal:          {"link-local", "to an IPv6 link-local address, which is never routed"},
 	NodeToOutside:      {"node-to-outside", "the node's own traffic to the outside: a foreign route points at the device"},
 	TooBig:             {"too-big", "larger than the path to the peer carries, and not to be fragmented"},
+	NoSession:          {"no-session", "no key exchange with the peer in time, too many in wait, or no address known"},
 	SendFailed:         {"send-failed", "the underlay socket refused it"},
 	SendTooBig:         {"send-too-big", "larger than the underlay's MTU"},
-	UnknownPeer:        {"unknown-peer", "from an underlay address that is no peer's"},
+	UnknownPeer:        {"unknown-peer", "from an underlay address, or with a key, that is no peer's"},
+	Plaintext:          {"plaintext", "unencrypted from a peer whose traffic is encrypted"},
 	EncapShort:         {"encap-short", "a datagram too short for its encapsulation"},
 	EncapFlags:         {"encap-flags", "a VXLAN header without a valid VNI flag"},
 	WrongVNI:           {"wrong-vni", "a VXLAN network identifier other than ours"},
@@ -65,6 +73,10 @@ var reasons = [NumReasons]struct{ name, text string }{
 	GroupMAC:           {"group-mac", "an inner broadcast or multicast frame (ARP and the like)"},
 	BadEtherType:       {"bad-ethertype", "an inner frame that is neither IPv4 nor IPv6"},
 	UnofferedExtension: {"unoffered-extension", "a VXLAN extension that this node did not offer"},
+	NotWireGuard:       {"not-wireguard", "a datagram on the WireGuard port that is no message of the protocol"},
+	UnknownSession:     {"unknown-session", "encrypted for a session that this node does not have (any more)"},
+	BadSeal:            {"bad-seal", "encrypted data that does not decrypt"},
+	Replayed:           {"replayed", "encrypted data that came before, or much too late"},
 	Congestion:         {"congestion", "marked congested by the underlay, though its sender knows no ECN (RFC 6040)"},
 	SourceNotPeer:      {"source-not-peer", "from the wire with an inner source that is not the sending peer's"},
 	NotForThisNode:     {"not-for-this-node", "from the wire to an address that is not on this node"},

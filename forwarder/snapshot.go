@@ -13,7 +13,7 @@ import (
 // behind Stats move.
 type Peer struct {
 	Name      string
-	Endpoint  netip.AddrPort // underlay address and UDP port
+	Endpoint  netip.AddrPort // underlay address and UDP port; zero: known once it has called, see Tunnel
 	PodCIDRs  []netip.Prefix // masked
 	NodeAddrs []netip.Addr   // the node's own addresses, which its host traffic and ICMP errors carry
 	MTU       int            // bytes of the largest inner IP packet that the path to it carries
@@ -22,6 +22,10 @@ type Peer struct {
 	Stats     *PeerStats     // survives the snapshot, so that counters go on when other peers change
 	Whole     *atomic.Bool   // superpackets may leave to it uncut, now; survives the snapshot. nil: never
 	Index     int32          // its place in Snapshot.Peers; set by Build
+
+	Tunnel           int32 // its number in the encrypted tunnel; 0: it has none
+	Encrypted        bool  // what is sent to it is encrypted
+	RefusesPlaintext bool  // VXLAN from it is refused
 }
 
 // Header is the encapsulation header for an inner packet of this IP version.
@@ -57,6 +61,7 @@ type Snapshot struct {
 	local4  span // of addresses that are this node's, so that most need no lookup
 	local6  span
 	byAddr  map[netip.Addr]*Peer
+	tunnels []*Peer        // by Peer.Tunnel
 	cluster []netip.Prefix // what Routes lists besides the peers'
 	pods    []netip.Prefix
 	self    []netip.Addr
@@ -98,6 +103,14 @@ func (s *Snapshot) Gateway(version uint8) netip.Addr {
 // PeerByAddr finds the peer whose underlay address is a; nil when there is none.
 func (s *Snapshot) PeerByAddr(a netip.Addr) *Peer { return s.byAddr[a] }
 
+// PeerByTunnel finds the peer with this number in the encrypted tunnel; nil when there is none.
+func (s *Snapshot) PeerByTunnel(id int32) *Peer {
+	if id > 0 && int(id) < len(s.tunnels) {
+		return s.tunnels[id]
+	}
+	return nil
+}
+
 // A Route is one line of the table, for people.
 type Route struct {
 	Prefix netip.Prefix
@@ -126,7 +139,9 @@ func (s *Snapshot) Routes() []Route {
 		for _, c := range p.PodCIDRs {
 			add(Route{Prefix: c, Kind: "peer", Peer: p.Name})
 		}
-		add(Route{Prefix: host(p.Endpoint.Addr()), Kind: "peer", Peer: p.Name})
+		if p.Endpoint.IsValid() {
+			add(Route{Prefix: host(p.Endpoint.Addr()), Kind: "peer", Peer: p.Name})
+		}
 		for _, a := range p.NodeAddrs {
 			add(Route{Prefix: host(a), Kind: "peer", Peer: p.Name})
 		}
@@ -138,9 +153,9 @@ func (s *Snapshot) Routes() []Route {
 	return out
 }
 
-// Build makes a snapshot. It refuses what would make decisions ambiguous: two owners of one prefix or address, a peer
-// without an endpoint, addresses in IPv4-mapped form. The Peers of spec get their Index set and belong to the
-// snapshot from then on, as do the slices.
+// Build makes a snapshot. It refuses what would make decisions ambiguous: two owners of one prefix, address or number
+// in the tunnel, a peer that nothing can be sent to, addresses in IPv4-mapped form. The Peers of spec get their Index
+// set and belong to the snapshot from then on, as do the slices.
 func Build(spec Spec) (*Snapshot, error) {
 	s := &Snapshot{
 		Generation: spec.Generation,
@@ -198,11 +213,19 @@ func Build(spec Spec) (*Snapshot, error) {
 }
 
 func (s *Snapshot) addPeer(b *lpmBuilder, p *Peer, index int) error {
-	if !p.Endpoint.IsValid() || p.Endpoint.Addr().Is4In6() || p.Endpoint.Port() == 0 {
+	if p.Encrypted && p.Tunnel == 0 {
+		return fmt.Errorf("encrypted, but without a number in the tunnel: want one above 0")
+	}
+	// What is encrypted goes to where the tunnel heard the peer last, so it need not be known before.
+	called := p.Encrypted && p.Endpoint == netip.AddrPort{}
+	if !called && (!p.Endpoint.IsValid() || p.Endpoint.Addr().Is4In6() || p.Endpoint.Port() == 0) {
 		return fmt.Errorf("underlay address %v: want an address and a port, not in IPv4-mapped form", p.Endpoint)
 	}
 	if p.Stats == nil {
 		return fmt.Errorf("no Stats")
+	}
+	if err := s.addTunnel(p); err != nil {
+		return err
 	}
 	p.Index = int32(index)
 	t := newTarget(kindPeer, index)
@@ -211,8 +234,10 @@ func (s *Snapshot) addPeer(b *lpmBuilder, p *Peer, index int) error {
 			return fmt.Errorf("pod CIDR: %w", err)
 		}
 	}
-	if err := s.addAddr(b, p, p.Endpoint.Addr()); err != nil {
-		return err
+	if !called {
+		if err := s.addAddr(b, p, p.Endpoint.Addr()); err != nil {
+			return err
+		}
 	}
 	for _, a := range p.NodeAddrs {
 		if a == p.Endpoint.Addr() {
@@ -222,6 +247,24 @@ func (s *Snapshot) addPeer(b *lpmBuilder, p *Peer, index int) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// addTunnel makes PeerByTunnel find the peer.
+func (s *Snapshot) addTunnel(p *Peer) error {
+	switch {
+	case p.Tunnel < 0:
+		return fmt.Errorf("number %d in the tunnel: want one above 0, or 0 for none", p.Tunnel)
+	case p.Tunnel == 0:
+		return nil
+	}
+	if more := int(p.Tunnel) + 1 - len(s.tunnels); more > 0 {
+		s.tunnels = append(s.tunnels, make([]*Peer, more)...)
+	}
+	if other := s.tunnels[p.Tunnel]; other != nil {
+		return fmt.Errorf("number %d in the tunnel is already peer %s's", p.Tunnel, other.Name)
+	}
+	s.tunnels[p.Tunnel] = p
 	return nil
 }
 

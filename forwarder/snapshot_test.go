@@ -34,6 +34,11 @@ func TestBuildRefuses(t *testing.T) {
 		{"host bits", func(s *Spec) { s.PodCIDRs = append(s.PodCIDRs, prefix("10.244.9.1/24")) }, "masked"},
 		{"no port", func(s *Spec) { s.Peers[0].Endpoint = netip.AddrPortFrom(addr("192.0.2.2"), 0) }, "a port"},
 		{"no stats", func(s *Spec) { s.Peers[0].Stats = nil }, "Stats"},
+		{"encrypted without a number", func(s *Spec) { s.Peers[0].Encrypted = true }, "without a number"},
+		{"a negative number", func(s *Spec) { s.Peers[0].Tunnel = -1 }, "number -1"},
+		{"one number of two peers", func(s *Spec) { s.Peers[0].Tunnel, s.Peers[1].Tunnel = 7, 7 }, "already peer b's"},
+		{"no address and in plaintext", func(s *Spec) { s.Peers[0].Tunnel, s.Peers[0].Endpoint = 7, netip.AddrPort{} },
+			"underlay address"},
 		{"two IPv4 gateways", func(s *Spec) { s.Gateways = append(s.Gateways, addr("10.244.1.3")) }, "gateway"},
 	}
 	for _, tt := range tests {
@@ -44,6 +49,35 @@ func TestBuildRefuses(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestEncryptedPeers: a peer that is encrypted to is found by its number in the tunnel, and needs no address.
+func TestEncryptedPeers(t *testing.T) {
+	spec := testSpec()
+	b, c := spec.Peers[0], spec.Peers[1]
+	b.Tunnel, b.Encrypted, b.RefusesPlaintext, b.Endpoint = 3, true, true, netip.AddrPort{}
+	c.Tunnel = 1
+	s, err := Build(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[int32]*Peer{-1: nil, 0: nil, 1: c, 2: nil, 3: b, 4: nil, 1 << 30: nil} {
+		if got := s.PeerByTunnel(id); got != want {
+			t.Errorf("number %d is %+v, want %+v", id, got, want)
+		}
+	}
+	if d := s.FromTUN(info("10.244.1.5", "10.244.2.5", 100), packet.Meta{}); d.Verdict != ToPeer || d.Peer != b {
+		t.Errorf("to a peer without an address: %+v", d)
+	}
+	if got := s.PeerByAddr(netip.Addr{}); got != nil {
+		t.Errorf("no address is peer %s's", got.Name)
+	}
+	if s.PeerByAddr(addr("2001:db8::3")) != c || testSnapshot(t).PeerByTunnel(0) != nil {
+		t.Error("a peer with an address is not found by it, or one without a number by none")
+	}
+	if n := len(s.Routes()); n != s.RouteCount {
+		t.Errorf("%d routes are listed of %d", n, s.RouteCount)
 	}
 }
 

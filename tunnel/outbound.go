@@ -3,7 +3,8 @@ package tunnel
 // Append adds one datagram, made of header and payload, to the batch. It joins the last send when that goes to the
 // same peer with the same TOS and one segmentation can describe both: all datagrams of a send have the size of its
 // first one, but the last, which may be shorter. So the segments of a superpacket, and a row of acknowledgements too,
-// leave in one send. s gives To, TOS and Peer; the rest of it is ignored.
+// leave in one send. Pieces that lie one behind the other in memory become one. s gives To, TOS and Peer; the rest of
+// it is ignored.
 func (o *Outbound) Append(s Send, header, payload []byte) {
 	size := len(header) + len(payload)
 	if n := len(o.Sends); n > 0 {
@@ -11,12 +12,14 @@ func (o *Outbound) Append(s Send, header, payload []byte) {
 		if last.takes(&s, size) {
 			last.Len += size
 			last.Segments++
-			last.N += o.add(header, payload)
+			last.N += o.add(last.First, header)
+			last.N += o.add(last.First, payload)
 			return
 		}
 	}
 	s.First = len(o.Pieces)
-	s.N = o.add(header, payload)
+	s.N = o.add(s.First, header)
+	s.N += o.add(s.First, payload)
 	s.Len, s.SegmentSize, s.Segments = size, size, 1
 	o.Sends = append(o.Sends, s)
 }
@@ -33,15 +36,19 @@ func (l *Send) takes(s *Send, size int) bool {
 // maxSendBytes6 is the limit that holds for both families.
 const maxSendBytes6 = 65487
 
-func (o *Outbound) add(header, payload []byte) int {
-	n := 0
-	if len(header) > 0 {
-		o.Pieces = append(o.Pieces, header)
-		n++
+// add appends a piece to the last send, which begins at piece first, and returns by how many pieces that grew: by none
+// when b lies right behind the last one in memory, so that what was written in one go leaves as one piece.
+func (o *Outbound) add(first int, b []byte) int {
+	if len(b) == 0 {
+		return 0
 	}
-	if len(payload) > 0 {
-		o.Pieces = append(o.Pieces, payload)
-		n++
+	if n := len(o.Pieces); n > first {
+		last := o.Pieces[n-1]
+		if size := len(last); cap(last)-size >= len(b) && &last[:size+1][size] == &b[0] {
+			o.Pieces[n-1] = last[:size+len(b)]
+			return 0
+		}
 	}
-	return n
+	o.Pieces = append(o.Pieces, b)
+	return 1
 }

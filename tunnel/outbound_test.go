@@ -79,3 +79,35 @@ func TestAppendRespectsTheLimitsOfOneSend(t *testing.T) {
 		t.Errorf("%d datagrams, want 200", total)
 	}
 }
+
+// TestAppendJoinsPiecesInMemory: datagrams that were written one behind the other leave as one piece, but never with
+// what another send holds.
+func TestAppendJoinsPiecesInMemory(t *testing.T) {
+	a := Send{To: netip.MustParseAddrPort("192.0.2.1:51820")}
+	b := Send{To: netip.MustParseAddrPort("192.0.2.2:51820")}
+	mem := make([]byte, 1000)
+	var o Outbound
+	o.Append(a, mem[:100], nil)
+	o.Append(a, mem[100:110], mem[110:200])
+	o.Append(a, nil, mem[200:300])
+	o.Append(b, mem[300:400], nil) // another send
+	o.Append(b, mem[500:600], nil) // not adjacent
+	o.Append(b, make([]byte, 100), nil)
+	o.Append(b, mem[600:700:700], nil)
+	o.Append(b, mem[700:800], nil) // behind one that may not grow
+	want := [][][]byte{{mem[:300]}, {mem[300:400], mem[500:600], make([]byte, 100), mem[600:700], mem[700:800]}}
+	if len(o.Sends) != len(want) {
+		t.Fatalf("%d sends, want %d", len(o.Sends), len(want))
+	}
+	for k, s := range o.Sends {
+		pieces := o.Pieces[s.First : s.First+s.N]
+		if len(pieces) != len(want[k]) {
+			t.Fatalf("send %d has %d pieces, want %d", k, len(pieces), len(want[k]))
+		}
+		for n, p := range pieces {
+			if len(p) != len(want[k][n]) || n != 2 && &p[0] != &want[k][n][0] {
+				t.Errorf("send %d, piece %d: %d bytes, or they lie elsewhere; want %d", k, n, len(p), len(want[k][n]))
+			}
+		}
+	}
+}

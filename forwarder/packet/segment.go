@@ -66,6 +66,16 @@ func (s *Segments) Payload(k int) []byte {
 	return s.packet[start:min(start+s.size, len(s.packet))]
 }
 
+// Together is the k-th segment in one piece: its header is written over the bytes before its payload, which are the end
+// of the segment before it. So segments are asked for in order, each once, and one is gone when the next one is asked
+// for. Segment must have had no prefix.
+func (s *Segments) Together(k int) []byte {
+	at := s.start + k*s.size - s.header
+	p := s.packet[at:min(at+s.header+s.size, len(s.packet))]
+	copy(p, s.Header(k))
+	return p
+}
+
 // Segment cuts the superpacket p, of which Parse read i and whose offload metadata is m. Each segment's header begins
 // with prefix, which is opaque: the encapsulation's headers. Bytes of p beyond i.Len are left out.
 //

@@ -65,6 +65,14 @@ func checkSegments(t testing.TB, spec naiveSpec, size int) {
 		t.Fatal("the superpacket was changed")
 	}
 	samePackets(t, segmentsOf(t, &s, prefix), want)
+	if err := s.Segment(p, parsed(t, p), m, nil); err != OK {
+		t.Fatal(err)
+	}
+	together := make([][]byte, s.N())
+	for k := range together {
+		together[k] = bytes.Clone(s.Together(k)) // the next one overwrites its end
+	}
+	samePackets(t, together, want)
 }
 
 // kinds are the headers that superpackets come with.

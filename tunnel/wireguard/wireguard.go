@@ -88,5 +88,18 @@ func isType(msg []byte, typ, least int) bool {
 // IsData reports whether a datagram may be a data message: its header and an authentication tag are there.
 func IsData(msg []byte) bool { return isType(msg, TypeData, Overhead) }
 
+// IsHandshake reports whether a datagram may be a message of a handshake, for Tunnel.Deliver.
+func IsHandshake(msg []byte) bool {
+	switch len(msg) {
+	case initiationLen:
+		return isType(msg, TypeInitiation, initiationLen)
+	case responseLen:
+		return isType(msg, TypeResponse, responseLen)
+	case cookieReplyLen:
+		return isType(msg, TypeCookieReply, cookieReplyLen)
+	}
+	return false
+}
+
 // Receiver is the index of a data message for which IsData holds.
 func Receiver(msg []byte) uint32 { return binary.LittleEndian.Uint32(msg[offsetReceiver:]) }
