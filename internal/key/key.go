@@ -2,17 +2,19 @@
 // and preshared keys. Keys that must stay secret have no text form that fmt, encoding/json or log/slog would find: they
 // print as what they are, not as their bytes. Whoever wants the bytes has to ask for them by name.
 //
-// All types are values, comparable by == where that leaks nothing, and safe for concurrent use.
+// All types are values, comparable by == in a time that tells nothing of a secret, and safe for concurrent use.
+//
+// Ring is a node's private keys, and how they are kept on disk.
 package key
 
 import (
 	"crypto/ecdh"
 	"crypto/rand"
-	"crypto/subtle"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
+	"unique"
 )
 
 // Size is the length of every key, in bytes.
@@ -69,7 +71,7 @@ func NewPrivate() Private {
 	// Clamped as RFC 7748, section 5 has it, so that other programs, which show a key clamped, show the same.
 	b[0] &= 248
 	b[31] = b[31]&127 | 64
-	return Private{secret{b}}
+	return Private{secretOf(b)}
 }
 
 // ParsePrivate reads a key as `wg genkey` prints it.
@@ -78,7 +80,7 @@ func ParsePrivate(s string) (Private, error) {
 	if err != nil {
 		return Private{}, err
 	}
-	p := Private{secret{b}}
+	p := Private{secretOf(b)}
 	if p.IsZero() {
 		return Private{}, fmt.Errorf("the private key is zero: %w", ErrFormat)
 	}
@@ -87,7 +89,8 @@ func ParsePrivate(s string) (Private, error) {
 
 // Public is the key's public half. p must not be zero.
 func (p Private) Public() Public {
-	k, err := ecdh.X25519().NewPrivateKey(p.b[:])
+	b := p.Reveal()
+	k, err := ecdh.X25519().NewPrivateKey(b[:])
 	if err != nil {
 		panic("key: " + err.Error()) // only for a wrong length
 	}
@@ -102,29 +105,49 @@ type Preshared struct{ secret }
 func NewPreshared() Preshared {
 	var b [Size]byte
 	_, _ = rand.Read(b[:])
-	return Preshared{secret{b}}
+	return Preshared{secretOf(b)}
 }
 
 // ParsePreshared reads a key as `wg genpsk` prints it.
 func ParsePreshared(s string) (Preshared, error) {
 	b, err := decode(s)
-	return Preshared{secret{b}}, err
+	return Preshared{secretOf(b)}, err
 }
 
-// A secret is the bytes of a key that nobody else may see.
-type secret struct{ b [Size]byte }
+// A secret is the bytes of a key that nobody else may see. They are behind two pointers: where a key is in an
+// unexported field of somebody's struct, fmt cannot call its methods and shows what is in it, which is then an address;
+// it follows one pointer when the verb does not fit. A handle is a pointer that is equal for equal values, so that keys
+// can be compared by ==. Zero bytes are the zero handle.
+type secret struct{ h unique.Handle[box] }
+
+type box struct{ h unique.Handle[[Size]byte] }
+
+func secretOf(b [Size]byte) secret {
+	if b == [Size]byte{} {
+		return secret{}
+	}
+	return secret{unique.Make(box{unique.Make(b)})}
+}
 
 // Reveal returns the bytes.
-func (s secret) Reveal() [Size]byte { return s.b }
+func (s secret) Reveal() [Size]byte {
+	if s.IsZero() {
+		return [Size]byte{}
+	}
+	return s.h.Value().h.Value()
+}
 
 // RevealText returns the key in base64, as files and other programs' configurations have it.
-func (s secret) RevealText() string { return base64.StdEncoding.EncodeToString(s.b[:]) }
+func (s secret) RevealText() string {
+	b := s.Reveal()
+	return base64.StdEncoding.EncodeToString(b[:])
+}
 
 // IsZero reports whether s is no key.
-func (s secret) IsZero() bool { return s.Equal(secret{}) }
+func (s secret) IsZero() bool { return s == secret{} }
 
-// Equal compares in constant time.
-func (s secret) Equal(o secret) bool { return subtle.ConstantTimeCompare(s.b[:], o.b[:]) == 1 }
+// Equal reports whether both are the same key.
+func (s secret) Equal(o secret) bool { return s == o }
 
 // String says that there is a key, and not which.
 func (s secret) String() string {
@@ -147,6 +170,9 @@ func (s secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 func (s secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
 func decode(s string) (b [Size]byte, err error) {
+	if len(s) != base64.StdEncoding.EncodedLen(Size) { // the decoder would skip line breaks
+		return b, ErrFormat
+	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(s)
 	if err != nil || len(raw) != Size {
 		return b, ErrFormat
