@@ -3,12 +3,12 @@
 // A Socket is one lane's (see node/worker): per address a receive socket on the tunnel's port, which shares that port
 // with the other lanes' (SO_REUSEPORT), and per family a send socket. There are two forms of a group of Sockets:
 //
-//   - OpenGroup is for encapsulations whose peers know each other by address alone (vxlan). A Socket sends from a port of
-//     its own, so that each lane is a flow of its own to the peer's receive-side scaling and to its SO_REUSEPORT group,
-//     where the source port chooses the lane.
+//   - OpenGroup is for encapsulations whose peers know each other by address alone (vxlan). A Socket sends from a port
+//     of its own, so that each lane is a flow of its own to the peer's receive-side scaling and to its SO_REUSEPORT
+//     group, where the source port chooses the lane.
 //   - OpenWireGuard is for wireguard, whose peers answer to where a datagram came from. All Sockets send from the port
 //     that they receive on: the send socket of a family is the receive socket of its first address. What a message says
-//     chooses the lane, and a Socket beside the lanes receives what is no data.
+//     chooses the lane, and a Socket beside the lanes' receives what is no data.
 //
 // IPv4 and IPv6 have separate sockets, not one dual-stack socket with mapped addresses: on a host whose kernel has no
 // IPv6 the IPv4 half goes on working, path MTU discovery and TOS are options of the family anyway, and an underlay

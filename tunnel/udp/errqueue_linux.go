@@ -35,11 +35,11 @@ func (s *Socket) PathEvents(dst []tunnel.PathEvent) []tunnel.PathEvent {
 	return dst
 }
 
-// drainErrors reads the error queues into the stash. PathEvents does, and where a descriptor that is waited for is sent
-// from too, Receive: poll and epoll call a descriptor ready (EPOLLERR) as long as its error queue has something, and the
-// errors count in the receive buffer, where they would take the room of data. So Receive does it when a descriptor was
-// ready for nothing else, and when one returned an error in place of data. Anybody who can guess our address and port
-// can cause errors, by forged ICMP messages: as cheaply, and at the same cost to us, as forged datagrams.
+// drainErrors reads the error queues into the stash. PathEvents does that. So does Receive where descriptors that are
+// waited for are sent from: poll and epoll call one ready (EPOLLERR) as long as its error queue has something, and
+// errors count in the receive buffer, where they take the room of data. Receive looks for them when it found nothing
+// else, and when a descriptor returned an error in place of data, as it does after an ICMP error. Whoever knows our
+// address and port can cause those, by forged ICMP messages, as cheaply as by sending datagrams, and at the same cost.
 func (s *Socket) drainErrors() {
 	for _, fd := range s.send {
 		if fd >= 0 {

@@ -64,11 +64,14 @@ func TestPortInUse(t *testing.T) {
 		},
 		"another group": func() (func(), error) {
 			g, err := OpenGroup(2, Config{Port: tunnelPort})
-			return func() {
-				for _, s := range g {
-					_ = s.Close()
-				}
-			}, err
+			return func() { closeAll(g) }, err
+		},
+		"wireguard group": func() (func(), error) {
+			g, err := OpenWireGuard(1, Config{Port: tunnelPort})
+			if err != nil {
+				return nil, err
+			}
+			return func() { closeAll(g.sockets()) }, nil
 		},
 	}
 	for name, hold := range holders {
@@ -84,9 +87,7 @@ func TestPortInUse(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s released: %v", name, err)
 			}
-			for _, s := range g {
-				_ = s.Close()
-			}
+			closeAll(g)
 		})
 	}
 	ns.command("ip", "link", "add", "wrnvx", "type", "vxlan", "id", "1", "dstport", "4789", "local", "127.0.0.1")
@@ -95,11 +96,26 @@ func TestPortInUse(t *testing.T) {
 }
 
 func wantInUse(t *testing.T, holder string) {
-	g, err := OpenGroup(2, Config{Port: tunnelPort})
-	if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(fmt.Sprint(err), "4789") {
-		t.Errorf("port held by a %s: %v, want EADDRINUSE naming the port", holder, err)
+	for form, open := range map[string]func() ([]*Socket, error){
+		"group": func() ([]*Socket, error) { return OpenGroup(2, Config{Port: tunnelPort}) },
+		"wireguard group": func() ([]*Socket, error) {
+			g, err := OpenWireGuard(1, Config{Port: tunnelPort})
+			if err != nil {
+				return nil, err
+			}
+			return g.sockets(), nil
+		},
+	} {
+		all, err := open()
+		if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(fmt.Sprint(err), "4789") {
+			t.Errorf("port held by a %s: %s: %v, want EADDRINUSE naming the port", holder, form, err)
+		}
+		closeAll(all)
 	}
-	for _, s := range g {
+}
+
+func closeAll(all []*Socket) {
+	for _, s := range all {
 		_ = s.Close()
 	}
 }

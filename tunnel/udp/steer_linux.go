@@ -42,8 +42,8 @@ const (
 
 // bySourcePort gives all that one lane of a peer sends to one of n sockets: that of the source port modulo n. The i-th
 // of n lanes sends from a port of remainder i (sendPort), so between nodes with equally many lanes the same one has a
-// flow at both ends, and its acknowledgements ride on the wake-ups of its data. With other numbers the choice is as good
-// as the kernel's own.
+// flow at both ends, and its acknowledgements ride on the wake-ups of its data. With other numbers the choice is as
+// good as the kernel's own.
 //
 // It has to be something of the outer flow, not of the inner one: the datagrams of several inner flows are joined, and
 // chosen by the first one's, they would be scattered over several lanes, and reordered. Behind IP options the program
