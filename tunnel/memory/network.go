@@ -6,7 +6,8 @@
 //
 //   - A datagram is one UDP payload. Impairments act on each by itself, also on those of one Send: that is what a
 //     network does to the packets that the card cut a superpacket into.
-//   - A host is the set of Sockets with one address and port; they share what comes in, as SO_REUSEPORT does.
+//   - A host is the set of Sockets with one address and port; they share what comes in, as SO_REUSEPORT does: those of
+//     Network.Socket by who sent it, those of Network.WireGuard by what it says.
 //
 // # Ownership and concurrency
 //
@@ -24,6 +25,7 @@ package memory
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,8 +91,15 @@ type Network struct {
 	stats  struct{ sent, lost, duplicated, reordered, noReceiver, queueFull, delivered atomic.Uint64 }
 
 	mu      sync.RWMutex
-	hosts   map[netip.AddrPort][]*Socket
+	hosts   map[netip.AddrPort]host
 	sockets uint64 // made so far
+}
+
+// A host is the Sockets that share an address and port. Its slice is replaced and never changed, as senders read it
+// without the lock.
+type host struct {
+	sockets []*Socket
+	group   *WireGuardGroup // that they are; nil: none
 }
 
 // NewNetwork makes a Network. The error names what is wrong with c.
@@ -108,7 +117,7 @@ func NewNetwork(c Config) (*Network, error) {
 	c.Queue = orDefault(c.Queue, DefaultQueue)
 	c.ReorderDepth = orDefault(c.ReorderDepth, DefaultReorder)
 	c.Hold = orDefault(c.Hold, DefaultHold)
-	n := &Network{config: c, hosts: map[netip.AddrPort][]*Socket{}}
+	n := &Network{config: c, hosts: map[netip.AddrPort]host{}}
 	n.mtu.Store(int64(c.MTU))
 	return n, nil
 }
@@ -138,11 +147,16 @@ func (n *Network) Stats() Stats {
 func (n *Network) Socket(addrs ...netip.AddrPort) *Socket {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	return n.add(addrs)
+}
+
+func (n *Network) add(addrs []netip.AddrPort) *Socket {
 	s := newSocket(n, addrs, n.sockets)
 	n.sockets++
 	for _, a := range addrs {
-		// Copied, as senders read the old slice without the lock.
-		n.hosts[a] = append(append([]*Socket(nil), n.hosts[a]...), s)
+		h := n.hosts[a]
+		h.sockets = append(slices.Clone(h.sockets), s)
+		n.hosts[a] = h
 	}
 	return s
 }
@@ -152,21 +166,24 @@ func (n *Network) remove(s *Socket) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, a := range s.addrs {
-		var rest []*Socket
-		for _, other := range n.hosts[a] {
-			if other != s {
-				rest = append(rest, other)
-			}
+		h := n.hosts[a]
+		h.sockets = slices.DeleteFunc(slices.Clone(h.sockets), func(other *Socket) bool { return other == s })
+		n.hosts[a] = h
+		if len(h.sockets) == 0 {
+			delete(n.hosts, a)
 		}
-		n.hosts[a] = rest
 	}
 }
 
-// receiver returns the Socket that gets what from sends to to; nil: nobody.
-func (n *Network) receiver(from, to netip.AddrPort) *Socket {
+// receiver returns the Socket that gets what from sends to to, joined to a first datagram; nil: nobody.
+func (n *Network) receiver(from, to netip.AddrPort, first []byte) *Socket {
 	n.mu.RLock()
-	group := n.hosts[to]
+	h := n.hosts[to]
 	n.mu.RUnlock()
+	if h.group != nil {
+		return h.group.receiver(first)
+	}
+	group := h.sockets
 	switch len(group) {
 	case 0:
 		return nil
@@ -174,12 +191,12 @@ func (n *Network) receiver(from, to netip.AddrPort) *Socket {
 		return group[0]
 	}
 	// FNV-1a of the sender: any hash does that keeps a flow with one receiver.
-	h := uint32(2166136261)
+	hash := uint32(2166136261)
 	addr := from.Addr().As16()
 	for _, b := range addr {
-		h = (h ^ uint32(b)) * 16777619
+		hash = (hash ^ uint32(b)) * 16777619
 	}
-	h = (h ^ uint32(from.Port()&0xff)) * 16777619
-	h = (h ^ uint32(from.Port()>>8)) * 16777619
-	return group[h%uint32(len(group))]
+	hash = (hash ^ uint32(from.Port()&0xff)) * 16777619
+	hash = (hash ^ uint32(from.Port()>>8)) * 16777619
+	return group[hash%uint32(len(group))]
 }

@@ -100,9 +100,13 @@ func (s *Socket) send(o *tunnel.Outbound, send *tunnel.Send, res *tunnel.SendRes
 		}
 		return
 	}
+	first := s.scratch[:min(size, len(s.scratch))]
 	for rest := s.scratch; ; {
 		part := rest[:min(size, len(rest))]
-		s.transmit(Datagram{From: from, To: send.To, TOS: send.TOS, Data: part})
+		if s.network.config.NoGSO || s.network.config.NoGRO {
+			first = part // by itself
+		}
+		s.transmit(Datagram{From: from, To: send.To, TOS: send.TOS, Data: part}, first)
 		if s.network.config.NoGSO {
 			res.Syscalls++
 		}
@@ -142,8 +146,8 @@ func (s *Socket) source(to netip.AddrPort) (netip.AddrPort, bool) {
 	return netip.AddrPort{}, false
 }
 
-// transmit does to one datagram what a network does.
-func (s *Socket) transmit(d Datagram) {
+// transmit does to one datagram what a network does. first is the one that it is joined to, if not d itself.
+func (s *Socket) transmit(d Datagram, first []byte) {
 	n := s.network
 	n.stats.sent.Add(1)
 	if n.config.Tap != nil {
@@ -156,7 +160,7 @@ func (s *Socket) transmit(d Datagram) {
 		n.stats.lost.Add(1)
 		return
 	}
-	to := n.receiver(d.From, d.To)
+	to := n.receiver(d.From, d.To, first)
 	if to == nil {
 		n.stats.noReceiver.Add(1)
 		return
