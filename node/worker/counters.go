@@ -12,15 +12,18 @@ type Counters struct {
 	QueueReads   atomic.Uint64 // superpackets read from the device
 	QueueWrites  atomic.Uint64 // superpackets written to the device
 	QueueBytes   atomic.Uint64 // bytes read from the device, IP headers included
-	ToPeers      atomic.Uint64 // superpackets encapsulated
+	ToPeers      atomic.Uint64 // superpackets encapsulated or encrypted
 	ToPeersBytes atomic.Uint64 // inner IP bytes in them
 	SegmentsOut  atomic.Uint64 // datagrams handed to the socket, and those that uncut superpackets will be
 	Sends        atomic.Uint64 // sends handed to the kernel, of one or more datagrams
 	SendCalls    atomic.Uint64 // system calls for them
 	Whole        atomic.Uint64 // superpackets sent uncut
 	WholeRefused atomic.Uint64 // superpackets cut after all: too long with headers, or refused by the kernel
+	Sealed       atomic.Uint64 // datagrams encrypted; SegmentsOut has them too, once they are sent
+	Waited       atomic.Uint64 // superpackets kept until there is a session to encrypt them in
 	SegmentsIn   atomic.Uint64 // datagrams received
 	BytesIn      atomic.Uint64 // inner IP bytes accepted from peers
+	Opened       atomic.Uint64 // datagrams decrypted, those that hold no packet among them
 	Receives     atomic.Uint64 // receive slots filled; SegmentsIn/Receives says how well UDP_GRO joins
 	RunsIn       atomic.Uint64 // superpackets made of what was received
 	LocalPackets atomic.Uint64 // superpackets from local pods to this node

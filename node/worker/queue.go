@@ -56,7 +56,8 @@ func roundUp(n int) int {
 	return (n + line - 1) &^ (line - 1)
 }
 
-// fromQueue carries out the decision on one superpacket. What is for peers is put into w.out; the rest is done at once.
+// fromQueue carries out the decision on one superpacket. What is for peers is put into the batch; the rest is done at
+// once.
 func (w *Worker) fromQueue(p []byte, m packet.Meta) error {
 	i := &w.info
 	if e := packet.Parse(p, i); e != packet.OK {
@@ -67,6 +68,9 @@ func (w *Worker) fromQueue(p []byte, m packet.Meta) error {
 	d := w.snap.FromTUN(i, m)
 	switch d.Verdict {
 	case forwarder.ToPeer:
+		if d.Peer.Encrypted {
+			return w.encrypt(p, m, &d)
+		}
 		w.toPeer(p, m, &d)
 	case forwarder.Local:
 		w.Counters.LocalPackets.Add(1)
@@ -91,9 +95,13 @@ func (w *Worker) giveBack(p []byte, m packet.Meta) error {
 	return w.deliver(w.lane.Queue, m, w.pieces, 1)
 }
 
-// toPeer encapsulates a superpacket into w.out.
+// toPeer encapsulates a superpacket into w.out, for a peer whose traffic is not encrypted.
 func (w *Worker) toPeer(p []byte, m packet.Meta, d *forwarder.Decision) {
 	i := &w.info
+	if w.lane.Socket == nil {
+		w.drop(forwarder.SendFailed, 1)
+		return
+	}
 	if d.Edit&forwarder.ClampMSS != 0 {
 		packet.ClampMSS(p, i, m, d.MTU)
 	}
@@ -145,20 +153,30 @@ func (w *Worker) fragment(send tunnel.Send, header []byte, mtu int) int {
 	return n
 }
 
-// flush sends the batch.
+// flush sends the batch: what each of the lane's sockets has of it.
 func (w *Worker) flush() error {
-	if len(w.out.Sends) == 0 {
-		w.arena.Reset()
+	err := w.send(w.lane.Socket, &w.out)
+	w.arena.Reset()
+	if e := w.send(w.lane.Secure, &w.seals.out); err == nil {
+		err = e
+	}
+	w.seals.messages = w.seals.messages[:0]
+	return err
+}
+
+// send sends what is in o, and empties it.
+func (w *Worker) send(s tunnel.Socket, o *tunnel.Outbound) error {
+	if len(o.Sends) == 0 {
 		return nil
 	}
 	datagrams := 0
-	for k := range w.out.Sends {
-		datagrams += w.out.Sends[k].Segments
+	for k := range o.Sends {
+		datagrams += o.Sends[k].Segments
 	}
-	r, err := w.lane.Socket.Send(&w.out)
+	r, err := s.Send(o)
 	c := &w.Counters
 	c.SegmentsOut.Add(uint64(datagrams))
-	c.Sends.Add(uint64(len(w.out.Sends)))
+	c.Sends.Add(uint64(len(o.Sends)))
 	c.SendCalls.Add(uint64(r.Syscalls))
 	if r.Dropped > 0 {
 		w.drop(forwarder.SendFailed, r.DroppedDatagrams)
@@ -167,10 +185,9 @@ func (w *Worker) flush() error {
 		w.drop(forwarder.SendTooBig, r.TooBigDatagrams)
 	}
 	if r.TooBig > 0 || r.Dropped > 0 {
-		w.pathEvents(w.lane.Socket) // now, so that the pods hear of a narrower path with their next packet
+		w.pathEvents(s) // now, so that the pods hear of a narrower path with their next packet
 	}
-	w.out.Reset()
-	w.arena.Reset()
+	o.Reset()
 	if err != nil {
 		return fmt.Errorf("send: %w", err)
 	}

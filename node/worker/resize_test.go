@@ -8,7 +8,7 @@ func TestReceiveSlots(t *testing.T) {
 	w := New(Config{Lanes: make([]Lane, 1)})
 	receive := func(n, size int) int {
 		w.in.N = min(n, w.lane.slots)
-		w.resize(w.in.N * size)
+		w.resize(&w.lane.slots, w.in.N*size)
 		return w.lane.slots
 	}
 	if n := receive(socketSlots, 60000); n != fewestSlots {

@@ -2,12 +2,13 @@ package worker
 
 import "math/bits"
 
-// A side is one end of a lane, or both.
+// A side is one end of a lane, or several.
 type side uint8
 
 const (
 	queueSide side = 1 << iota
 	socketSide
+	secureSide
 )
 
 // A schedule says whose turn it is, in the manner of the flow queues of FQ-CoDel (RFC 8290, 4.1 and 4.2). A lane that
@@ -44,7 +45,7 @@ func (s *schedule) empty() bool { return s.lined == 0 }
 
 // add puts what has become ready in line.
 func (s *schedule) add(r Ready) {
-	for set := r.Queues | r.Sockets; set != 0; set &= set - 1 {
+	for set := r.Queues | r.Sockets | r.Secure; set != 0; set &= set - 1 {
 		k := bits.TrailingZeros32(set)
 		bit := uint32(1) << k
 		if r.Queues&bit != 0 {
@@ -52,6 +53,9 @@ func (s *schedule) add(r Ready) {
 		}
 		if r.Sockets&bit != 0 {
 			s.ready[k] |= socketSide
+		}
+		if r.Secure&bit != 0 {
+			s.ready[k] |= secureSide
 		}
 		if s.lined&bit == 0 {
 			s.lined |= bit

@@ -79,16 +79,18 @@ func TestScheduleEmpties(t *testing.T) {
 	if _, _, ok := s.next(); ok || !s.empty() {
 		t.Fatal("the zero value has somebody in line")
 	}
-	s.add(Ready{Queues: 1 << 31})
-	s.add(Ready{Sockets: 1 << 31})
-	s.add(Ready{Sockets: 1 << 31})
+	const last = MaxLanes - 1
+	s.add(Ready{Queues: 1 << last})
+	s.add(Ready{Sockets: 1 << last})
+	s.add(Ready{Secure: 1 << last})
+	s.add(Ready{Sockets: 1 << last})
 	k, ready, ok := s.next()
-	if !ok || k != 31 || ready != queueSide|socketSide {
-		t.Fatalf("next = %d, %b, %v; want both sides of lane 31", k, ready, ok)
+	if !ok || k != last || ready != queueSide|socketSide|secureSide {
+		t.Fatalf("next = %d, %b, %v; want all sides of lane %d", k, ready, ok, last)
 	}
-	s.done(31, 0, 0)
+	s.done(last, 0, 0)
 	if _, _, ok := s.next(); ok || !s.empty() {
-		t.Error("lane 31 is still in line after a turn with nothing")
+		t.Error("the last lane is still in line after a turn with nothing")
 	}
 	s.add(Ready{Queues: 1})
 	k, _, _ = s.next()

@@ -7,50 +7,58 @@ import (
 	"github.com/warren-net/warren/tunnel/vxlan"
 )
 
-// drainSocket receives at most one batch from the lane's socket, joins its packets into superpackets, decides on each
-// of these, and writes what is for this node to the device. It returns how much it did, in bytes and receives together,
-// and whether there may be more.
+// drainSocket receives at most one batch from the lane's VXLAN socket, joins its packets into superpackets, decides on
+// each of these, and writes what is for this node to the device. It returns how much it did, in bytes and receives
+// together, and whether there may be more.
 func (w *Worker) drainSocket() (work int, more bool, err error) {
-	defer w.arena.Reset() // what was cut for the device has been written, and nothing waits to be sent
-	w.in.Slots = w.slots[:w.lane.slots]
-	if err := w.lane.Socket.Receive(w.in); err != nil {
+	if err := w.receive(w.lane.Socket, w.lane.slots); err != nil || w.in.N == 0 {
 		return 0, false, err
 	}
-	if w.in.N == 0 {
-		return 0, false, nil
-	}
 	more = w.in.N == len(w.in.Slots)
+	bytes, datagrams := 0, 0
+	for k := range w.in.Slots[:w.in.N] {
+		bytes += w.in.Slots[k].N
+		datagrams += w.fromWire(&w.in.Slots[k], w.now())
+	}
+	w.resize(&w.lane.slots, bytes)
+	return bytes + w.in.N, more, w.deliverRuns(datagrams)
+}
+
+// receive receives a batch from a socket, and makes the coalescer ready for it.
+func (w *Worker) receive(s tunnel.Socket, slots int) error {
+	w.in.Slots = w.slots[:slots]
+	if err := s.Receive(w.in); err != nil || w.in.N == 0 {
+		return err
+	}
 	q := w.lane.Queue
 	w.join.SetTCP(q.Takes(packet.GSOTCP4) && q.Takes(packet.GSOTCP6))
 	w.join.SetUDP(q.Takes(packet.GSOUDP))
 	w.join.Reset()
-	now := w.Now().UnixNano()
-	bytes, datagrams := 0, 0
-	for k := range w.in.Slots[:w.in.N] {
-		bytes += w.in.Slots[k].N
-		datagrams += w.fromWire(&w.in.Slots[k], now)
-	}
-	w.resize(bytes)
-	w.Counters.Receives.Add(uint64(w.in.N))
-	w.Counters.SegmentsIn.Add(uint64(datagrams))
-	w.Counters.RunsIn.Add(uint64(w.join.Len()))
-	for k := range w.join.Len() {
-		if err := w.deliverRun(k); err != nil {
-			return bytes + w.in.N, more, err
-		}
-	}
-	return bytes + w.in.N, more, nil
+	return nil
 }
 
-// resize chooses how many slots the lane's next receive has, from how many bytes this one brought.
-func (w *Worker) resize(bytes int) {
-	n := &w.lane.slots
+// resize chooses how many slots a socket's next receive has, from how many bytes this one brought.
+func (w *Worker) resize(n *int, bytes int) {
 	switch {
 	case bytes > socketBytes && *n > fewestSlots:
 		*n /= 2
 	case bytes < socketBytes/2 && w.in.N == *n && *n < len(w.slots):
 		*n *= 2
 	}
+}
+
+// deliverRuns decides on what the coalescer made of a batch of so many datagrams.
+func (w *Worker) deliverRuns(datagrams int) error {
+	defer w.arena.Reset() // what was cut for the device has been written, and nothing waits to be sent
+	w.Counters.Receives.Add(uint64(w.in.N))
+	w.Counters.SegmentsIn.Add(uint64(datagrams))
+	w.Counters.RunsIn.Add(uint64(w.join.Len()))
+	for k := range w.join.Len() {
+		if err := w.deliverRun(k); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fromWire decapsulates what one receive delivered, hands the packets to the coalescer, and returns their number.
@@ -67,6 +75,10 @@ func (w *Worker) fromWire(s *tunnel.Datagrams, now int64) int {
 	peer := w.snap.PeerByAddr(s.From.Addr())
 	if peer == nil {
 		w.drop(forwarder.UnknownPeer, n)
+		return n
+	}
+	if peer.RefusesPlaintext {
+		w.drop(forwarder.Plaintext, n)
 		return n
 	}
 	if w.uncutDatagram(s, peer) {

@@ -31,6 +31,9 @@ func QueueBit(k int) int { return k }
 // SocketBit is the poller's bit for the descriptors of lane k's socket.
 func SocketBit(k int) int { return MaxLanes + k }
 
+// SecureBit is the poller's bit for the descriptors of lane k's socket of the encrypted tunnel.
+func SecureBit(k int) int { return 2*MaxLanes + k }
+
 // Wait implements Waiter.
 func (p *PollWaiter) Wait(timeout time.Duration) (Ready, error) {
 	if timeout == 0 { // does not block, so the runtime need not know
@@ -58,5 +61,10 @@ func (p *PollWaiter) Wait(timeout time.Duration) (Ready, error) {
 }
 
 func readyOf(bits uint64) Ready {
-	return Ready{Queues: uint32(bits), Sockets: uint32(bits >> MaxLanes)}
+	const lanes = 1<<MaxLanes - 1
+	return Ready{
+		Queues:  uint32(bits & lanes),
+		Sockets: uint32(bits >> MaxLanes & lanes),
+		Secure:  uint32(bits >> (2 * MaxLanes) & lanes),
+	}
 }

@@ -28,7 +28,7 @@ func (c chanWaiter) Wait(timeout time.Duration) (Ready, error) {
 		case <-t.C:
 		}
 	}
-	return Ready{Queues: c.all, Sockets: c.all}, nil
+	return Ready{Queues: c.all, Sockets: c.all, Secure: c.all}, nil
 }
 
 func (c chanWaiter) Wake() {

@@ -13,7 +13,7 @@ const fewestWhole = 3
 // sendWhole sends a superpacket to a peer uncut, and reports whether it left. What cannot be sent so, or is refused, is
 // for the caller to cut: nothing has been done with it yet.
 func (w *Worker) sendWhole(p []byte, m packet.Meta, d *forwarder.Decision) bool {
-	if w.Whole == nil || !d.Peer.TakesWhole() || d.Edit != 0 || !w.Whole.Usable() {
+	if w.Whole == nil || d.Peer.Encrypted || !d.Peer.TakesWhole() || d.Edit != 0 || !w.Whole.Usable() {
 		return false
 	}
 	i := &w.info

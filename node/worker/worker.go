@@ -10,10 +10,11 @@
 //
 // # Lanes
 //
-// A lane is a queue of the device and a socket. A flow is in one lane by its hash, in both directions, so that flows of
-// different lanes don't wait for each other: neither in the kernel's queue in front of the worker nor in the buffer of
-// the receiver's socket, which are first in, first out. The worker gives the lanes turns (see schedule), a bounded
-// number of bytes each; one that had nothing to do comes before those that always have.
+// A lane is a queue of the device and a socket, or two: one for VXLAN and one for the encrypted tunnel. A flow is in one
+// lane by its hash, in both directions, so that flows of different lanes don't wait for each other: neither in the
+// kernel's queue in front of the worker nor in the buffer of the receiver's socket, which are first in, first out. The
+// worker gives the lanes turns (see schedule), a bounded number of bytes each; one that had nothing to do comes before
+// those that always have.
 //
 // # Who owns which buffer
 //
@@ -21,6 +22,17 @@
 // headers are stamped into the arena and sent beside it. A datagram received stays in the Inbound's slot until its
 // superpacket was written to the queue: the coalescer refers to it and edits the first header of a run in place.
 // Nothing is copied but headers.
+//
+// What is to be encrypted is taken from the read buffer, where each segment's header is written over the end of the
+// segment before it, which has left by then. The messages are made one behind the other in a buffer that holds a batch,
+// and are sent from there. What was received is decrypted where it lies.
+//
+// # Encryption
+//
+// A snapshot says to whom is encrypted, tunnel/wireguard has the keys. There is one way from such a peer's packets to a
+// socket, and it leads through Session.Seal. While there is no session superpackets wait, bounded in bytes and in time
+// (see waitingRoom); when one comes up, or the snapshot changes, they are decided on anew, as if they had just been
+// read.
 //
 // # Failure
 //
@@ -32,6 +44,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/warren-net/warren/device"
@@ -39,19 +52,21 @@ import (
 	"github.com/warren-net/warren/forwarder/packet"
 	"github.com/warren-net/warren/tunnel"
 	"github.com/warren-net/warren/tunnel/vxlan"
+	"github.com/warren-net/warren/tunnel/wireguard"
 )
 
-// A Lane is a queue of the device and the socket for the same flows.
+// A Lane is a queue of the device and the sockets for the same flows. One of the sockets may be nil.
 type Lane struct {
 	Queue  device.Queue
-	Socket tunnel.Socket
+	Socket tunnel.Socket // of VXLAN
+	Secure tunnel.Socket // of the encrypted tunnel
 }
 
-// MaxLanes is the number of lanes that a worker can have.
-const MaxLanes = 32
+// MaxLanes is the number of lanes that a worker can have: three of a poller's 64 bits are for each.
+const MaxLanes = 16
 
 // Ready says which lanes' queues and sockets may have something: bit k is lane k.
-type Ready struct{ Queues, Sockets uint32 }
+type Ready struct{ Queues, Sockets, Secure uint32 }
 
 // A Waiter blocks until a queue or a socket may have something, or until Wake.
 type Waiter interface {
@@ -71,6 +86,7 @@ type Config struct {
 	Waiter     Waiter
 	Table      *forwarder.Table
 	Decoder    vxlan.Decoder
+	Crypt      *wireguard.Tunnel        // encrypts and decrypts; nil: lanes have no Secure
 	PathEvents func([]tunnel.PathEvent) // called on the worker's thread; must not block. nil: ignored
 	Now        func() time.Time         // nil: time.Now
 	LockThread bool                     // keep to one OS thread: for real devices
@@ -97,11 +113,15 @@ type Worker struct {
 	Counters Counters
 
 	snap *forwarder.Snapshot // in force for the current batch
+	at   int64               // the current turn's time, see now; 0: nobody has asked yet
 	turn schedule
 	lane *lane // whose turn it is
 	all  []lane
 	info packet.Info
 	icmp icmpLimit
+
+	sessionUp atomic.Bool // since attend looked
+	room      waitingRoom
 
 	// From the queue to the socket.
 	reads []byte // a batch's superpackets, one behind the other
@@ -109,6 +129,7 @@ type Worker struct {
 	segs  packet.Segments
 	frags packet.Fragments
 	out   tunnel.Outbound
+	seals sealer
 	whole tunnel.Superpacket // on its way; here as it would be allocated elsewhere
 
 	// From the socket to the queue.
@@ -116,6 +137,7 @@ type Worker struct {
 	slots   []tunnel.Datagrams // all that in can have
 	join    *packet.Coalescer
 	pieces  [][]byte
+	nonce   wireguard.Nonce
 	scratch []byte // an ICMP error, or a run that must be flattened because the device refused it
 
 	events []tunnel.PathEvent
@@ -135,7 +157,7 @@ func New(c Config) *Worker {
 	}
 	w.segs.Arena = &w.arena
 	for _, l := range w.Lanes {
-		w.all = append(w.all, lane{Lane: l, slots: fewestSlots})
+		w.all = append(w.all, lane{Lane: l, slots: fewestSlots, secureSlots: fewestSlots})
 		if c.Writers == nil {
 			w.Writers = append(w.Writers, l.Queue)
 		}
@@ -143,13 +165,16 @@ func New(c Config) *Worker {
 	w.lane = &w.all[0]
 	w.reads = make([]byte, queueBytes+device.BufferSize)
 	w.slots = w.in.Slots
+	if c.Crypt != nil {
+		w.seals.messages = make([]byte, 0, sealedBytes)
+	}
 	return w
 }
 
 // A lane is a Lane and what the worker remembers of it.
 type lane struct {
 	Lane
-	slots int // receives in its next turn
+	slots, secureSlots int // receives in its next turn, by socket
 }
 
 // Run moves packets until ctx ends (and returns nil) or the device or the socket is gone.
@@ -171,6 +196,9 @@ func (w *Worker) Run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("worker %d: wait: %w", w.ID, err)
 		}
+		if err := w.attend(); err != nil {
+			return fmt.Errorf("worker %d: to a peer with a session: %w", w.ID, err)
+		}
 		w.turn.add(ready)
 		k, side, ok := w.turn.next()
 		if !ok {
@@ -189,7 +217,7 @@ func (w *Worker) Run(ctx context.Context) error {
 // serve gives lane k its turn.
 func (w *Worker) serve(k int, ready side) error {
 	w.lane = &w.all[k]
-	w.snap = w.Table.Load()
+	w.snap, w.at = w.Table.Load(), 0
 	var left side
 	var moved int
 	if ready&queueSide != 0 {
@@ -202,7 +230,7 @@ func (w *Worker) serve(k int, ready side) error {
 		}
 		moved = bytes
 	}
-	if ready&socketSide != 0 {
+	if ready&socketSide != 0 && w.lane.Socket != nil {
 		bytes, more, err := w.drainSocket()
 		if err != nil {
 			return fmt.Errorf("from the underlay: %w", err)
@@ -212,22 +240,46 @@ func (w *Worker) serve(k int, ready side) error {
 		}
 		moved += bytes
 	}
+	if ready&secureSide != 0 && w.lane.Secure != nil {
+		bytes, more, err := w.drainSecure()
+		if err != nil {
+			return fmt.Errorf("from the encrypted tunnel: %w", err)
+		}
+		if more {
+			left |= secureSide
+		}
+		moved += bytes
+	}
 	w.turn.done(k, left, moved)
 	return nil
 }
 
+// now is the time of the turn in Unix nanoseconds: the clock is asked once.
+func (w *Worker) now() int64 {
+	if w.at == 0 {
+		w.at = w.Now().UnixNano()
+	}
+	return w.at
+}
+
 // tick asks for path events, but no more often than eventInterval: asking costs two system calls. They must be asked
-// for, as an ICMP error about what the send socket sent makes nothing readable.
+// for, as an ICMP error about what the send socket sent makes nothing readable. And it ends the wait of what has waited
+// for long enough.
 func (w *Worker) tick() {
 	if now := w.Now(); now.Sub(w.asked) >= eventInterval {
 		w.asked = now
 		for k := range w.all {
 			w.pathEvents(w.all[k].Socket)
+			w.pathEvents(w.all[k].Secure)
 		}
+		w.drop(forwarder.NoSession, w.room.expire(now.UnixNano()))
 	}
 }
 
 func (w *Worker) pathEvents(s tunnel.Socket) {
+	if s == nil {
+		return
+	}
 	w.events = s.PathEvents(w.events[:0])
 	if len(w.events) > 0 && w.PathEvents != nil {
 		w.PathEvents(w.events)
