@@ -23,6 +23,7 @@ type Socket struct {
 	network *Network
 	addrs   []netip.AddrPort // where it receives
 	port    uint16           // that it sends from
+	apart   bool             // every datagram is received by itself
 	random  *rand.Rand
 	queue   queue
 	closed  atomic.Bool
@@ -186,7 +187,8 @@ func (s *Socket) Receive(in *tunnel.Inbound) error {
 	}
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
-	for in.N < len(in.Slots) && s.queue.fill(&in.Slots[in.N], !s.network.config.NoGRO) {
+	join := !s.network.config.NoGRO && !s.apart
+	for in.N < len(in.Slots) && s.queue.fill(&in.Slots[in.N], join) {
 		in.N++
 	}
 	return nil

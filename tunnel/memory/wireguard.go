@@ -14,7 +14,7 @@ const maxWireGuardLanes = 256
 // or GRO is off.
 type WireGuardGroup struct {
 	Lanes   []*Socket // lane i of n receives data whose receiver index has i in its lowest byte, modulo n
-	Control *Socket   // receives all else
+	Control *Socket   // receives all else, one by one
 }
 
 // WireGuard makes the Sockets of a node with so many lanes. They receive at the given addresses, which have to be
@@ -43,7 +43,7 @@ func (n *Network) WireGuard(lanes int, addrs ...netip.AddrPort) (*WireGuardGroup
 		g.Lanes = append(g.Lanes, n.add(addrs))
 	}
 	g.Control = n.add(addrs)
-	g.Control.port = port
+	g.Control.port, g.Control.apart = port, true
 	for _, s := range g.Lanes {
 		s.port = port
 	}

@@ -69,6 +69,7 @@ func TestWireGuardSteering(t *testing.T) {
 }
 
 // TestWireGuardJoined sends a handshake message right behind data: it arrives with the data where that is joined.
+// Behind a handshake message data arrives with that, but by itself.
 func TestWireGuardJoined(t *testing.T) {
 	for _, c := range []Config{{}, {NoGSO: true}, {NoGRO: true}} {
 		n := network(t, c)
@@ -83,6 +84,11 @@ func TestWireGuardJoined(t *testing.T) {
 		}
 		if !slices.Equal(lane, wantLane) || !slices.Equal(control, wantControl) {
 			t.Errorf("%+v: %d datagrams at the lane, %d at control", c, len(lane), len(control))
+		}
+		mustSend(t, a, outbound(addrB, handshake, message(4, 1, 112)))
+		batches, control := receiveAll(t, b.Control)
+		if want := 2 - len(wantControl); len(control) != want || len(batches) != want {
+			t.Errorf("%+v: %d datagrams in %d slots at control, want %d", c, len(control), len(batches), want)
 		}
 	}
 }

@@ -197,7 +197,10 @@ func TestAddresses(t *testing.T) {
 func TestNoFlowLabel(t *testing.T) {
 	a, _ := newPair(t)
 	s := a.open(Config{Port: tunnelPort})
-	for name, c := range map[string]struct{ fd, want int }{"sends": {s.send[v6], 0}, "receives": {s.receive[1], 1}} {
+	both := a.openWireGuard(1, Config{Port: wireguardPort}).Lanes[0]
+	for name, c := range map[string]struct{ fd, want int }{
+		"sends": {s.send[v6], 0}, "receives": {s.receive[1], 1}, "does both": {both.send[v6], 0},
+	} {
 		on, err := unix.GetsockoptInt(c.fd, unix.SOL_IPV6, unix.IPV6_AUTOFLOWLABEL)
 		if err != nil || on != c.want {
 			t.Errorf("the socket that %s has IPV6_AUTOFLOWLABEL %d (%v), want %d", name, on, err, c.want)

@@ -41,6 +41,14 @@ func (s *Socket) Receive(in *tunnel.Inbound) error {
 		return net.ErrClosed
 	}
 	defer s.leave()
+	if s.splitter != nil {
+		return s.receiveSplit(in)
+	}
+	return s.receiveJoined(in)
+}
+
+// receiveJoined receives into the slots of in, which is empty.
+func (s *Socket) receiveJoined(in *tunnel.Inbound) error {
 	r := &s.receiver
 	r.grow(len(in.Slots))
 	r.failed = false

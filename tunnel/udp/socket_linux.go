@@ -32,13 +32,14 @@ type Socket struct {
 
 	sender   sender
 	receiver receiver
+	splitter *splitter // nil: datagrams are handed out joined, as they were received
 	errors   errorReader
 }
 
 var _ tunnel.Socket = (*Socket)(nil)
 
-// FDs returns the descriptors that become readable when datagrams arrive. They stay the Socket's: for polling only,
-// and until Close.
+// FDs returns the descriptors that become ready when datagrams arrive, or errors where they are sent from. They stay
+// the Socket's: for polling only, and until Close.
 func (s *Socket) FDs() []int { return slices.Clone(s.receive) }
 
 // Port is the UDP port that the socket receives on.

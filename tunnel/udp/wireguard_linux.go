@@ -17,15 +17,17 @@ const controlBuffer = 256 << 10
 //
 // UDP_SEGMENT at the sender and GRO on the way join datagrams of one outer flow whatever they carry, and the first one
 // chooses the socket for all: a handshake message right behind larger data arrives with the data. Without steering the
-// kernel chooses by addresses and ports. So every socket's worker has to take every kind of message, and the datagrams
-// of a slot one by one; what the group sees to is that a strange one is rare.
+// kernel chooses by addresses and ports. So whoever serves a socket has to take every kind of message; what the group
+// sees to is that a strange one is rare.
 //
 // ICMP errors about what one socket sent arrive at any of them, so all have to be asked for PathEvents.
 type WireGuardGroup struct {
 	// Lanes receive transport data: lane i of n what has i in the lowest byte of its receiver index, modulo n.
 	Lanes []*Socket
 
-	// Control receives all else: handshakes, cookies, garbage. A flood of these fills its small buffer and no lane's.
+	// Control receives all else: handshakes, cookies, garbage. A flood of these fills its small buffer and no lane's. It
+	// hands datagrams out one by one. After a Receive that filled all slots there may be more, although its descriptors
+	// are not ready.
 	Control *Socket
 }
 
@@ -48,14 +50,16 @@ func openWireGuard(lanes int, c Config, try trier) (*WireGuardGroup, error) {
 			return nil, err
 		}
 	}
-	// UDP_GRO stays on: whether the device joins datagrams of a flow (udp_gro_receive in the kernel) follows from the
-	// socket of the group that the hash of its addresses and ports finds, before the program is asked for the right one.
 	g.SocketBuffer = min(g.SocketBuffer, controlBuffer)
-	if err := g.add(g.newSocket()); err != nil {
+	control := g.newSocket()
+	// One by one, but not without UDP_GRO: whether the device joins datagrams of a flow (udp_gro_receive in the kernel)
+	// depends on the socket of the group that the hash of its addresses and ports finds. The program is asked later.
+	control.splitter = newSplitter()
+	if err := g.add(control); err != nil {
 		return nil, err
 	}
 	g.steer(byReceiverIndex(lanes))
-	return &WireGuardGroup{Lanes: g.sockets[:lanes:lanes], Control: g.sockets[lanes]}, nil
+	return &WireGuardGroup{Lanes: g.sockets[:lanes:lanes], Control: control}, nil
 }
 
 // byReceiverIndex gives transport data to one of so many lanes, by the lowest byte of the receiver index, which this

@@ -210,6 +210,92 @@ func TestWireGuardGRO(t *testing.T) {
 	}
 }
 
+// TestWireGuardControlSplits sends a handshake message, and what is joined to it: control gets all of it, in order,
+// each datagram in a slot of its own, and nothing is lost for one that is too large for its slot or for slots that are
+// few.
+func TestWireGuardControlSplits(t *testing.T) {
+	a, b := newPair(t)
+	g := b.openWireGuard(2, Config{Port: wireguardPort})
+	from := a.open(Config{})
+	for _, path := range [][2]netip.Addr{{a4, b4}, {a6, b6}} {
+		to := netip.AddrPortFrom(path[1], wireguardPort)
+		var o tunnel.Outbound
+		var want []string
+		add := func(m []byte, tos uint8) {
+			o.Append(tunnel.Send{To: to, TOS: tos}, m, nil)
+			if len(m) <= 148 {
+				want = append(want, string(m))
+			}
+		}
+		for n := range uint32(50) { // joined
+			add(wireguardMessage(1, n, 148), 0)
+		}
+		add(wireguardMessage(4, 1, 112), 0) // still
+		for n := range uint32(3) {          // joined, and too large
+			add(wireguardMessage(2, n, 149), 0)
+		}
+		add(wireguardMessage(2, 0, 92), 0) // still
+		for n := range uint32(20) {        // by themselves
+			add(wireguardMessage(3, n, 64), uint8(4*n))
+		}
+		add(nil, 0)
+		if r, err := from.Send(&o); err != nil || r.Sent != len(o.Sends) {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		var got []string
+		in := &tunnel.Inbound{Slots: make([]tunnel.Datagrams, 7)}
+		for k := range in.Slots {
+			in.Slots[k].Buf = make([]byte, 148)
+		}
+		tos := uint8(0)
+		for end := time.Now().Add(3 * time.Second); len(got) < len(want) && time.Now().Before(end); {
+			if err := g.Control.Receive(in); err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range in.Slots[:in.N] {
+				got = append(got, string(s.Buf[:s.N]))
+				tos = max(tos, s.TOS)
+				if s.SegmentSize != s.N || s.From != netip.AddrPortFrom(path[0], from.LocalPort()) {
+					t.Fatalf("a slot of %d bytes has segments of %d bytes, from %v", s.N, s.SegmentSize, s.From)
+				}
+			}
+		}
+		if !slices.Equal(got, want) || tos != 4*19 {
+			t.Errorf("to %v: %d datagrams arrived, want %d in order; TOS up to %d", to, len(got), len(want), tos)
+		}
+		if n := testing.AllocsPerRun(10, func() { _ = g.Control.Receive(in) }); n != 0 {
+			t.Errorf("%v allocations in a receive", n)
+		}
+	}
+}
+
+// TestWireGuardControlJunk sends what is too large for a slot, and nothing else: one Receive throws away a bounded part
+// of it.
+func TestWireGuardControlJunk(t *testing.T) {
+	a, b := newPair(t)
+	g := b.openWireGuard(1, Config{Port: wireguardPort})
+	from := a.open(Config{})
+	for range 3 * splitSlots {
+		sendEach(t, from, netip.AddrPortFrom(b4, wireguardPort), wireguardMessage(0, 0, 1000))
+	}
+	in := &tunnel.Inbound{Slots: []tunnel.Datagrams{{Buf: make([]byte, 148)}}}
+	left := func() bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(g.Control.FDs()[0]), Events: unix.POLLIN}}, 0)
+		return err == nil && n > 0
+	}
+	for n := range 3 {
+		if !left() {
+			t.Errorf("nothing is left after %d receives", n)
+		}
+		if err := g.Control.Receive(in); err != nil || in.N != 0 {
+			t.Fatalf("%d datagrams, %v", in.N, err)
+		}
+	}
+	if left() {
+		t.Error("something is left after 3 receives")
+	}
+}
+
 // TestWireGuardControlFlood floods a node with handshakes that nobody answers: data is not lost.
 func TestWireGuardControlFlood(t *testing.T) {
 	a, b := newPair(t)
