@@ -142,8 +142,12 @@ func (g *group) bindReceive(s *Socket, fd int, addr netip.Addr) (uint16, error) 
 	}
 	port, err := bind(fd, netip.AddrPortFrom(addr, s.port))
 	if errors.Is(err, unix.EADDRINUSE) {
-		return s.port, fmt.Errorf("%w: another program or a kernel VXLAN device has it; `ss -ulnp sport = :%d` and "+
-			"`ip -d link show type vxlan` show which: stop it, or set another port on all nodes", err, s.port)
+		device, kind := "VXLAN", "vxlan"
+		if g.onePort {
+			device, kind = "WireGuard", "wireguard"
+		}
+		return s.port, fmt.Errorf("%w: another program or a kernel %s device has it; `ss -ulnp sport = :%d` and "+
+			"`ip -d link show type %s` show which: stop it, or set another port on all nodes", err, device, s.port, kind)
 	}
 	if err != nil {
 		return s.port, err

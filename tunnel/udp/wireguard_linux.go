@@ -31,16 +31,12 @@ type WireGuardGroup struct {
 	Control *Socket
 }
 
-// OpenWireGuard makes the sockets of a node with so many lanes. It fails for the same reasons as OpenGroup.
+// OpenWireGuard makes the sockets of a node with so many lanes. Errors are those of OpenGroup.
 func OpenWireGuard(lanes int, c Config) (*WireGuardGroup, error) {
-	return openWireGuard(lanes, c, tryLoopback)
-}
-
-func openWireGuard(lanes int, c Config, try trier) (*WireGuardGroup, error) {
 	if lanes < 1 || lanes > MaxWireGuardLanes {
 		return nil, fmt.Errorf("opening the sockets of %d WireGuard lanes: use 1 to %d", lanes, MaxWireGuardLanes)
 	}
-	g, err := newGroup(lanes+1, c, try)
+	g, err := newGroup(lanes+1, c, tryLoopback)
 	if err != nil {
 		return nil, err
 	}
