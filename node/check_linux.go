@@ -8,5 +8,12 @@ import (
 // Check looks at the host for what would keep a node with this configuration from working. It changes nothing, and may
 // be called beside a running node.
 func Check(cfg *config.Config) []hostnet.Finding {
-	return hostnet.Check(hostnet.Environment{Spec: specOf(cfg), Port: cfg.PortOf(&cfg.Self)})
+	env := hostnet.Environment{Spec: specOf(cfg)}
+	if anyPlaintext(cfg) {
+		env.VXLANPort = cfg.PortOf(&cfg.Self)
+	}
+	if anyEncrypted(cfg) {
+		env.WireGuardPort = cfg.WireGuardPortOf(&cfg.Self)
+	}
+	return hostnet.Check(env)
 }

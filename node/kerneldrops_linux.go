@@ -1,6 +1,8 @@
 package node
 
 import (
+	"slices"
+
 	"github.com/vishvananda/netlink"
 
 	"github.com/warren-net/warren/internal/hostnet"
@@ -21,8 +23,14 @@ func (n *Node) kernelDrops() []api.Drop {
 			out[1].Count = link.Attrs().Statistics.TxDropped
 		}
 	}
-	for _, s := range n.sockets {
+	for _, s := range slices.Concat(n.sockets, n.secure.lanes()) {
 		out[2].Count += s.Overflows()
+	}
+	if n.secure.sockets != nil {
+		out = append(out, api.Drop{
+			Reason: "handshake-socket-full", Count: n.secure.sockets.Control.Overflows(),
+			Meaning: "more handshakes, or what passes for them, than are read: a flood",
+		})
 	}
 	return out
 }

@@ -69,7 +69,10 @@ type Node struct {
 	lock     *instance
 	device   *tun.Device
 	sockets  []*udp.Socket
+	noVXLAN  error // why there are none
 	gso      tunnelGSO
+	secure   secure
+	roamed   atomic.Bool // an encrypted peer was heard elsewhere
 	workers  []*worker.Worker
 	table    forwarder.Table
 	next     atomic.Pointer[config.Config] // parsed by the source, fetched by the writer
@@ -201,15 +204,19 @@ func (n *Node) start() (*writer, error) {
 	if procs := workers + spareProcs; n.opt.OwnProcess && runtime.GOMAXPROCS(0) < procs {
 		runtime.GOMAXPROCS(procs) // from then on it does not follow the cgroup's limit any more
 	}
+	lanes := laneCount(workers)
+	if err := n.openSockets(lanes); err != nil {
+		return nil, err
+	}
+	if err := n.openSecure(lanes, workers); err != nil {
+		return nil, err
+	}
 	w := &writer{node: n, log: n.opt.Log, plan: plan{
-		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{},
+		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{}, secure: &n.secure, noVXLAN: n.noVXLAN,
+		grace: map[string]time.Time{}, tunnels: map[string]int32{},
 		stats: map[string]*forwarder.PeerStats{}, workers: workers,
 	}}
 	if err := w.publish(); err != nil {
-		return nil, err
-	}
-	lanes := laneCount(workers)
-	if err := n.openSockets(lanes); err != nil {
 		return nil, err
 	}
 	if err := n.openDevice(lanes); err != nil {

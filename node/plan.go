@@ -1,18 +1,22 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/forwarder"
+	"github.com/warren-net/warren/internal/key"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/config"
 	"github.com/warren-net/warren/tunnel"
 	"github.com/warren-net/warren/tunnel/vxlan"
+	"github.com/warren-net/warren/tunnel/wireguard"
 )
 
 // A plan is everything that a snapshot is computed from. Computing changes nothing but stats.
@@ -21,8 +25,12 @@ type plan struct {
 	podMTU   int // bytes, of the device and the pods
 	underlay []api.Underlay
 	paths    pathLimits
+	secure   *secure
+	grace    map[string]time.Time            // by peer name: until when plaintext is still taken from it
+	tunnels  map[string]int32                // by peer name: its number in the encrypted tunnel; never used again
 	stats    map[string]*forwarder.PeerStats // by peer name; entries survive as long as the peer
 	whole    map[netip.AddrPort]*atomic.Bool // by endpoint: superpackets may go to it uncut; as stats
+	noVXLAN  error                           // why there is no plaintext tunnel
 	workers  int
 }
 
@@ -30,6 +38,7 @@ type plan struct {
 type outcome struct {
 	snapshot *forwarder.Snapshot
 	macs     map[string]string // peer name → VTEP address
+	tunnels  []wireguard.PeerConfig
 	warnings []string
 }
 
@@ -41,9 +50,14 @@ func macOf(n *control.Node) net.HardwareAddr {
 	return vxlan.MAC(n.Addresses[0])
 }
 
-// overhead is what the tunnel adds to an inner packet on its way to the address, in bytes.
-func overhead(to netip.Addr) int {
-	if to.Is4() {
+// overhead is what a tunnel adds to an inner packet on its way to the address, in bytes.
+func overhead(to netip.Addr, encrypted bool) int {
+	switch {
+	case encrypted && to.Is4():
+		return wireguard.Overhead4
+	case encrypted:
+		return wireguard.Overhead6
+	case to.Is4():
 		return vxlan.Overhead4
 	}
 	return vxlan.Overhead6
@@ -52,50 +66,18 @@ func overhead(to netip.Addr) int {
 // build computes the snapshot of this generation.
 func (p *plan) build(generation uint64) (*outcome, error) {
 	cfg := p.cfg
-	own, err := vxlan.Address(macOf(&cfg.Self))
-	if err != nil {
-		return nil, fmt.Errorf("this node: %w", err)
-	}
 	out := &outcome{macs: map[string]string{}, warnings: p.underlayWarnings()}
-	stats, whole := map[string]*forwarder.PeerStats{}, map[netip.AddrPort]*atomic.Bool{}
+	next := *p
+	next.stats, next.whole = map[string]*forwarder.PeerStats{}, map[netip.AddrPort]*atomic.Bool{}
 	var peers []*forwarder.Peer
 	for _, n := range cfg.Peers(cfg.State) {
-		if n.Roams { // it has no VTEP, and no address before it called
-			continue
-		}
-		mac, err := vxlan.Address(macOf(&n))
+		peer, err := p.peerOf(&n, &next, out)
 		if err != nil {
 			return nil, fmt.Errorf("peer %s: %w", n.Name, err)
 		}
-		to, ok := p.endpoint(&n)
-		if !ok {
-			return nil, fmt.Errorf("peer %s: no common address family with this node", n.Name)
-		}
-		mtu, warning := p.peerMTU(&n, to)
-		if warning != "" {
-			out.warnings = append(out.warnings, warning)
-		}
-		if stats[n.Name] = p.stats[n.Name]; stats[n.Name] == nil {
-			stats[n.Name] = forwarder.NewPeerStats(p.workers)
-		}
-		endpoint := netip.AddrPortFrom(to, cfg.PortOf(&n))
-		if whole[endpoint] = p.whole[endpoint]; whole[endpoint] == nil {
-			whole[endpoint] = new(atomic.Bool)
-		}
-		header := vxlan.NewTemplate(cfg.VNI, mac, own)
-		peers = append(peers, &forwarder.Peer{
-			Name:      n.Name,
-			Endpoint:  endpoint,
-			PodCIDRs:  n.PodCIDRs,
-			NodeAddrs: n.Addresses,
-			MTU:       mtu,
-			Header4:   header.V4[:],
-			Header6:   header.V6[:],
-			Stats:     stats[n.Name],
-			Whole:     whole[endpoint],
-		})
-		out.macs[n.Name] = net.HardwareAddr(mac[:]).String()
+		peers = append(peers, peer)
 	}
+	var err error
 	out.snapshot, err = forwarder.Build(forwarder.Spec{
 		Generation:   generation,
 		PodCIDRs:     cfg.Self.PodCIDRs,
@@ -107,8 +89,111 @@ func (p *plan) build(generation uint64) (*outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.stats, p.whole = stats, whole
+	p.stats, p.whole = next.stats, next.whole
 	return out, nil
+}
+
+// peerOf is what the data path knows of a node. What it shares with the snapshot before goes into next.
+func (p *plan) peerOf(n *control.Node, next *plan, out *outcome) (*forwarder.Peer, error) {
+	peer := &forwarder.Peer{
+		Name: n.Name, PodCIDRs: n.PodCIDRs, NodeAddrs: n.Addresses, Encrypted: p.cfg.Encrypted(n), Stats: p.stats[n.Name],
+	}
+	if peer.Stats == nil {
+		peer.Stats = forwarder.NewPeerStats(p.workers)
+	}
+	next.stats[n.Name] = peer.Stats
+	if err := p.addTunnel(n, peer, out); err != nil {
+		return nil, err
+	}
+	if !n.Roams {
+		to, ok := p.endpoint(n)
+		if !ok {
+			return nil, errors.New("no common address family with this node")
+		}
+		if err := p.addVXLAN(n, peer, to, next, out); err != nil {
+			return nil, err
+		}
+	}
+	var warning string
+	peer.MTU, warning = p.peerMTU(n, p.reachedAt(peer), peer.Encrypted)
+	if warning != "" {
+		out.warnings = append(out.warnings, warning)
+	}
+	return peer, nil
+}
+
+// addVXLAN gives a node's peer its part of the plaintext tunnel, by which it is reached, or takes what is still on its
+// way when it has just become an encrypted one.
+func (p *plan) addVXLAN(n *control.Node, peer *forwarder.Peer, to netip.Addr, next *plan, out *outcome) error {
+	if !peer.Encrypted && p.noVXLAN != nil {
+		return fmt.Errorf("it is to be reached by VXLAN, which this node has none of until a restart: %w", p.noVXLAN)
+	}
+	own, err := vxlan.Address(macOf(&p.cfg.Self))
+	if err != nil {
+		return fmt.Errorf("this node: %w", err)
+	}
+	mac, err := vxlan.Address(macOf(n))
+	if err != nil {
+		return err
+	}
+	port := p.cfg.PortOf(n)
+	if peer.Encrypted {
+		port = p.cfg.WireGuardPortOf(n)
+	}
+	peer.Endpoint = netip.AddrPortFrom(to, port)
+	_, graced := p.grace[n.Name]
+	peer.RefusesPlaintext = peer.Encrypted && !graced
+	header := vxlan.NewTemplate(p.cfg.VNI, mac, own)
+	peer.Header4, peer.Header6 = header.V4[:], header.V6[:]
+	if !peer.Encrypted {
+		if next.whole[peer.Endpoint] = p.whole[peer.Endpoint]; next.whole[peer.Endpoint] == nil {
+			next.whole[peer.Endpoint] = new(atomic.Bool)
+		}
+		peer.Whole = next.whole[peer.Endpoint]
+	}
+	out.macs[n.Name] = net.HardwareAddr(mac[:]).String()
+	return nil
+}
+
+// addTunnel gives a peer that has a key its part of the encrypted tunnel, also when it is not used for sending yet.
+func (p *plan) addTunnel(n *control.Node, peer *forwarder.Peer, out *outcome) error {
+	if n.PublicKey.IsZero() {
+		return nil
+	}
+	if p.secure.tunnel == nil {
+		if peer.Encrypted {
+			return fmt.Errorf("it is to be encrypted, which this node cannot until a restart: %w", p.secure.why)
+		}
+		return nil
+	}
+	c := wireguard.PeerConfig{Name: n.Name, Public: n.PublicKey, Greet: peer.Encrypted && !n.Roams}
+	if n.PresharedKeyFile != "" {
+		var err error
+		if c.Preshared, err = key.LoadPreshared(n.PresharedKeyFile); err != nil {
+			return fmt.Errorf("presharedKeyFile: %w", err)
+		}
+	}
+	if to, ok := p.endpoint(n); ok {
+		c.Endpoint = netip.AddrPortFrom(to, p.cfg.WireGuardPortOf(n))
+	}
+	id, ok := p.tunnels[n.Name]
+	if !ok {
+		id = int32(len(p.tunnels) + 1)
+		p.tunnels[n.Name] = id
+	}
+	c.ID, peer.Tunnel = id, id
+	out.tunnels = append(out.tunnels, c)
+	return nil
+}
+
+// reachedAt is the underlay address where the peer is now; the zero Addr when nobody knows.
+func (p *plan) reachedAt(peer *forwarder.Peer) netip.Addr {
+	if peer.Encrypted {
+		if t := p.secure.tunnel.Peer(peer.Tunnel); t != nil && t.Endpoint().IsValid() {
+			return t.Endpoint().Addr()
+		}
+	}
+	return peer.Endpoint.Addr()
 }
 
 // endpoint is the peer's first address of a family that this node has too.
@@ -128,20 +213,26 @@ func (p *plan) underlayMTU(to netip.Addr) int {
 			return u.MTU
 		}
 	}
-	return p.podMTU + overhead(to)
+	return p.podMTU + overhead(to, true)
 }
+
+// elsewhereMTU is the MTU in bytes that is taken for the path to a machine that may be anywhere: Ethernet's.
+const elsewhereMTU = 1500
 
 // peerMTU is the largest inner packet that reaches the peer, and a warning when the path is narrower than its device.
 // A figure below 576 is not believed: what every IPv4 host has to be able to receive passes everywhere. That IPv6 must
 // not be told less than 1280 is the forwarder's to heed.
-func (p *plan) peerMTU(n *control.Node, to netip.Addr) (mtu int, warning string) {
+func (p *plan) peerMTU(n *control.Node, to netip.Addr, encrypted bool) (mtu int, warning string) {
 	outer := p.underlayMTU(to)
+	if n.Roams {
+		outer = min(outer, elsewhereMTU)
+	}
 	if limit, ok := p.paths[to]; ok && limit.mtu < outer {
 		outer = limit.mtu
 		warning = fmt.Sprintf("the path to peer %s (%s) carries packets of at most %d bytes, so its pods get %d", n.Name, to,
-			outer, max(outer-overhead(to), config.MinMTU4))
+			outer, max(outer-overhead(to, encrypted), config.MinMTU4))
 	}
-	inner := outer - overhead(to)
+	inner := outer - overhead(to, encrypted)
 	least := config.MinMTU4
 	if hasIPv6(p.cfg.Self.PodCIDRs) && hasIPv6(n.PodCIDRs) {
 		least = config.MinMTU6
@@ -149,7 +240,7 @@ func (p *plan) peerMTU(n *control.Node, to netip.Addr) (mtu int, warning string)
 	if inner < least {
 		warning = fmt.Sprintf("the path to peer %s (%s) carries packets of at most %d bytes, but %d are needed for the %d "+
 			"that its pods are entitled to: larger packets are lost; raise the MTU of the underlay", n.Name, to, outer,
-			least+overhead(to), least)
+			least+overhead(to, encrypted), least)
 	}
 	return min(max(inner, config.MinMTU4), p.podMTU), warning
 }
@@ -162,14 +253,15 @@ func hasIPv6(list []netip.Prefix) bool {
 func (p *plan) underlayWarnings() []string {
 	var out []string
 	for _, u := range p.underlay {
-		need := p.podMTU + overhead(u.Address)
+		more := overhead(u.Address, anyEncrypted(p.cfg))
+		need := p.podMTU + more
 		switch {
 		case u.Device == "":
 			out = append(out, fmt.Sprintf("underlay address %s is on no device of this host any more", u.Address))
 		case u.MTU < need:
 			out = append(out, fmt.Sprintf("underlay device %s (%s) has MTU %d, but pods with MTU %d need %d: pods are told to "+
 				"send smaller packets; raise it to %d, or set `mtu: %d` and restart", u.Device, u.Address, u.MTU, p.podMTU,
-				need, need, u.MTU-overhead(u.Address)))
+				need, need, u.MTU-more))
 		}
 	}
 	return out

@@ -33,7 +33,8 @@ func newPlan(t *testing.T, text string) *plan {
 		t.Fatal(err)
 	}
 	return &plan{
-		cfg: cfg, podMTU: 1420, paths: pathLimits{}, stats: map[string]*forwarder.PeerStats{}, workers: 2,
+		cfg: cfg, podMTU: 1420, paths: pathLimits{}, secure: new(secure), workers: 2,
+		stats: map[string]*forwarder.PeerStats{},
 		underlay: []api.Underlay{
 			{Address: addr("192.0.2.1"), Device: "eth0", MTU: 1500}, {Address: addr("2001:db8::1"), Device: "eth0", MTU: 1500},
 		},

@@ -39,8 +39,32 @@ func tunMode(use bool) tun.Mode {
 	return tun.Off
 }
 
-// openSockets opens the lanes' underlay sockets.
+// openSockets opens the lanes' sockets for VXLAN: always, as a peer may become a plaintext one while the node runs.
+// What fails ends the start only where they are needed now.
 func (n *Node) openSockets(lanes int) error {
+	err := n.tryVXLAN(lanes)
+	if err == nil || anyPlaintext(n.cfg) {
+		return err
+	}
+	n.noVXLAN = err
+	n.opt.Log.Info("no VXLAN until a restart; no node asks for it now", "error", err)
+	return nil
+}
+
+// anyPlaintext reports whether the node itself asks for plaintext, or a peer does.
+func anyPlaintext(cfg *config.Config) bool {
+	if cfg.Self.Plaintext {
+		return true
+	}
+	for _, peer := range cfg.Peers(cfg.State) {
+		if !cfg.Encrypted(&peer) {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *Node) tryVXLAN(lanes int) error {
 	cfg := n.cfg
 	port := cfg.PortOf(&cfg.Self)
 	sockets, err := udp.OpenGroup(lanes, udp.Config{
@@ -92,11 +116,17 @@ func (n *Node) makeWorkers(workers int) error {
 		var fds []poll.FD
 		for i := id; i < len(queues); i += workers {
 			k := len(lanes)
-			lanes = append(lanes, worker.Lane{Queue: queues[i], Socket: n.sockets[i]})
+			lane := worker.Lane{Queue: queues[i]}
 			fds = append(fds, poll.FD{FD: queues[i].FD(), Bit: worker.QueueBit(k)})
-			for _, fd := range n.sockets[i].FDs() {
-				fds = append(fds, poll.FD{FD: fd, Bit: worker.SocketBit(k)})
+			if n.sockets != nil {
+				lane.Socket = n.sockets[i]
+				fds = appendFDs(fds, n.sockets[i], worker.SocketBit(k))
 			}
+			if n.secure.sockets != nil {
+				lane.Secure = n.secure.sockets.Lanes[i]
+				fds = appendFDs(fds, n.secure.sockets.Lanes[i], worker.SecureBit(k))
+			}
+			lanes = append(lanes, lane)
 		}
 		p, err := poll.New(fds...)
 		if err != nil {
@@ -106,11 +136,18 @@ func (n *Node) makeWorkers(workers int) error {
 		n.workers = append(n.workers, worker.New(worker.Config{
 			ID: id, Lanes: lanes, Writers: writers(queues), Whole: n.gso.sender(id),
 			Waiter: &worker.PollWaiter{Poller: p, Hold: n.opt.OwnProcess}, Table: &n.table,
-			Decoder:    vxlan.Decoder{VNI: n.cfg.VNI, MAC: own},
+			Decoder: vxlan.Decoder{VNI: n.cfg.VNI, MAC: own}, Crypt: n.secure.tunnel,
 			PathEvents: n.pathEvents, LockThread: true,
 		}))
 	}
 	return nil
+}
+
+func appendFDs(fds []poll.FD, s *udp.Socket, bit int) []poll.FD {
+	for _, fd := range s.FDs() {
+		fds = append(fds, poll.FD{FD: fd, Bit: bit})
+	}
+	return fds
 }
 
 // writers are handles of all queues for one worker.
@@ -143,6 +180,11 @@ func (n *Node) runWorkers(ctx context.Context) <-chan struct{} {
 			}
 		})
 	}
+	wg.Go(func() {
+		if err := n.secure.run(ctx); err != nil {
+			n.fail(err)
+		}
+	})
 	done := make(chan struct{})
 	go func() {
 		wg.Wait()

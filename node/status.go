@@ -2,8 +2,11 @@ package node
 
 import (
 	"os"
+	"slices"
+	"sync/atomic"
 	"time"
 
+	"github.com/warren-net/warren/control/static"
 	"github.com/warren-net/warren/forwarder"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/worker"
@@ -21,10 +24,11 @@ func (a answers) Status() api.Status {
 	s := api.Status{
 		Node: cfg.Node, Version: n.opt.Version, PID: os.Getpid(), Config: cfg.File,
 		Started: n.started, UptimeSeconds: time.Since(n.started).Seconds(),
-		Device: api.Device{Name: cfg.Device, Queues: len(n.sockets), MTU: n.podMTU},
+		Device: api.Device{Name: cfg.Device, Queues: len(n.device.Queues()), MTU: n.podMTU},
 		Tunnel: api.Tunnel{
 			Encapsulation: cfg.Encapsulation(), VNI: cfg.VNI, Port: cfg.PortOf(&cfg.Self), MAC: macOf(&cfg.Self).String(),
-			Underlay: v.underlay,
+			Underlay: v.underlay, WireGuardPort: cfg.WireGuardPortOf(&cfg.Self), PublicKeys: v.publicKeys,
+			Handshakes: a.handshakes(),
 		},
 		PodCIDRs: cfg.Self.PodCIDRs, Gateways: cfg.Gateways(), ClusterCIDRs: cfg.Cluster,
 		Offloads: a.offloads(),
@@ -76,7 +80,7 @@ func (a answers) offloads() []api.Offload {
 	for _, o := range a.n.device.Offloads() {
 		add(o.Name, o.Reason, o.Enabled)
 	}
-	for _, s := range a.n.sockets {
+	for _, s := range slices.Concat(a.n.sockets, a.n.secure.lanes()) {
 		for _, o := range s.Offloads() {
 			add(o.Name, o.Reason, o.Enabled)
 		}
@@ -93,15 +97,52 @@ func (a answers) Peers() []api.Peer {
 	for _, p := range v.snapshot.Peers {
 		t := p.Stats.Totals()
 		peer := api.Peer{
-			Name: p.Name, Endpoint: p.Endpoint, PodCIDRs: p.PodCIDRs, MAC: v.macs[p.Name], MTU: p.MTU,
-			TunnelGSO: p.TakesWhole(),
+			Name: p.Name, Encapsulation: static.VXLAN, Endpoint: p.Endpoint, PodCIDRs: p.PodCIDRs, MAC: v.macs[p.Name],
+			MTU: p.MTU, TunnelGSO: p.TakesWhole(),
 			TxPackets: t.TxPackets, TxBytes: t.TxBytes, RxPackets: t.RxPackets, RxBytes: t.RxBytes,
 		}
+		a.secure(p, &peer)
 		if t.LastSeen > 0 {
 			seen := time.Unix(0, t.LastSeen)
 			peer.LastSeen = &seen
 		}
 		out = append(out, peer)
+	}
+	return out
+}
+
+// secure adds what the encrypted tunnel knows of a peer.
+func (a answers) secure(p *forwarder.Peer, out *api.Peer) {
+	if p.Tunnel == 0 {
+		return
+	}
+	s, ok := a.n.secure.tunnel.Status(p.Tunnel)
+	if !ok {
+		return
+	}
+	out.PublicKey, out.Session = s.Public.String(), s.Session
+	if !s.Handshake.IsZero() {
+		out.LastHandshake = &s.Handshake
+	}
+	if p.Encrypted {
+		out.Encapsulation, out.MAC, out.Endpoint = static.WireGuard, "", s.Endpoint
+	}
+}
+
+// handshakes are the counters of the encrypted tunnel's goroutine.
+func (a answers) handshakes() map[string]uint64 {
+	out := map[string]uint64{}
+	t := a.n.secure.tunnel
+	if t == nil {
+		return out
+	}
+	c := &t.Counters
+	for name, v := range map[string]*atomic.Uint64{
+		"initiated": &c.Initiated, "completed": &c.Completed, "responded": &c.Responded, "given-up": &c.GivenUp,
+		"keepalives": &c.Keepalives, "cookies-sent": &c.CookiesSent, "cookies-got": &c.CookiesGot, "invalid": &c.Invalid,
+		"unknown-key": &c.UnknownKey, "replayed": &c.Replayed, "rate-limited": &c.RateLimited, "overflowed": &c.Overflowed,
+	} {
+		out[name] = v.Load()
 	}
 	return out
 }

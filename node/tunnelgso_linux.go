@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -82,7 +83,7 @@ func (g *tunnelGSO) sender(i int) tunnel.WholeSender {
 // followTunnelGSO decides again and again, until ctx ends.
 func (n *Node) followTunnelGSO(ctx context.Context) {
 	g := &n.gso
-	if g.device == nil {
+	if g.device == nil || n.sockets == nil {
 		return
 	}
 	n.watching.Go(func() {
@@ -113,7 +114,8 @@ func (n *Node) followTunnelGSO(ctx context.Context) {
 func (n *Node) proveTunnelGSO(ctx context.Context, events bool) {
 	g := &n.gso
 	snapshot := n.view.Load().snapshot
-	why, err := g.prove(ctx, snapshot, events || time.Since(g.looked) > egressEvery)
+	peers := plaintext(snapshot.Peers)
+	why, err := g.prove(ctx, snapshot, peers, events || time.Since(g.looked) > egressEvery)
 	if ctx.Err() != nil {
 		return
 	}
@@ -123,18 +125,18 @@ func (n *Node) proveTunnelGSO(ctx context.Context, events bool) {
 		}
 	}
 	on := 0
-	for k, p := range snapshot.Peers {
+	for k, p := range peers {
 		p.Whole.Store(why[k] == "")
 		if why[k] == "" {
 			on++
 		}
 	}
-	next := &gsoState{enabled: on > 0, reason: summary(snapshot.Peers, why)}
+	next := &gsoState{enabled: on > 0, reason: summary(peers, why)}
 	switch {
 	case err != nil:
 		next.reason = err.Error()
 	case len(why) == 0:
-		next.reason = "no peers"
+		next.reason = "no peers by VXLAN"
 	}
 	if last := g.state.Swap(next); *last != *next {
 		n.opt.Log.Info("superpackets to peers uncut (tunnel-gso)", "peers", on, "of", len(why), "reason", next.reason)
@@ -151,22 +153,29 @@ func (t tapProbes) Probe(to netip.AddrPort) error { return t.device.Probe(t.port
 
 func (t tapProbes) Arrived() (uint64, error) { return hostnet.TunnelGSOProbes(t.device.Name()) }
 
-// prove says for each peer of the snapshot why no superpacket is to go to it uncut, "" where it may. An error concerns
-// all. With anew the kernel's routes and devices are looked at again, and every peer is probed.
-func (g *tunnelGSO) prove(ctx context.Context, s *forwarder.Snapshot, anew bool) (why []string, err error) {
-	why = make([]string, len(s.Peers))
+// plaintext are the peers that superpackets can leave to uncut.
+func plaintext(peers []*forwarder.Peer) []*forwarder.Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(p *forwarder.Peer) bool { return p.Whole == nil })
+}
+
+// prove says for each of the snapshot's plaintext peers why no superpacket is to go to it uncut, "" where it may. An
+// error concerns all. With anew the kernel's routes and devices are looked at again, and every peer is probed.
+func (g *tunnelGSO) prove(ctx context.Context, s *forwarder.Snapshot, peers []*forwarder.Peer, anew bool) (
+	why []string, err error,
+) {
+	why = make([]string, len(peers))
 	g.device.Look()
 	if broken := g.device.Broken(); broken != "" {
 		return why, errors.New(broken)
 	}
-	if len(s.Peers) == 0 {
+	if len(peers) == 0 {
 		return why, nil
 	}
 	if anew = anew || g.snapshot != s; anew {
 		began := time.Now()
 		g.snapshot = nil
 		var whole bool
-		if g.egress, whole, err = g.look(s.Peers); err != nil {
+		if g.egress, whole, err = g.look(peers); err != nil {
 			return why, err
 		}
 		if g.looked, g.took = time.Now(), time.Since(began); whole {
@@ -176,10 +185,10 @@ func (g *tunnelGSO) prove(ctx context.Context, s *forwarder.Snapshot, anew bool)
 	var members []*forwarder.Peer
 	for k, e := range g.egress {
 		if why[k] = e.Why; e.Why != "" {
-			s.Peers[k].Whole.Store(false) // what follows takes its time
+			peers[k].Whole.Store(false) // what follows takes its time
 			continue
 		}
-		members = append(members, s.Peers[k])
+		members = append(members, peers[k])
 	}
 	err = g.prober.round(ctx, members, anew)
 	if anew {
@@ -191,7 +200,7 @@ func (g *tunnelGSO) prove(ctx context.Context, s *forwarder.Snapshot, anew bool)
 	if err != nil {
 		return why, err
 	}
-	for k, peer := range s.Peers {
+	for k, peer := range peers {
 		if why[k] != "" {
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -31,6 +32,7 @@ type writer struct {
 	generation uint64
 	lastReload *api.Reload
 	hostError  string   // why the kernel could not be set up again
+	keyError   string   // why the node's keys could not be read again
 	lost       []string // what the kernel lacks, and what does not work for it
 }
 
@@ -39,6 +41,7 @@ type view struct {
 	outcome
 	cfg        *config.Config
 	underlay   []api.Underlay
+	publicKeys []string
 	since      time.Time
 	lastReload *api.Reload
 	warnings   []string
@@ -51,6 +54,7 @@ func (w *writer) publish() error {
 		return fmt.Errorf("forwarding table: %w", err)
 	}
 	w.generation++
+	w.node.secure.tell(w.plan.cfg, out.tunnels) // before anything can be sent to them
 	w.node.table.Store(out.snapshot)
 	w.show(&view{outcome: *out, since: time.Now()})
 	poke(w.node.gso.poked)
@@ -60,7 +64,8 @@ func (w *writer) publish() error {
 // show publishes a view: v with everything but the snapshot brought up to date.
 func (w *writer) show(v *view) {
 	v.cfg, v.underlay, v.lastReload = w.plan.cfg, w.plan.underlay, w.lastReload
-	v.warnings = slices.Concat(v.outcome.warnings, w.lost)
+	v.publicKeys = w.node.secure.publicKeys()
+	v.warnings = slices.Concat(v.outcome.warnings, w.lost, w.secureWarnings())
 	if w.hostError != "" {
 		v.warnings = append(v.warnings, w.hostError)
 	}
@@ -223,9 +228,12 @@ func (w *writer) reload(next *config.Config) {
 		w.problem(err)
 		return
 	}
+	graces := maps.Clone(w.plan.grace)
+	w.plan.graces(old, adopted, result.Time)
 	w.plan.cfg = adopted
+	w.readKeys()
 	if err := w.publish(); err != nil {
-		w.plan.cfg = old
+		w.plan.cfg, w.plan.grace = old, graces
 		w.problem(err)
 		return
 	}
@@ -287,9 +295,13 @@ func (w *writer) path(e tunnel.PathEvent) {
 	}
 }
 
-// look reads the underlay's state and forgets old path MTUs.
+// look reads the underlay's state and the keys, and ends what has had its time.
 func (w *writer) look() {
-	news := w.plan.paths.expire(time.Now())
+	now := time.Now()
+	news := w.plan.paths.expire(now)
+	news = w.plan.endGraces(now) || news
+	news = w.node.roamed.Swap(false) || news
+	news = w.readKeys() || news
 	if w.readUnderlay() || news {
 		w.republish()
 	}

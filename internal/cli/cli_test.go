@@ -36,6 +36,7 @@ func (fake) Status() api.Status {
 			Encapsulation: "vxlan", VNI: 1, Port: 4789, MAC: "0e:57:c0:00:02:01",
 			Underlay: []api.Underlay{{Address: netip.MustParseAddr("192.0.2.1"), Device: "eth0", MTU: 1500},
 				{Address: netip.MustParseAddr("2001:db8::1")}},
+			WireGuardPort: 51820, PublicKeys: []string{"NEW=", "OLD="},
 		},
 		PodCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")},
 		Gateways:     []netip.Addr{netip.MustParseAddr("10.244.1.1")},
@@ -52,11 +53,16 @@ func (fake) Peers() []api.Peer {
 	seen := time.Now().Add(-3 * time.Second)
 	return []api.Peer{
 		{
-			Name: "b", Endpoint: netip.MustParseAddrPort("192.0.2.2:4789"), MAC: "0e:57:c0:00:02:02", MTU: 1420, TxPackets: 5,
+			Name: "b", Encapsulation: "vxlan", Endpoint: netip.MustParseAddrPort("192.0.2.2:4789"),
+			MAC: "0e:57:c0:00:02:02", MTU: 1420, TxPackets: 5,
 			LastSeen: &seen,
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd00:0:0:2::/64")},
 		},
-		{Name: "long-name", Endpoint: netip.MustParseAddrPort("[2001:db8::3]:4789")},
+		{
+			Name: "long-name", Encapsulation: "wireguard", Endpoint: netip.MustParseAddrPort("[2001:db8::3]:4789"),
+			PublicKey: "THEIRS=",
+		},
+		{Name: "away", Encapsulation: "wireguard", PublicKey: "ITS="},
 	}
 }
 
@@ -104,16 +110,18 @@ func TestTables(t *testing.T) {
 		want []string
 	}{
 		{[]string{"status"}, []string{
-			"node      a (v9, pid 7, up 1m1s)\n", "device    warren0, 2 queues, MTU 1420\n",
-			"tunnel    vxlan, VNI 1, UDP port 4789, VTEP 0e:57:c0:00:02:01\n",
-			"underlay  192.0.2.1 on eth0, MTU 1500\n", "underlay  2001:db8::1 on no device\n",
-			"pods      10.244.1.0/24, gateway 10.244.1.1\n", "cluster   10.244.0.0/16,fd00::/48\n",
-			"the old state stays in force: w.yaml:3: bad\n", "warning   the path is narrow\n",
+			"node           a (v9, pid 7, up 1m1s)\n", "device         warren0, 2 queues, MTU 1420\n",
+			"encapsulation  vxlan\n", "vxlan          VNI 1, UDP port 4789, VTEP 0e:57:c0:00:02:01\n",
+			"wireguard      UDP port 51820, public key NEW=, before OLD=\n",
+			"underlay       192.0.2.1 on eth0, MTU 1500\n", "underlay       2001:db8::1 on no device\n",
+			"pods           10.244.1.0/24, gateway 10.244.1.1\n", "cluster        10.244.0.0/16,fd00::/48\n",
+			"the old state stays in force: w.yaml:3: bad\n", "warning        the path is narrow\n",
 			"\nOFFLOAD  STATE  WHY\ntun-tso  on     -\nudp-gso  off    configuration\n", "\nWORKER  TX SUPERPACKETS",
 		}},
 		{[]string{"peers"}, []string{
-			"NAME       ENDPOINT", "b          192.0.2.2:4789      10.244.2.0/24,fd00:0:0:2::/64",
-			"3s ago\n", "long-name  [2001:db8::3]:4789  -", "never\n",
+			"NAME       ENCAPSULATION  ENDPOINT",
+			"b          vxlan          192.0.2.2:4789      10.244.2.0/24,fd00:0:0:2::/64", "3s ago     -\n",
+			"long-name  wireguard      [2001:db8::3]:4789  -", "never      never\n", "away       wireguard      unknown ",
 		}},
 		{[]string{"routes"},
 			[]string{"PREFIX         KIND         PEER\n10.244.2.0/24  peer         b\n10.244.0.0/16  unreachable  -\n"}},

@@ -27,8 +27,9 @@ func statusTable(w io.Writer, s api.Status) error {
 		{"node", fmt.Sprintf("%s (%s, pid %d, up %s)", s.Node, s.Version, s.PID, up)},
 		{"config", s.Config},
 		{"device", fmt.Sprintf("%s, %s, MTU %d", s.Device.Name, count(s.Device.Queues, "queue"), s.Device.MTU)},
-		{"tunnel", fmt.Sprintf("%s, VNI %d, UDP port %d, VTEP %s", s.Tunnel.Encapsulation, s.Tunnel.VNI, s.Tunnel.Port,
-			s.Tunnel.MAC)},
+		{"encapsulation", s.Tunnel.Encapsulation},
+		{"vxlan", fmt.Sprintf("VNI %d, UDP port %d, VTEP %s", s.Tunnel.VNI, s.Tunnel.Port, s.Tunnel.MAC)},
+		{"wireguard", wireguardText(&s.Tunnel)},
 	}
 	for _, u := range s.Tunnel.Underlay {
 		where := "on no device"
@@ -64,6 +65,17 @@ func statusTable(w io.Writer, s api.Status) error {
 	return workersTable(w, s.Workers)
 }
 
+func wireguardText(t *api.Tunnel) string {
+	if len(t.PublicKeys) == 0 {
+		return "none until a restart, see the log"
+	}
+	text := fmt.Sprintf("UDP port %d, public key %s", t.WireGuardPort, t.PublicKeys[0])
+	if len(t.PublicKeys) > 1 {
+		text += ", before " + strings.Join(t.PublicKeys[1:], ", ")
+	}
+	return text
+}
+
 func workersTable(w io.Writer, workers []api.Worker) error {
 	rows := [][]string{{"\nWORKER", "TX SUPERPACKETS", "TX SEGMENTS", "TX BYTES", "RX SUPERPACKETS", "RX SEGMENTS",
 		"RX BYTES", "LOCAL", "OUTSIDE", "WAKE-UPS", "DROPS"}}
@@ -96,17 +108,29 @@ func reloadText(r *api.Reload) string {
 }
 
 func peersTable(w io.Writer, peers []api.Peer) error {
-	rows := [][]string{{"NAME", "ENDPOINT", "POD CIDRS", "VTEP", "MTU", "TX PACKETS", "TX BYTES", "RX PACKETS",
-		"RX BYTES", "LAST SEEN"}}
+	rows := [][]string{{"NAME", "ENCAPSULATION", "ENDPOINT", "POD CIDRS", "MTU", "TX PACKETS", "TX BYTES", "RX PACKETS",
+		"RX BYTES", "LAST SEEN", "LAST HANDSHAKE"}}
 	for _, p := range peers {
-		seen := "never"
-		if p.LastSeen != nil {
-			seen = time.Since(*p.LastSeen).Round(time.Second).String() + " ago"
+		endpoint, handshake := "unknown", ago(p.LastHandshake)
+		if p.Endpoint.IsValid() {
+			endpoint = p.Endpoint.String()
 		}
-		rows = append(rows, []string{p.Name, p.Endpoint.String(), joined(p.PodCIDRs), p.MAC, fmt.Sprint(p.MTU),
-			fmt.Sprint(p.TxPackets), fmt.Sprint(p.TxBytes), fmt.Sprint(p.RxPackets), fmt.Sprint(p.RxBytes), seen})
+		if p.PublicKey == "" {
+			handshake = "-"
+		}
+		rows = append(rows, []string{p.Name, p.Encapsulation, endpoint, joined(p.PodCIDRs), fmt.Sprint(p.MTU),
+			fmt.Sprint(p.TxPackets), fmt.Sprint(p.TxBytes), fmt.Sprint(p.RxPackets), fmt.Sprint(p.RxBytes),
+			ago(p.LastSeen), handshake})
 	}
 	return table(w, rows...)
+}
+
+// ago is how long something is past.
+func ago(t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return time.Since(*t).Round(time.Second).String() + " ago"
 }
 
 func routesTable(w io.Writer, routes []api.Route) error {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/warren-net/warren/internal/ratelog"
 	"github.com/warren-net/warren/node"
@@ -80,6 +81,10 @@ func up(ctx context.Context, cfg *config.Config, stderr io.Writer, keepLevel boo
 			}
 		}
 	}()
+	// No core file, and no look into the memory by others than root: the node's private key is in it.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		opt.Log.Warn("a crash may leave a core file with this node's private key", "error", err)
+	}
 	return node.Run(ctx, cfg, opt)
 }
 

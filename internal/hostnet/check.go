@@ -32,16 +32,18 @@ type Finding struct {
 
 // An Environment is what Check looks for.
 type Environment struct {
-	Spec     Spec   // an MTU of 0 stands for the underlay's less 80
-	Port     uint16 // UDP port of the tunnel
-	Overhead int    // bytes that the encapsulation adds to a packet; 0: VXLAN's 50 over IPv4 and 70 over IPv6
-	TUN      string // path of the TUN device; empty: /dev/net/tun
+	Spec          Spec   // an MTU of 0 stands for the underlay's less 80
+	VXLANPort     uint16 // UDP port of the plaintext tunnel; 0: no node is reached by it
+	WireGuardPort uint16 // UDP port of the encrypted tunnel; 0: nobody is reached by it
+	TUN           string // path of the TUN device; empty: /dev/net/tun
 }
 
-// The bytes that VXLAN adds: inner Ethernet header, VXLAN, UDP and outer IP header (RFC 7348, section 5).
+// The bytes that VXLAN adds (inner Ethernet header, VXLAN, UDP and outer IP header; RFC 7348, section 5), and how many
+// more WireGuard does (header and authentication tag in place of the first two).
 const (
 	overheadV4  = 14 + 8 + 8 + 20
 	overheadV6  = 14 + 8 + 8 + 40
+	encryption  = 16 + 16 - 14 - 8
 	podMTULess  = 80 // the default pod MTU is the underlay's less this
 	capNetAdmin = 12 // CAP_NET_ADMIN
 )
@@ -70,7 +72,7 @@ func Check(env Environment) []Finding {
 	c.ipv6()
 	c.device()
 	c.underlay()
-	c.port()
+	c.ports()
 	c.routes()
 	c.rules()
 	c.forwarding()

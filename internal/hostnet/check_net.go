@@ -54,9 +54,9 @@ func (c *checker) underlay() {
 // mtu compares the underlay's MTU with what pods are promised.
 func (c *checker) mtu(a netip.Addr, name string, mtu int) {
 	const what = "MTU"
-	overhead := c.Overhead
-	if overhead == 0 {
-		overhead = map[bool]int{true: overheadV4, false: overheadV6}[a.Is4()]
+	overhead := map[bool]int{true: overheadV4, false: overheadV6}[a.Is4()]
+	if c.WireGuardPort != 0 {
+		overhead += encryption
 	}
 	least := 576
 	if c.Spec.wants(v6) {

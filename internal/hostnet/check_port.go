@@ -13,58 +13,77 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// port tries to take the tunnel's UDP port, and finds out who has it.
-func (c *checker) port() {
-	const what = "UDP port"
-	if c.Port == 0 {
-		return
+// A udpPort is one that a tunnel wants.
+type udpPort struct {
+	number uint16
+	key    string // of the configuration that sets it
+	device string // kind of the kernel's devices that may have it
+}
+
+// ports tries to take the tunnels' UDP ports.
+func (c *checker) ports() {
+	for _, p := range []udpPort{
+		{c.VXLANPort, "vxlan", "vxlan"}, {c.WireGuardPort, "wireguard", "wireguard"},
+	} {
+		if p.number != 0 {
+			c.port(p)
+		}
 	}
+}
+
+// port tries to take a UDP port, and finds out who has it.
+func (c *checker) port(p udpPort) {
+	const what = "UDP port"
 	for _, a := range c.Spec.NodeAddrs {
 		network := map[bool]string{true: "udp4", false: "udp6"}[a.Is4()]
-		conn, err := net.ListenUDP(network, &net.UDPAddr{Port: int(c.Port)})
+		conn, err := net.ListenUDP(network, &net.UDPAddr{Port: int(p.number)})
 		if err == nil {
 			_ = conn.Close()
 			continue
 		}
 		if !errors.Is(err, unix.EADDRINUSE) {
-			c.error(what, fmt.Sprintf("UDP port %d can't be opened: %v", c.Port, err),
-				"set another `vxlan: {port: …}` on all nodes")
+			c.error(what, fmt.Sprintf("UDP port %d can't be opened: %v", p.number, err),
+				fmt.Sprintf("set another `%s: {port: …}` on all nodes", p.key))
 			return
 		}
-		c.portTaken(what)
+		c.portTaken(what, p)
 		return
 	}
-	c.ok(what, "UDP port %d is free", c.Port)
+	c.ok(what, "UDP port %d is free", p.number)
 }
 
-func (c *checker) portTaken(what string) {
-	elsewhere := fmt.Sprintf("set another `vxlan: {port: %d}` on all nodes", c.Port+1)
-	if name := c.kernelVXLAN(); name != "" {
-		c.error(what, fmt.Sprintf("UDP port %d is taken by the kernel's VXLAN device %s (flannel, Calico, Cilium or by hand)",
-			c.Port, name), fmt.Sprintf("`ip link del %s` if nobody needs it, or %s", name, elsewhere))
-		return
-	}
-	pid, comm := socketOwner(int(c.Port))
+func (c *checker) portTaken(what string, p udpPort) {
+	elsewhere := fmt.Sprintf("set another `%s: {port: %d}` on all nodes", p.key, p.number+1)
+	name := c.kernelTunnel(p) // no process has its socket
+	pid, comm := socketOwner(int(p.number))
 	switch {
 	case comm == "warren":
-		c.ok(what, "UDP port %d is used by the running warren (process %d)", c.Port, pid)
+		c.ok(what, "UDP port %d is used by the running warren (process %d)", p.number, pid)
 	case comm != "":
-		c.error(what, fmt.Sprintf("UDP port %d is taken by %s (process %d)", c.Port, comm, pid),
+		c.error(what, fmt.Sprintf("UDP port %d is taken by %s (process %d)", p.number, comm, pid),
 			fmt.Sprintf("stop it, or %s", elsewhere))
+	case name != "":
+		c.error(what, fmt.Sprintf("UDP port %d is taken by the kernel's %s device %s (another pod network, or by hand)",
+			p.number, p.device, name), fmt.Sprintf("`ip link del %s` if nobody needs it, or %s", name, elsewhere))
 	default:
-		c.error(what, fmt.Sprintf("UDP port %d is taken", c.Port),
-			fmt.Sprintf("find the owner with `ss -lunp sport = :%d` and stop it, or %s", c.Port, elsewhere))
+		c.error(what, fmt.Sprintf("UDP port %d is taken", p.number),
+			fmt.Sprintf("find the owner with `ss -lunp sport = :%d` and stop it, or %s", p.number, elsewhere))
 	}
 }
 
-func (c *checker) kernelVXLAN() string {
+// kernelTunnel names a device of the kernel's that may have the port. The port of a WireGuard device is not to be seen
+// by rtnetlink, so any of these counts.
+func (c *checker) kernelTunnel(p udpPort) string {
 	links, err := dump(c.h.LinkList)
 	if err != nil {
 		return ""
 	}
 	for _, l := range links {
-		if v, ok := l.(*netlink.Vxlan); ok && v.Port == int(c.Port) {
-			return v.Name
+		if l.Type() != p.device {
+			continue
+		}
+		if v, ok := l.(*netlink.Vxlan); !ok || v.Port == int(p.number) {
+			return l.Attrs().Name
 		}
 	}
 	return ""

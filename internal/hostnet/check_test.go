@@ -11,7 +11,7 @@ import (
 func testEnvironment() Environment {
 	s := testSpec()
 	s.MTU = 1420
-	return Environment{Spec: s, Port: 4789}
+	return Environment{Spec: s, VXLANPort: 4789}
 }
 
 // finding finds the worst finding about what.
@@ -70,7 +70,7 @@ func TestCheckFinds(t *testing.T) {
 		{"MTU too small", "ip link set eth0 mtu 1300", func(e *Environment) { e.Spec.MTU = 0 }, "MTU", Error,
 			"leaves pods 1220", "ip link set eth0 mtu 1360"},
 		{"kernel VXLAN", "ip link add vx0 type vxlan id 7 dstport 4789 local 192.0.2.1 dev eth0; ip link set vx0 up", nil,
-			"UDP port", Error, "VXLAN device vx0", "ip link del vx0"},
+			"UDP port", Error, "vxlan device vx0", "ip link del vx0"},
 		{"route inside", "ip route add 10.244.5.0/24 via 192.0.2.2", nil, "routes", Error, "10.244.5.0/24 dev eth0",
 			"`ip route del 10.244.5.0/24 dev eth0`"},
 		{"route inside, IPv6", "ip -6 route add fd00:10:244:5::/64 via 2001:db8::2", nil, "routes", Error,

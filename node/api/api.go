@@ -52,6 +52,12 @@ type Tunnel struct {
 	Port          uint16     `json:"port"`
 	MAC           string     `json:"mac"` // of this node's VTEP
 	Underlay      []Underlay `json:"underlay"`
+
+	WireGuardPort uint16   `json:"wireguardPort"`
+	PublicKeys    []string `json:"publicKeys"` // of this node, the newest first; more than one while it changes
+
+	// Handshakes counts what the encrypted tunnel did and met, by name, since the start.
+	Handshakes map[string]uint64 `json:"handshakes"`
 }
 
 // Underlay is one of this node's underlay addresses.
@@ -111,17 +117,22 @@ type Reload struct {
 
 // Peer is another node.
 type Peer struct {
-	Name      string         `json:"name"`
-	Endpoint  netip.AddrPort `json:"endpoint"`
-	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
-	MAC       string         `json:"mac"`
-	MTU       int            `json:"mtu"`       // bytes of the largest inner packet
-	TunnelGSO bool           `json:"tunnelGSO"` // superpackets leave to it uncut
-	TxPackets uint64         `json:"txPackets"`
-	TxBytes   uint64         `json:"txBytes"`
-	RxPackets uint64         `json:"rxPackets"`
-	RxBytes   uint64         `json:"rxBytes"`
-	LastSeen  *time.Time     `json:"lastSeen,omitempty"` // nil: never
+	Name          string         `json:"name"`
+	Encapsulation string         `json:"encapsulation"` // of what is sent to it: "vxlan" or "wireguard"
+	Endpoint      netip.AddrPort `json:"endpoint"`      // of an encrypted one where it was heard last; zero: unknown
+	PodCIDRs      []netip.Prefix `json:"podCIDRs"`
+	MAC           string         `json:"mac"`
+	MTU           int            `json:"mtu"`       // bytes of the largest inner packet
+	TunnelGSO     bool           `json:"tunnelGSO"` // superpackets leave to it uncut
+	TxPackets     uint64         `json:"txPackets"`
+	TxBytes       uint64         `json:"txBytes"`
+	RxPackets     uint64         `json:"rxPackets"`
+	RxBytes       uint64         `json:"rxBytes"`
+	LastSeen      *time.Time     `json:"lastSeen,omitempty"` // nil: never
+
+	PublicKey     string     `json:"publicKey,omitempty"`
+	Session       bool       `json:"session"`                 // there are keys to encrypt with now
+	LastHandshake *time.Time `json:"lastHandshake,omitempty"` // nil: never
 }
 
 // Route is one line of the forwarder's table.

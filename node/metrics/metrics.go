@@ -88,6 +88,10 @@ var specs = [...]struct {
 	{"peer_packets_total", "Segments by peer and direction.", []string{"peer", "direction"}},
 	{"peer_bytes_total", "Inner IP bytes by peer and direction.", []string{"peer", "direction"}},
 	{"peer_mtu_bytes", "The largest inner packet that the path to the peer carries.", []string{"peer"}},
+	{"handshakes_total", "What the encrypted tunnel did and met beside data, by kind.", []string{"kind"}},
+	{"peer_session", "1 when there are keys to encrypt with.", []string{"peer"}},
+	{"peer_last_handshake_timestamp_seconds", "When the last key exchange with the peer was completed, Unix time.",
+		[]string{"peer"}},
 	{"peer_last_seen_timestamp_seconds", "When the peer's last datagram was accepted, Unix time.", []string{"peer"}},
 }
 
@@ -150,6 +154,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if s.LastReload != nil {
 		o.gauge("last_reload_timestamp_seconds", float64(s.LastReload.Time.Unix()))
 	}
+	for kind, v := range s.Tunnel.Handshakes {
+		o.counter("handshakes_total", v, kind)
+	}
 	for _, d := range c.src.Drops() {
 		o.counter("drops_total", d.Count, d.Reason)
 	}
@@ -159,6 +166,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		o.counter("peer_bytes_total", p.TxBytes, p.Name, "tx")
 		o.counter("peer_bytes_total", p.RxBytes, p.Name, "rx")
 		o.gauge("peer_mtu_bytes", float64(p.MTU), p.Name)
+		if p.PublicKey != "" {
+			o.gauge("peer_session", flag(p.Session), p.Name)
+		}
+		if p.LastHandshake != nil {
+			o.gauge("peer_last_handshake_timestamp_seconds", float64(p.LastHandshake.UnixMilli())/1000, p.Name)
+		}
 		if p.LastSeen != nil {
 			o.gauge("peer_last_seen_timestamp_seconds", float64(p.LastSeen.UnixMilli())/1000, p.Name)
 		}

@@ -18,8 +18,8 @@ type Waiter interface {
 }
 
 const (
-	controlSlots = 64  // messages in a receive
-	controlSlot  = 256 // bytes; a longer datagram is no handshake message, and is thrown away
+	controlSlots = 64   // messages in a receive
+	controlSlot  = 2048 // bytes; what is longer, as one or joined by GRO, is no handshake, and is thrown away
 	idleWait     = time.Minute
 	// loadMark is how many handshake messages in one receive mean that the node is under load: all that it takes, which
 	// only those that came while it was busy can be.
@@ -112,7 +112,7 @@ func (t *Tunnel) round(in *tunnel.Inbound, now int64, ticked *int64) (loaded, ac
 	return loaded, active
 }
 
-// each handles every datagram of a slot; GRO is off for the control socket, but nothing depends on that.
+// each handles every datagram of a slot.
 func (t *Tunnel) each(s *tunnel.Datagrams) {
 	size := s.SegmentSize
 	if size <= 0 {

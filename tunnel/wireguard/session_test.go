@@ -133,7 +133,7 @@ func TestIndexTable(t *testing.T) {
 			if !ok || seen[index] {
 				t.Fatalf("lanes %d: index %x given out, %v, twice %v", lanes, index, ok, seen[index])
 			}
-			seen[index] = true
+			seen[index] = true // by somebody who has it now
 			if got := int(index&0xff) % lanes; got != k%lanes {
 				t.Fatalf("index %x leads to lane %d of %d, want %d", index, got, lanes, k%lanes)
 			}
@@ -147,6 +147,7 @@ func TestIndexTable(t *testing.T) {
 			}
 			if k%2 == 0 {
 				x.release(index)
+				delete(seen, index)
 				if x.lookup(index) != nil {
 					t.Fatal("released, and found")
 				}

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"io"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -128,6 +129,9 @@ func (t *Tunnel) SetKeys(keys []key.Private, preferred int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before := t.identities
+	if slices.EqualFunc(before, keys, func(i *identity, k key.Private) bool { return i.private == k }) {
+		return
+	}
 	t.identities = nil
 	for _, k := range keys {
 		var i *identity
@@ -293,6 +297,7 @@ type PeerStatus struct {
 	Ours      key.Public     // which of our keys it was last talked to with
 	Endpoint  netip.AddrPort // zero: unknown
 	Handshake time.Time      // the last one that was completed; zero: never
+	LastData  time.Time      // when the last packet came from it; zero: never
 	Session   bool           // there is one to send with
 }
 
@@ -307,6 +312,9 @@ func (t *Tunnel) Status(id int32) (PeerStatus, bool) {
 	s := PeerStatus{Public: p.config.Public, Ours: t.keyOf(p), Endpoint: p.Endpoint(), Session: p.Current() != nil}
 	if at := p.handshaken.Load(); at != 0 {
 		s.Handshake = time.Unix(0, at)
+	}
+	if at := p.latest(dataGot); at != 0 {
+		s.LastData = time.Unix(0, at)
 	}
 	return s, true
 }

@@ -1,0 +1,221 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/warren-net/warren/internal/key"
+	"github.com/warren-net/warren/internal/poll"
+	"github.com/warren-net/warren/node/config"
+	"github.com/warren-net/warren/tunnel/udp"
+	"github.com/warren-net/warren/tunnel/wireguard"
+)
+
+// A secure is the node's end of the encrypted tunnels: nil parts where the node goes without, which only one whose
+// peers are all plaintext may.
+type secure struct {
+	tunnel  *wireguard.Tunnel
+	sockets *udp.WireGuardGroup
+	waiter  controlWaiter
+	why     error    // why there is none
+	ring    key.Ring // the node's private keys. Of the writer goroutine
+}
+
+// controlWaiter waits for the control socket.
+type controlWaiter struct{ *poll.Poller }
+
+// Wait implements wireguard.Waiter.
+func (c controlWaiter) Wait(timeout time.Duration) error {
+	_, _, err := c.Poller.Wait(timeout)
+	return err
+}
+
+// openSecure makes the tunnel and opens its sockets: always, as a peer may become an encrypted one while the node runs.
+// What fails ends the start only where it is needed now.
+func (n *Node) openSecure(lanes, workers int) error {
+	err := n.trySecure(lanes, workers)
+	if err == nil || anyEncrypted(n.cfg) {
+		return err
+	}
+	n.secure = secure{why: err}
+	n.opt.Log.Warn("nothing can be encrypted until a restart; no peer asks for it now", "error", err)
+	return nil
+}
+
+// anyEncrypted reports whether the node itself asks for encryption, or a peer does.
+func anyEncrypted(cfg *config.Config) bool {
+	if !cfg.Self.Plaintext {
+		return true
+	}
+	for _, peer := range cfg.Peers(cfg.State) {
+		if cfg.Encrypted(&peer) {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *Node) trySecure(lanes, workers int) error {
+	cfg := n.cfg
+	ring, created, err := key.LoadOrCreate(cfg.StateDir)
+	if err != nil {
+		return fmt.Errorf("this node's key: %w", err)
+	}
+	if created {
+		n.opt.Log.Info("this node has a key now; its public half goes into publicKey of its entry on all nodes",
+			"publicKey", ring.Keys[0].Public())
+	}
+	if _, err := preferred(ring, cfg); err != nil {
+		return err
+	}
+	port := cfg.WireGuardPortOf(&cfg.Self)
+	group, err := udp.OpenWireGuard(lanes, udp.Config{
+		Port: port, Addrs: cfg.Self.Addresses,
+		GSO: udpMode(cfg.Offloads.UDPGSO), GRO: udpMode(cfg.Offloads.UDPGRO),
+	})
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("UDP port %d is in use by another program or by a kernel WireGuard device; stop that "+
+			"(`ss -ulpn`, `ip -d link show type wireguard`), or set another wireguard.port on all nodes", port)
+	case err != nil:
+		return fmt.Errorf("encrypted tunnels: %w", err)
+	}
+	for _, s := range append(slices.Clone(group.Lanes), group.Control) {
+		n.closers = append(n.closers, s.Close)
+	}
+	var fds []poll.FD
+	for _, fd := range group.Control.FDs() {
+		fds = append(fds, poll.FD{FD: fd})
+	}
+	p, err := poll.New(fds...)
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, p.Close)
+	n.secure = secure{sockets: group, waiter: controlWaiter{p}, ring: ring}
+	n.secure.tunnel = wireguard.New(wireguard.Config{
+		Lanes: lanes, Workers: workers,
+		Established: func(int32) {
+			for _, w := range n.workers {
+				w.SessionUp()
+			}
+		},
+		Roamed: func(int32) {
+			n.roamed.Store(true)
+			poke(n.pokeLink)
+		},
+		Reachable:  n.mayBeEndpoint,
+		PathEvents: n.pathEvents,
+	})
+	return nil
+}
+
+// mayBeEndpoint refuses addresses of the pod network: the tunnel would carry its own packets.
+func (n *Node) mayBeEndpoint(a netip.Addr) bool {
+	v := n.view.Load()
+	return v == nil || !slices.ContainsFunc(v.cfg.Cluster, func(c netip.Prefix) bool { return c.Contains(a) })
+}
+
+// preferred is which of the keys the node's entry names, so the one that its peers know. An error when it names none.
+func preferred(ring key.Ring, cfg *config.Config) (int, error) {
+	want := cfg.Self.PublicKey
+	if want.IsZero() {
+		return 0, nil
+	}
+	for i, k := range ring.Keys {
+		if k.Public() == want {
+			return i, nil
+		}
+	}
+	return 0, fmt.Errorf("publicKey %s of node %s in %s is not this node's key, whose public half is %s; correct the "+
+		"entry on all nodes, or restore %s", want, cfg.Node, cfg.File, ring.Keys[0].Public(), filepath.Join(cfg.StateDir, key.File))
+}
+
+// lanes are the sockets of the workers.
+func (s *secure) lanes() []*udp.Socket {
+	if s.sockets == nil {
+		return nil
+	}
+	return s.sockets.Lanes
+}
+
+// publicKeys are the public halves of the node's keys, the newest first.
+func (s *secure) publicKeys() []string {
+	out := []string{}
+	for _, k := range s.ring.Keys {
+		out = append(out, k.Public().String())
+	}
+	return out
+}
+
+// run serves handshakes until ctx ends.
+func (s *secure) run(ctx context.Context) error {
+	if s.tunnel == nil {
+		return nil
+	}
+	return s.tunnel.Run(ctx, s.sockets.Control, s.waiter)
+}
+
+// readKeys reads the node's keys again, which `warren key rotate` may have changed, and reports whether they have.
+// What cannot be read leaves those in force that are.
+func (w *writer) readKeys() bool {
+	s := &w.node.secure
+	if s.tunnel == nil {
+		return false
+	}
+	ring, err := key.Load(w.plan.cfg.StateDir)
+	if err == nil {
+		_, err = preferred(ring, w.plan.cfg)
+	}
+	text := ""
+	if err != nil {
+		text = fmt.Sprintf("this node goes on with the keys that it has: %v", err)
+	}
+	changed := text != w.keyError
+	w.keyError = text
+	if err != nil || slices.EqualFunc(ring.Keys, s.ring.Keys, func(a, b key.Private) bool { return a == b }) {
+		return changed
+	}
+	s.ring = ring
+	w.log.Info("this node's keys have changed", "newest", ring.Keys[0].Public(), "keys", len(ring.Keys))
+	return true
+}
+
+// tell gives the tunnel the keys and the peers of the plan.
+func (s *secure) tell(cfg *config.Config, peers []wireguard.PeerConfig) {
+	if s.tunnel == nil {
+		return
+	}
+	prefer, err := preferred(s.ring, cfg)
+	if err != nil {
+		prefer = 0 // the warning says so
+	}
+	s.tunnel.SetKeys(s.ring.Keys, prefer)
+	s.tunnel.SetPeers(peers, prefer)
+}
+
+// secureWarnings is what people should know of keys.
+func (w *writer) secureWarnings() []string {
+	s, cfg := &w.node.secure, w.plan.cfg
+	var out []string
+	if w.keyError != "" {
+		out = append(out, w.keyError)
+	}
+	if s.tunnel == nil || len(s.ring.Keys) < 2 {
+		return out
+	}
+	newest := s.ring.Keys[0].Public()
+	if cfg.Self.PublicKey != newest {
+		return append(out, fmt.Sprintf("this node has a new key: put publicKey %s into its entry on all nodes, then end the "+
+			"change with `warren key rotate --finish`", newest))
+	}
+	return append(out, fmt.Sprintf("this node answers to its previous key %s too: when all nodes have publicKey %s for "+
+		"it, end the change with `warren key rotate --finish`", s.ring.Keys[1].Public(), newest))
+}
