@@ -12,6 +12,7 @@ import (
 	"github.com/warren-net/warren/forwarder"
 	tunmem "github.com/warren-net/warren/tunnel/memory"
 	"github.com/warren-net/warren/tunnel/vxlan"
+	"github.com/warren-net/warren/tunnel/wireguard"
 )
 
 const (
@@ -30,6 +31,7 @@ type testNode struct {
 	table   forwarder.Table
 	workers []*Worker
 	peers   []*forwarder.Peer
+	secure  *secureEnd // nil: the node has none
 }
 
 // clusterConfig says what a testCluster is like.
@@ -39,10 +41,13 @@ type clusterConfig struct {
 	lanes   int // per worker, a divisor of queues; 0: 1
 	network tunmem.Config
 	device  devmem.Config
-	pathMTU int  // inner MTU of every peer; 0: 1450
+	pathMTU int  // inner MTU of every peer; 0: 1450, or 1420 when encrypted
 	v6      bool // underlay
 	now     func() time.Time
 	late    bool // the nodes' workers wait for start
+
+	encrypted bool // all traffic; VXLAN is refused
+	noVXLAN   bool // the nodes have no sockets for it
 }
 
 type testCluster struct {
@@ -65,6 +70,9 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 	c.lanes = max(c.lanes, 1)
 	if c.pathMTU == 0 {
 		c.pathMTU = 1450
+		if c.encrypted {
+			c.pathMTU = 1420
+		}
 	}
 	c.device.Queues = c.queues
 	for k := 1; k <= c.nodes; k++ {
@@ -84,6 +92,9 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 			n.gw = append(n.gw, p.Addr().Next())
 		}
 		n.mac = [6]byte(vxlan.MAC(n.addr))
+		if c.encrypted {
+			n.addSecureEnd(t, network, c)
+		}
 		cluster.nodes = append(cluster.nodes, n)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -99,6 +110,13 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 		n.publish(t, cluster.nodes, c)
 		for id := range c.queues / c.lanes {
 			n.addWorker(cluster, id, c)
+		}
+	}
+	for _, n := range cluster.nodes {
+		if c.encrypted {
+			running++
+			n.meet(cluster.nodes)
+			go func() { done <- n.secure.tunnel.Run(ctx, n.secure.control, n.secure.wait) }()
 		}
 		if !c.late {
 			cluster.start(n)
@@ -124,10 +142,14 @@ func (n *testNode) publish(t testing.TB, all []*testNode, c clusterConfig) {
 			continue
 		}
 		tpl := vxlan.NewTemplate(testVNI, p.mac, n.mac)
-		peers = append(peers, &forwarder.Peer{
+		peer := &forwarder.Peer{
 			Name: p.name, Endpoint: netip.AddrPortFrom(p.addr, testPort), PodCIDRs: p.cidrs, MTU: c.pathMTU,
 			Header4: tpl.V4[:], Header6: tpl.V6[:], Stats: forwarder.NewPeerStats(c.queues),
-		})
+		}
+		if p.secure != nil {
+			peer.Tunnel, peer.Encrypted, peer.RefusesPlaintext = p.secure.id, c.encrypted, c.encrypted
+		}
+		peers = append(peers, peer)
 	}
 	n.publishPeers(t, peers)
 }
@@ -153,15 +175,27 @@ func (n *testNode) addWorker(cluster *testCluster, id int, c clusterConfig) {
 	wait := newChanWaiter(c.lanes)
 	var lanes []Lane
 	for i := id; i < c.queues; i += c.queues / c.lanes {
-		sock := cluster.net.Socket(netip.AddrPortFrom(n.addr, testPort))
 		queue := n.dev.Queues()[i]
-		sock.SetNotify(wait.Wake)
 		queue.SetNotify(wait.Wake)
-		lanes = append(lanes, Lane{Queue: queue, Socket: sock})
+		l := Lane{Queue: queue}
+		if !c.noVXLAN {
+			sock := cluster.net.Socket(netip.AddrPortFrom(n.addr, testPort))
+			sock.SetNotify(wait.Wake)
+			l.Socket = sock
+		}
+		if n.secure != nil {
+			n.secure.lanes[i].setNotify(wait.Wake)
+			l.Secure = n.secure.lanes[i]
+		}
+		lanes = append(lanes, l)
+	}
+	var crypt *wireguard.Tunnel
+	if n.secure != nil {
+		crypt = n.secure.tunnel
 	}
 	w := New(Config{
 		ID: id, Lanes: lanes, Waiter: wait, Table: &n.table, Now: c.now,
-		Decoder: vxlan.Decoder{VNI: testVNI, MAC: n.mac},
+		Decoder: vxlan.Decoder{VNI: testVNI, MAC: n.mac}, Crypt: crypt,
 	})
 	n.workers = append(n.workers, w)
 }

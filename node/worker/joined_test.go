@@ -48,7 +48,11 @@ func TestManySmallDatagrams(t *testing.T) {
 
 // TestRefusedSendsAreCountedInSegments sends a superpacket whose segments are too large for the underlay.
 func TestRefusedSendsAreCountedInSegments(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, network: tunmem.Config{MTU: 1300}})
+	plainAndEncrypted(t, testRefusedSendsAreCountedInSegments)
+}
+
+func testRefusedSendsAreCountedInSegments(t *testing.T, encrypted bool) {
+	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, network: tunmem.Config{MTU: 1300}})
 	p, m := super(t, build{src: "10.244.1.5", dst: "10.244.2.9", payload: 20 * 1360, df: true}.bytes(t), 1360)
 	c.nodes[0].dev.Inject(p, m)
 	c.nodes[0].waitDrop(t, forwarder.SendTooBig, 20)
@@ -56,9 +60,11 @@ func TestRefusedSendsAreCountedInSegments(t *testing.T) {
 
 // TestUSORefused has the device refuse the superpacket that a flow of datagrams was joined to: that one and what
 // follows go on as the datagrams that they were, each with its checksum.
-func TestUSORefused(t *testing.T) {
+func TestUSORefused(t *testing.T) { plainAndEncrypted(t, testUSORefused) }
+
+func testUSORefused(t *testing.T, encrypted bool) {
 	const size, datagrams = 1000, 20
-	c := newCluster(t, clusterConfig{nodes: 2})
+	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted})
 	to := c.nodes[1]
 	to.dev.Break(packet.GSOUDP)
 	want := build{src: "10.244.1.5", dst: "10.244.2.9", proto: protoUDP, payload: size * datagrams, df: true}.bytes(t)

@@ -17,7 +17,9 @@ import (
 )
 
 // TestPassesUnharmed sends packets of every awkward kind through two nodes; each has to arrive byte for byte.
-func TestPassesUnharmed(t *testing.T) {
+func TestPassesUnharmed(t *testing.T) { plainAndEncrypted(t, testPassesUnharmed) }
+
+func testPassesUnharmed(t *testing.T, encrypted bool) {
 	hop := append([]byte{protoUDP, 0, 1, 4, 0, 0, 0, 0}, []byte{}...) // hop-by-hop with PadN
 	tests := []struct {
 		name string
@@ -67,7 +69,7 @@ func TestPassesUnharmed(t *testing.T) {
 		{"destination options", build{payload: 100, ext: []byte{protoTCP, 0, 1, 4, 0, 0, 0, 0}, extType: 60}},
 	}
 	for _, underlay := range []bool{false, true} {
-		c := newCluster(t, clusterConfig{nodes: 2, v6: underlay})
+		c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, v6: underlay})
 		a, b := c.nodes[0], c.nodes[1]
 		run := func(family, name string, bld build, src, dst string) {
 			bld.src, bld.dst = src, dst
@@ -105,7 +107,9 @@ func TestPassesUnharmed(t *testing.T) {
 }
 
 // TestSuperpacketArrivesWhole sends 64 KiB superpackets; every one has to arrive in one piece, with the same bytes.
-func TestSuperpacketArrivesWhole(t *testing.T) {
+func TestSuperpacketArrivesWhole(t *testing.T) { plainAndEncrypted(t, testSuperpacketArrivesWhole) }
+
+func testSuperpacketArrivesWhole(t *testing.T, encrypted bool) {
 	for _, tt := range []struct {
 		name string
 		b    build
@@ -116,7 +120,7 @@ func TestSuperpacketArrivesWhole(t *testing.T) {
 		{"UDP over IPv6", build{src: "fd00:10:244:1::5", dst: "fd00:10:244:2::9", proto: protoUDP, payload: 60000}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: 2, late: true})
+			c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, late: true})
 			p, m := super(t, tt.b.bytes(t), 1360)
 			want := bytes.Clone(p)
 			if !c.nodes[0].dev.Inject(p, m) {
@@ -124,7 +128,11 @@ func TestSuperpacketArrivesWhole(t *testing.T) {
 			}
 			// The receiver begins when all of it is there: what arrives in two batches may be joined to two superpackets.
 			c.start(c.nodes[0])
-			for c.net.Stats().Delivered < 45 {
+			arrive := uint64(45)
+			if encrypted {
+				arrive += handshakeMessages
+			}
+			for c.net.Stats().Delivered < arrive {
 				time.Sleep(time.Millisecond)
 			}
 			c.start(c.nodes[1])
@@ -147,7 +155,9 @@ func TestSuperpacketArrivesWhole(t *testing.T) {
 }
 
 // TestOffloadsMissing cuts what the device cannot take whole, from the start or once a write showed it.
-func TestOffloadsMissing(t *testing.T) {
+func TestOffloadsMissing(t *testing.T) { plainAndEncrypted(t, testOffloadsMissing) }
+
+func testOffloadsMissing(t *testing.T, encrypted bool) {
 	b := build{src: "10.244.1.5", dst: "10.244.2.9", payload: 10 * 1360, flags: 0x18, df: true}
 	for _, tt := range []struct {
 		name    string
@@ -163,7 +173,7 @@ func TestOffloadsMissing(t *testing.T) {
 			network: tunmem.Config{NoGSO: true, NoGRO: true}, dst: "10.244.2.9"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: 2, device: tt.device, network: tt.network})
+			c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, device: tt.device, network: tt.network})
 			to := c.nodes[1]
 			if tt.dst == "10.244.1.9" {
 				to = c.nodes[0]
@@ -190,8 +200,10 @@ func TestOffloadsMissing(t *testing.T) {
 }
 
 // TestNoUDPGRO joins segments that arrive one by one.
-func TestNoUDPGRO(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, network: tunmem.Config{NoGSO: true, NoGRO: true}})
+func TestNoUDPGRO(t *testing.T) { plainAndEncrypted(t, testNoUDPGRO) }
+
+func testNoUDPGRO(t *testing.T, encrypted bool) {
+	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, network: tunmem.Config{NoGSO: true, NoGRO: true}})
 	p, m := super(t, build{src: "10.244.1.5", dst: "10.244.2.9", payload: 8 * 1360, df: true}.bytes(t), 1360)
 	want := bytes.Clone(p[40:])
 	c.nodes[0].dev.Inject(p, m)
@@ -222,7 +234,9 @@ func checkTCP(t *testing.T, p devmem.Packet) {
 }
 
 // TestRejects answers what cannot go on with the right ICMP error from the gateway address.
-func TestRejects(t *testing.T) {
+func TestRejects(t *testing.T) { plainAndEncrypted(t, testRejects) }
+
+func testRejects(t *testing.T, encrypted bool) {
 	tests := []struct {
 		name       string
 		b          build
@@ -255,7 +269,7 @@ func TestRejects(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: 2, pathMTU: 1400})
+			c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1400})
 			a := c.nodes[0]
 			if tt.b.src == "" {
 				tt.b.src = "10.244.1.5"
@@ -314,8 +328,10 @@ func TestICMPIsRateLimited(t *testing.T) {
 }
 
 // TestFragments splits IPv4 without DF for a path that is too narrow, a lone packet and a superpacket.
-func TestFragments(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, pathMTU: 1300})
+func TestFragments(t *testing.T) { plainAndEncrypted(t, testFragments) }
+
+func testFragments(t *testing.T, encrypted bool) {
+	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1300})
 	a, b := c.nodes[0], c.nodes[1]
 	whole := build{src: "10.244.1.5", dst: "10.244.2.9", proto: protoUDP, payload: 1392, id: 5}.bytes(t)
 	a.dev.Inject(bytes.Clone(whole), packet.Meta{})
@@ -354,8 +370,10 @@ func TestFragments(t *testing.T) {
 }
 
 // TestClampsMSS lowers the MSS of a SYN to the path, at both ends, and leaves the checksum right.
-func TestClampsMSS(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, pathMTU: 1300})
+func TestClampsMSS(t *testing.T) { plainAndEncrypted(t, testClampsMSS) }
+
+func testClampsMSS(t *testing.T, encrypted bool) {
+	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1300})
 	c.nodes[0].dev.Inject(build{src: "10.244.1.5", dst: "10.244.2.9", flags: 0x02, mss: 1380}.bytes(t), packet.Meta{})
 	got := c.nodes[1].next(t)
 	checkTCP(t, got)
@@ -363,7 +381,7 @@ func TestClampsMSS(t *testing.T) {
 		t.Errorf("MSS %d, want 1260", mss)
 	}
 	// The answering side alone knows of the narrow path.
-	d := newCluster(t, clusterConfig{nodes: 2, pathMTU: 1450})
+	d := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1450})
 	spec := d.nodes[1].peers[0]
 	narrow := *spec
 	narrow.MTU = 1300
