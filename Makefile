@@ -22,7 +22,7 @@ SOAK ?= 1h
 
 # What the demo, the tests and the bench execute, and the Debian package that holds it.
 TOOLS := ip:iproute2 bridge:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ethtool:ethtool tcpdump:tcpdump \
-	tshark:tshark nsenter:util-linux iptables:iptables dnsmasq:dnsmasq-base sysctl:procps
+	tshark:tshark wg:wireguard-tools nsenter:util-linux iptables:iptables dnsmasq:dnsmasq-base sysctl:procps
 
 export KEEP
 # Where Debian keeps ip and nft; a plain `su` leaves it out.
@@ -96,7 +96,7 @@ $(GOLANGCI): | need-go
 fuzz: need-go ## Every fuzz target for FUZZTIME each (default 10s)
 	@GO='$(GO)' .ci/fuzz $(FUZZTIME)
 
-# What every system of the bench needs; the program knows what else those that take part do (tinc: Debian's package).
+# What every system of the bench needs; the program knows what else those that take part do: wg, tinc.
 BENCH_TOOLS := ip:iproute2 bridge:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ethtool:ethtool nsenter:util-linux
 
 .PHONY: bench
