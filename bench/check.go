@@ -21,18 +21,19 @@ type delivery struct {
 
 // checkCarried compares what moved with the payload that arrived.
 func checkCarried(b *Bed, p *Path, wire string, moved counters, arrived ...delivery) error {
+	crossed := [][2]string{sameDevice(wireDevice)}
+	if p.tunnels() {
+		crossed = append(crossed, p.Devices)
+	}
 	for _, d := range arrived {
 		if d.bytes <= 0 {
 			return fmt.Errorf("self-check: nothing arrived from node %s", b.Nodes[d.from].Name)
 		}
-		for _, device := range []string{wireDevice, p.Device} {
-			if device == "" {
-				continue
-			}
+		for _, devices := range crossed {
 			for _, hop := range []struct {
 				node int
 				Hop
-			}{{d.from, Hop{device, true}}, {1 - d.from, Hop{device, false}}} {
+			}{{d.from, Hop{devices[d.from], true}}, {1 - d.from, Hop{devices[1-d.from], false}}} {
 				if err := checkHop(b.Nodes[hop.node], hop.Hop, moved.devices[hop.node], d.bytes); err != nil {
 					return err
 				}
@@ -110,10 +111,10 @@ func prove(ctx context.Context, b *Bed, p *Path) error {
 		if err != nil {
 			return err
 		}
-		if p.Device != "" && bare > 0 {
+		if p.tunnels() && bare > 0 {
 			return fmt.Errorf("self-check: %d packets of pods reached node %s outside of the tunnel", bare, n.Name)
 		}
-		if p.Device == "" && bare == 0 {
+		if !p.tunnels() && bare == 0 {
 			return fmt.Errorf("self-check: no packet of a pod reached node %s, so a leak would not be seen either", n.Name)
 		}
 		if err := commands(ctx, n.NS, "nft delete table inet warrenbench"); err != nil {

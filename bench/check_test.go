@@ -9,7 +9,7 @@ import (
 
 func TestCheckCarried(t *testing.T) {
 	b := &Bed{Nodes: [2]*lab.Node{{Name: "a"}, {Name: "b"}}, MTU: 1500}
-	tunnel, direct := &Path{Device: "warren0"}, &Path{}
+	tunnel, direct := &Path{Devices: sameDevice("warren0")}, &Path{}
 	const payload = 1_000_000
 	all := devStats{rxBytes: payload, rxPackets: 1000, txBytes: payload, txPackets: 1000}
 	node := func() map[string]devStats { return map[string]devStats{wireDevice: all, "warren0": all} }

@@ -42,7 +42,7 @@ func readCounters(b *Bed, p *Path) (c counters, err error) {
 		if c.devices[i], err = readDevices(n.NS); err != nil {
 			return c, err
 		}
-		for _, name := range []string{wireDevice, p.Device} {
+		for _, name := range []string{wireDevice, p.Devices[i]} {
 			if _, ok := c.devices[i][name]; !ok && name != "" {
 				return c, fmt.Errorf("node %s has no device %s", n.Name, name)
 			}

@@ -67,6 +67,6 @@ func (kernelVXLAN) Up(ctx context.Context, b *Bed) (*Path, error) {
 			return nil, err
 		}
 	}
-	p.Device = vxlanDevice
+	p.Devices = sameDevice(vxlanDevice)
 	return p, nil
 }

@@ -56,7 +56,7 @@ func (s *nebula) Up(ctx context.Context, b *Bed) (*Path, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Device = "nebula1"
+	p.Devices = sameDevice("nebula1")
 	ca := filepath.Join(b.Lab.Dir, "nebula-ca")
 	_, err = b.Nodes[0].NS.Run(ctx, s.cert(), "ca", "-name", "bench", "-out-crt", ca+".crt", "-out-key", ca+".key")
 	if err != nil {
@@ -70,7 +70,7 @@ func (s *nebula) Up(ctx context.Context, b *Bed) (*Path, error) {
 		if err != nil {
 			return nil, err
 		}
-		config, err := yaml.Marshal(nebulaConfig(b, i, p.Device))
+		config, err := yaml.Marshal(nebulaConfig(b, i, p.Devices[i]))
 		if err != nil {
 			return nil, fmt.Errorf("configuration of nebula: %w", err)
 		}
@@ -84,7 +84,7 @@ func (s *nebula) Up(ctx context.Context, b *Bed) (*Path, error) {
 		p.Procs = append(p.Procs, proc)
 	}
 	for i, n := range b.Nodes {
-		if err := waitRoute(ctx, b, n, p.Device); err != nil {
+		if err := waitRoute(ctx, b, n, p.Devices[i]); err != nil {
 			return nil, fmt.Errorf("%w; the log of nebula:\n%s", err, p.Procs[i].LogTail())
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -47,6 +48,24 @@ func TestSmoke(t *testing.T) {
 	}
 	if !slices.ContainsFunc(report.Notes, func(n string) bool { return strings.HasPrefix(n, "1 of the 3 rounds") }) {
 		t.Errorf("notes %q: none of them says that one round proves nothing", report.Notes)
+	}
+	wantNothingLeft(t)
+}
+
+// TestWireguardGo holds that it is built, carries the traffic, and leaves no socket.
+func TestWireguardGo(t *testing.T) {
+	lab.NeedRoot(t)
+	c := Config{Systems: []System{&wireguardGo{dir: t.TempDir()}}, Wires: []string{WireSegmented},
+		Scenarios: []string{"tcp-1"}, Rounds: 1, Time: time.Second, Prefix: testPrefix, Progress: t.Output()}
+	report, err := Run(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Rows) == 0 || report.Rows[0].Median <= 0 {
+		t.Errorf("rows %+v", report.Rows)
+	}
+	if left, err := filepath.Glob(fmt.Sprintf("/var/run/wireguard/*%d*", os.Getpid())); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 	wantNothingLeft(t)
 }
@@ -153,7 +172,7 @@ func (leaky) Name() string { return "leaky" }
 func (l leaky) Up(ctx context.Context, b *Bed) (*Path, error) {
 	p, err := l.vethSystem.Up(ctx, b)
 	if err == nil {
-		p.Device = "lo"
+		p.Devices = sameDevice("lo")
 	}
 	return p, err
 }
@@ -233,7 +252,7 @@ func TestEveryScenarioChecks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.Device, p.Near = "lo", []Hop{{Device: "lo"}}
+	p.Devices, p.Near = sameDevice("lo"), []Hop{{Device: "lo"}}
 	m := measurement{bed: b, path: p, wire: WireOffload, time: 200 * time.Millisecond, congestionControl: "cubic"}
 	// One of each kind.
 	kinds := []string{"tcp-1", "tcp-1-reverse", "tcp-4-bidir", "udp-1400", "udp-64", "rtt-idle", "rtt-load", "connect",

@@ -60,12 +60,18 @@ type Path struct {
 	// Near are the crossings of the first node's devices between Ends[0] and Neighbour.
 	Near []Hop
 
-	// Device is each node's device that all pod traffic between the nodes has to cross; empty when there is none, and
-	// the pods' packets cross the wire as they are.
-	Device string
+	// Devices are the nodes' devices that all pod traffic between them has to cross; empty when there are none, and the
+	// pods' packets cross the wire as they are.
+	Devices [2]string
 	// Procs are the processes that carry the traffic, for the account of CPU time and memory; none for the kernel.
 	Procs []*lab.Proc
 }
+
+// tunnels says whether the pods' packets are to cross the wire inside of others only.
+func (p *Path) tunnels() bool { return p.Devices != [2]string{} }
+
+// sameDevice is for a system whose device has one name on both nodes.
+func sameDevice(name string) [2]string { return [2]string{name, name} }
 
 // Options choose and configure the systems.
 type Options struct {

@@ -73,7 +73,7 @@ func (s *tinc) Up(ctx context.Context, b *Bed) (*Path, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Device = tincDevice
+	p.Devices = sameDevice(tincDevice)
 	var keys [2]*rsa.PrivateKey
 	for i := range keys {
 		const bits = 2048 // tincd's own default
@@ -92,12 +92,12 @@ func (s *tinc) Up(ctx context.Context, b *Bed) (*Path, error) {
 			return nil, err
 		}
 		p.Procs = append(p.Procs, proc)
-		if err := waitDevice(ctx, n, proc, p.Device); err != nil {
+		if err := waitDevice(ctx, n, proc, p.Devices[i]); err != nil {
 			return nil, err
 		}
 		peer := b.Nodes[1-i]
-		err = commands(ctx, n.NS, fmt.Sprintf("ip link set %s mtu %d up", p.Device, mtu),
-			fmt.Sprintf("ip route add %s dev %s", peer.PodCIDRs[0], p.Device))
+		err = commands(ctx, n.NS, fmt.Sprintf("ip link set %s mtu %d up", p.Devices[i], mtu),
+			fmt.Sprintf("ip route add %s dev %s", peer.PodCIDRs[0], p.Devices[i]))
 		if err != nil {
 			return nil, err
 		}

@@ -20,6 +20,9 @@ type warrenSystem struct {
 	version       string
 }
 
+// warrenDevice is the daemon's device.
+const warrenDevice = "warren0"
+
 // warrenBefore is the name of another commit's Warren, measured beside this tree's.
 const warrenBefore = "warren-before"
 
@@ -57,7 +60,7 @@ func (w *warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
 	if err := b.Lab.WriteConfigs(); err != nil {
 		return nil, err
 	}
-	p := &Path{Device: "warren0"}
+	p := &Path{Devices: sameDevice(warrenDevice)}
 	for i, n := range b.Nodes {
 		if err := n.Up(ctx); err != nil {
 			return nil, err
@@ -74,7 +77,7 @@ func (w *warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
 		return nil, err
 	}
 	p.Neighbour = &End{NS: near.NS, Addr: near.V4}
-	p.Near = []Hop{{Device: p.Device, Sent: true}, {Device: p.Device}}
+	p.Near = []Hop{{Device: warrenDevice, Sent: true}, {Device: warrenDevice}}
 	p.Plugin, err = w.plugin(b.Nodes[0])
 	return p, err
 }

@@ -61,14 +61,15 @@ func TestNeeds(t *testing.T) {
 		env  map[string]string
 		want string
 	}{
-		{nil, "tincd:tinc"},
-		{map[string]string{"SCENARIOS": "tcp-1"}, "tincd:tinc"},
+		{nil, "wg:wireguard-tools tincd:tinc"},
+		{map[string]string{"SCENARIOS": "tcp-1"}, "wg:wireguard-tools tincd:tinc"},
 		{map[string]string{"SCENARIOS": "tcp-1,cni", "SYSTEMS": "tinc"}, "tincd:tinc"},
-		{map[string]string{"QUICK": "1"}, ""},
+		{map[string]string{"QUICK": "1"}, "wg:wireguard-tools"},
 		{map[string]string{"SCENARIOS": "cni"}, ""},
 		{map[string]string{"SCENARIOS": "cni same-node"}, ""},
 		{map[string]string{"SYSTEMS": "veth,warren-vxlan"}, ""},
-		{map[string]string{"TINCD": "/opt/tincd"}, ""},
+		{map[string]string{"TINCD": "/opt/tincd"}, "wg:wireguard-tools"},
+		{map[string]string{"WIREGUARD_GO": "/opt/wireguard-go", "SYSTEMS": "wireguard-go"}, "wg:wireguard-tools"},
 	} {
 		needs, err := parsed(t, c.env).config.Needs()
 		if got := strings.Join(needs, " "); err != nil || got != c.want {
