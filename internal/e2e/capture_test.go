@@ -1,16 +1,12 @@
 package e2e_test
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/warren-net/warren/internal/lab"
@@ -21,14 +17,11 @@ type capture struct {
 	c     *cluster
 	where string
 	match func(*pkt) bool
-	fd    int
-	ended atomic.Bool
-	done  chan struct{}
+	tap   *lab.Tap
 
 	mu    sync.Mutex
 	count int   // packets that match
 	first []pkt // the first of them
-	err   error
 }
 
 // keepPackets is how many matching packets are kept to be shown.
@@ -37,58 +30,20 @@ const keepPackets = 200
 // capture begins to listen at a device. The capture ends with the test at the latest.
 func (c *cluster) capture(ns *lab.NS, device string, match func(*pkt) bool) *capture {
 	c.t.Helper()
-	k := &capture{c: c, where: ns.Name + " " + device, match: match, done: make(chan struct{})}
-	c.ok(ns.Do(func() error {
-		link, err := netlink.LinkByName(device)
-		if err != nil {
-			return err
-		}
-		// SOCK_DGRAM: what the device puts before the IP packet (nothing, for a TUN) is left out.
-		k.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
-		if err != nil {
-			return err
-		}
-		const buffer = 32 << 20
-		return errors.Join(
-			unix.SetsockoptInt(k.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer),
-			unix.SetsockoptTimeval(k.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20_000}),
-			unix.Bind(k.fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: link.Attrs().Index}),
-		)
-	}))
-	go k.read()
+	k := &capture{c: c, where: ns.Name + " " + device, match: match}
+	var err error
+	k.tap, err = ns.Tap(device, k.note)
+	c.ok(err)
 	c.t.Cleanup(func() { k.stop() })
 	return k
 }
 
-// htons has v's bytes in the order of the network.
-func htons(v uint16) uint16 { return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v)) }
-
-func (k *capture) read() {
-	defer close(k.done)
-	buf := make([]byte, 256) // headers, and those of what they carry
-	for {
-		n, from, err := unix.Recvfrom(k.fd, buf, 0)
-		switch {
-		case err == nil:
-			k.note(buf[:n], from)
-		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENETDOWN):
-			k.mu.Lock()
-			k.err = err
-			k.mu.Unlock()
-			return
-		case k.ended.Load() && errors.Is(err, unix.EAGAIN): // all that had come was read
-			return
-		}
-	}
-}
-
-func (k *capture) note(b []byte, from unix.Sockaddr) {
+func (k *capture) note(protocol uint16, b []byte) {
 	var p *pkt
-	ll, ok := from.(*unix.SockaddrLinklayer)
-	switch {
-	case ok && ll.Protocol == htons(unix.ETH_P_ARP):
+	switch protocol {
+	case unix.ETH_P_ARP:
 		p = parseARP(b)
-	case ok && (ll.Protocol == htons(unix.ETH_P_IP) || ll.Protocol == htons(unix.ETH_P_IPV6)):
+	case unix.ETH_P_IP, unix.ETH_P_IPV6:
 		p = parseIP(b)
 	}
 	k.mu.Lock()
@@ -113,14 +68,8 @@ func (k *capture) so() (int, []pkt) {
 // stop ends the capture, after all that had arrived, and returns the number of packets that matched.
 func (k *capture) stop() int {
 	k.c.t.Helper()
-	if !k.ended.Swap(true) {
-		<-k.done
-		stats, err := unix.GetsockoptTpacketStats(k.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
-		if err = errors.Join(k.err, err, unix.Close(k.fd)); err != nil {
-			k.c.t.Errorf("capture at %s: %v", k.where, err)
-		} else if stats.Drops > 0 {
-			k.c.t.Errorf("capture at %s lost %d packets", k.where, stats.Drops)
-		}
+	if err := k.tap.Stop(); err != nil {
+		k.c.t.Error(err)
 	}
 	n, _ := k.so()
 	return n

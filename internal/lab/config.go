@@ -6,6 +6,8 @@ import (
 	"net/netip"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/warren-net/warren/internal/key"
 )
 
 // Settings are the optional keys of a node's configuration file; a zero value leaves the key out.
@@ -32,9 +34,11 @@ type configFile struct {
 }
 
 type configNode struct {
-	Name      string         `yaml:"name"`
-	Addresses []netip.Addr   `yaml:"addresses,flow"`
-	PodCIDRs  []netip.Prefix `yaml:"podCIDRs,flow"`
+	Name          string         `yaml:"name"`
+	Addresses     []netip.Addr   `yaml:"addresses,flow"`
+	PodCIDRs      []netip.Prefix `yaml:"podCIDRs,flow"`
+	PublicKey     key.Public     `yaml:"publicKey,omitempty"`
+	Encapsulation string         `yaml:"encapsulation,omitempty"`
 }
 
 // WriteConfigs writes the configuration file of every node, each listing all nodes of the lab. A file is replaced
@@ -43,7 +47,8 @@ func (l *Lab) WriteConfigs() error {
 	nodes := l.Nodes()
 	list := make([]configNode, len(nodes))
 	for i, n := range nodes {
-		list[i] = configNode{Name: n.Name, Addresses: []netip.Addr{n.V4, n.V6}, PodCIDRs: n.PodCIDRs}
+		list[i] = configNode{Name: n.Name, Addresses: []netip.Addr{n.V4, n.V6}, PodCIDRs: n.PodCIDRs,
+			PublicKey: n.PublicKey, Encapsulation: n.Encapsulation}
 	}
 	var errs []error
 	for _, n := range nodes {

@@ -11,9 +11,12 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/warren-net/warren/internal/key"
 )
 
-// A Node is a host on the underlay. Settings may be changed by its owner before WriteConfigs; the rest is fixed.
+// A Node is a host on the underlay. Settings, PublicKey and Encapsulation may be changed by its owner before
+// WriteConfigs; the rest is fixed.
 type Node struct {
 	Name     string
 	Index    int // 1 for the first node
@@ -21,6 +24,9 @@ type Node struct {
 	V4, V6   netip.Addr     // on the underlay
 	PodCIDRs []netip.Prefix // IPv4, IPv6
 	Settings Settings       // what WriteConfigs writes into this node's own file
+
+	PublicKey     key.Public // in the node's entry in all files; zero: it has none; see MakeKey
+	Encapsulation string     // the same
 
 	Dir        string // holds everything below
 	ConfigFile string

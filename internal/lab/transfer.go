@@ -83,9 +83,7 @@ func StartTransfer(ctx context.Context, p Path, o TransferOptions) (*Transfer, e
 // send writes blocks that differ in their first bytes, so that a block lost, repeated or moved changes the hash.
 func (t *Transfer) send(conn *net.TCPConn, o TransferOptions) (r sentResult) {
 	defer func() { r.err = errors.Join(r.err, closed(conn)) }()
-	block := make([]byte, blockSize)
-	random := rand.NewChaCha8([32]byte{})
-	_, _ = random.Read(block) // never fails (math/rand/v2)
+	block := transferBlock()
 	h := sha256.New()
 	for o.Bytes == 0 || r.bytes < o.Bytes {
 		if t.pause(o, r.bytes) {
@@ -112,6 +110,13 @@ func (t *Transfer) send(conn *net.TCPConn, o TransferOptions) (r sentResult) {
 		}
 	}
 	return r
+}
+
+// transferBlock is what every block of every transfer holds behind its first 8 bytes.
+func transferBlock() []byte {
+	block := make([]byte, blockSize)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(block) // never fails (math/rand/v2)
+	return block
 }
 
 // pause waits until the rate allows to go on after so many bytes, and reports whether Finish came instead.
