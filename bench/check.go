@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -89,22 +90,34 @@ func checkNear(b *Bed, p *Path, moved counters, payload float64) error {
 const proofBytes = 8 << 20
 
 // prove sends bytes over a path that has just come up, compares their hashes, and counts on the wire what bears the
-// address of a pod: nothing may where there is a tunnel, and all of it does where there is none. The counters exist
-// only as long as that takes, so that no measurement pays for them; there, checkCarried sees a leak of more than
-// carriedShare leaves open.
+// address of a pod, and what shows the pods' data in the clear: nothing may where there is a tunnel or a cipher, and
+// all of it does where there is none. The counters exist only as long as that takes, so that no measurement pays for
+// them; there, checkCarried sees a leak of more than carriedShare leaves open.
 func prove(ctx context.Context, b *Bed, p *Path) error {
 	for _, n := range b.Nodes {
 		if err := countBare(ctx, n); err != nil {
 			return err
 		}
 	}
-	t, err := lab.StartTransfer(ctx, lab.Path{From: p.Ends[0].NS, To: p.Ends[1].NS, Addr: p.Ends[1].Addr},
-		lab.TransferOptions{Bytes: proofBytes})
-	if err == nil {
-		_, err = t.Wait()
-	}
+	clear, err := countClear(b, func() error {
+		t, err := lab.StartTransfer(ctx, lab.Path{From: p.Ends[0].NS, To: p.Ends[1].NS, Addr: p.Ends[1].Addr},
+			lab.TransferOptions{Bytes: proofBytes})
+		if err == nil {
+			_, err = t.Wait()
+		}
+		if err != nil {
+			return fmt.Errorf("self-check: the pods don't reach each other: %w", err)
+		}
+		return nil
+	})
 	if err != nil {
-		return fmt.Errorf("self-check: the pods don't reach each other: %w", err)
+		return err
+	}
+	if p.Encrypts && clear > 0 {
+		return fmt.Errorf("self-check: %d packets show the pods' data in the clear on the wire", clear)
+	}
+	if !p.Encrypts && clear == 0 {
+		return errors.New("self-check: no packet shows the pods' data on the wire, so nobody knows what encrypts")
 	}
 	for _, n := range b.Nodes {
 		bare, err := bareArrived(ctx, n)
@@ -122,6 +135,22 @@ func prove(ctx context.Context, b *Bed, p *Path) error {
 		}
 	}
 	return nil
+}
+
+// countClear says how many packets crossed the wire while f ran in which the pods' data could be read, whatever they
+// were wrapped in.
+func countClear(b *Bed, f func() error) (packets int, err error) {
+	plain := lab.NewPlaintext()
+	tap, err := b.Nodes[0].NS.Tap(wireDevice, func(_ uint16, packet []byte) {
+		if plain.In(packet) {
+			packets++
+		}
+	})
+	if err != nil {
+		return 0, err
+	}
+	err = f()
+	return packets, errors.Join(err, tap.Stop())
 }
 
 // countBare begins to count what arrives at a node by the wire from a pod, or for one: the source alone would not tell

@@ -8,13 +8,14 @@ import (
 
 // A Goal is a ratio that Warren is to reach, and what a report says about it.
 type Goal struct {
+	System   string  // whose goal it is
 	What     string  // in words
 	Over     string  // the system to compare with; empty when none of those in question was measured
 	Wire     string  //
 	Scenario string  //
 	Metric   string  //
 	Limit    float64 // the ratio to reach
-	Aim      float64 // the ratio to aim for then
+	Aim      float64 // the ratio to aim for then; 0: none
 	AtMost   bool    // the ratio is to be at most this; else at least
 
 	Measured  bool    // the report has the ratio
@@ -25,8 +26,8 @@ type Goal struct {
 // Met says whether the goal is reached, by the median of the rounds' ratios and by the ratio of the medians.
 func (g Goal) Met() bool { return g.reaches(g.Limit) }
 
-// AimMet says whether the aim is.
-func (g Goal) AimMet() bool { return g.reaches(g.Aim) }
+// AimMet says whether there is an aim and it is reached.
+func (g Goal) AimMet() bool { return g.Aim > 0 && g.reaches(g.Aim) }
 
 func (g Goal) reaches(limit float64) bool {
 	if !g.Measured {
@@ -38,11 +39,15 @@ func (g Goal) reaches(limit float64) bool {
 	return min(g.Reached.Median, g.OfMedians) >= limit
 }
 
-// goalSystem is the system whose goals these are: plaintext, like kernel VXLAN.
-const goalSystem = "warren-vxlan"
+// The systems that have goals: one is plaintext, like kernel VXLAN, the other encrypts, as those it is compared with.
+const (
+	plainSystem     = "warren-vxlan"
+	encryptedSystem = "warren-wireguard"
+)
 
 // A demand is a line of the table of goals: it becomes a Goal for each of its wires and scenarios.
 type demand struct {
+	system     string
 	what       string
 	over       []string // the best of these
 	wires      []string
@@ -52,25 +57,42 @@ type demand struct {
 	atMost     bool
 }
 
-// demands is the table. The systems that others run in userspace are those to beat; of the kernel's VXLAN a part.
-func demands() []demand {
+// demands is the whole table.
+func demands() []demand { return append(plainDemands(), encryptedDemands()...) }
+
+// plainDemands are those of plaintext. The systems that others run in userspace are those to beat; of the kernel's
+// VXLAN a part.
+func plainDemands() []demand {
 	const best, reach = "best of the others in userspace", "TCP"
 	both, userspace := Wires(), []string{"wireguard-go", "nebula", "tinc"}
 	kernel, offload, segmented := []string{"kernel-vxlan"}, []string{WireOffload}, []string{WireSegmented}
 	one, four, few := []string{"tcp-1"}, []string{"tcp-4"}, []string{"tcp-1", "tcp-4"}
 	return []demand{
-		{reach, []string{"wireguard-go"}, both, few, metricRate, 3, 5, false},
-		{reach, []string{"nebula"}, both, few, metricRate, 2.5, 4, false},
-		{reach, kernel, offload, one, metricRate, 0.5, 1, false},
-		{reach, kernel, offload, four, metricRate, 0.3, 0.6, false},
-		{reach, kernel, segmented, few, metricRate, 0.8, 1, false},
-		{"64-byte UDP", []string{"nebula"}, both, []string{"udp-64"}, metricReceived, 1.5, 3, false},
-		{"64-byte UDP", kernel, both, []string{"udp-64"}, metricReceived, 0.7, 1, false},
-		{"idle round trip, " + best, userspace, both, []string{"rtt-idle"}, metricP50, 0.7, 0.5, true},
-		{"CPU per GB", []string{"nebula"}, both, few, metricCPU, 0.5, 0.3, true},
-		{"round trip under load", kernel, both, []string{"rtt-load"}, metricP50, 3, 1.5, true},
-		{"round trip under load", kernel, both, []string{"rtt-load"}, metricP99, 3, 1.5, true},
-		{"CNI ADD and DEL", []string{"ptp"}, both, []string{"cni"}, metricCNI, 0.8, 0.6, true},
+		{plainSystem, reach, []string{"wireguard-go"}, both, few, metricRate, 3, 5, false},
+		{plainSystem, reach, []string{"nebula"}, both, few, metricRate, 2.5, 4, false},
+		{plainSystem, reach, kernel, offload, one, metricRate, 0.5, 1, false},
+		{plainSystem, reach, kernel, offload, four, metricRate, 0.3, 0.6, false},
+		{plainSystem, reach, kernel, segmented, few, metricRate, 0.8, 1, false},
+		{plainSystem, "64-byte UDP", []string{"nebula"}, both, []string{"udp-64"}, metricReceived, 1.5, 3, false},
+		{plainSystem, "64-byte UDP", kernel, both, []string{"udp-64"}, metricReceived, 0.7, 1, false},
+		{plainSystem, "idle round trip, " + best, userspace, both, []string{"rtt-idle"}, metricP50, 0.7, 0.5, true},
+		{plainSystem, "CPU per GB", []string{"nebula"}, both, few, metricCPU, 0.5, 0.3, true},
+		{plainSystem, "round trip under load", kernel, both, []string{"rtt-load"}, metricP50, 3, 1.5, true},
+		{plainSystem, "round trip under load", kernel, both, []string{"rtt-load"}, metricP99, 3, 1.5, true},
+		{plainSystem, "CNI ADD and DEL", []string{"ptp"}, both, []string{"cni"}, metricCNI, 0.8, 0.6, true},
+	}
+}
+
+// encryptedDemands are those of encryption, over others that encrypt in userspace.
+func encryptedDemands() []demand {
+	const reach, none = "TCP, encrypted", 0
+	both, few := Wires(), []string{"tcp-1", "tcp-4"}
+	wireguard, nebula := []string{"wireguard-go"}, []string{"nebula"}
+	return []demand{
+		{encryptedSystem, reach, wireguard, both, few, metricRate, 2, 3, false},
+		{encryptedSystem, reach, nebula, both, few, metricRate, 1.3, 2, false},
+		{encryptedSystem, "CPU per GB, encrypted", wireguard, both, few, metricCPU, 0.5, none, true},
+		{encryptedSystem, "idle round trip, encrypted", wireguard, both, []string{"rtt-idle"}, metricP50, 0.7, none, true},
 	}
 }
 
@@ -80,8 +102,8 @@ func (r *Report) Goals() []Goal {
 	for _, d := range demands() {
 		for _, wire := range d.wires {
 			for _, scenario := range d.scenarios {
-				g := Goal{What: d.what, Wire: wire, Scenario: scenario, Metric: d.metric, Limit: d.limit, Aim: d.aim,
-					AtMost: d.atMost}
+				g := Goal{System: d.system, What: d.what, Wire: wire, Scenario: scenario, Metric: d.metric,
+					Limit: d.limit, Aim: d.aim, AtMost: d.atMost}
 				goals = append(goals, r.judge(g, d.over))
 			}
 		}
@@ -95,7 +117,7 @@ func (r *Report) judge(g Goal, over []string) Goal {
 		g.Over = over[0]
 	}
 	for _, ratio := range r.Ratios {
-		if ratio.System != goalSystem || !slices.Contains(over, ratio.Over) || ratio.Wire != g.Wire ||
+		if ratio.System != g.System || !slices.Contains(over, ratio.Over) || ratio.Wire != g.Wire ||
 			ratio.Scenario != g.Scenario || ratio.Metric != g.Metric {
 			continue
 		}
@@ -103,7 +125,7 @@ func (r *Report) judge(g Goal, over []string) Goal {
 		if g.Measured && !harder {
 			continue
 		}
-		own, other := r.median(goalSystem, g), r.median(ratio.Over, g)
+		own, other := r.median(g.System, g), r.median(ratio.Over, g)
 		if own == 0 || other == 0 {
 			continue
 		}
@@ -137,12 +159,16 @@ func yesNo(b bool) string {
 }
 
 func (g Goal) cells() []string {
-	cells := []string{g.What, g.Over, g.Wire, g.Scenario, g.Metric, g.limit(g.Limit), g.limit(g.Aim)}
+	aim, aimMet := "-", "-"
+	if g.Aim > 0 {
+		aim, aimMet = g.limit(g.Aim), yesNo(g.AimMet())
+	}
+	cells := []string{g.System, g.What, g.Over, g.Wire, g.Scenario, g.Metric, g.limit(g.Limit), aim}
 	if !g.Measured {
 		return append(cells, "-", "-", "not measured", "")
 	}
 	return append(cells, fmt.Sprintf("%s (%s-%s)", number(g.Reached.Median), number(g.Reached.Min), number(g.Reached.Max)),
-		number(g.OfMedians), yesNo(g.Met()), yesNo(g.AimMet()))
+		number(g.OfMedians), yesNo(g.Met()), aimMet)
 }
 
 func (r *Report) measuredGoals() []Goal {
@@ -150,7 +176,7 @@ func (r *Report) measuredGoals() []Goal {
 }
 
 func goalCells(goals []Goal) [][]string {
-	cells := [][]string{{"goal of " + goalSystem, "over", "wire", "scenario", "metric", "must reach", "aim",
+	cells := [][]string{{"system", "goal", "over", "wire", "scenario", "metric", "must reach", "aim",
 		"ratio by rounds (min-max)", "ratio of medians", "reached", "aim reached"}}
 	for _, g := range goals {
 		cells = append(cells, g.cells())

@@ -56,7 +56,7 @@ func (s *nebula) Up(ctx context.Context, b *Bed) (*Path, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Devices = sameDevice("nebula1")
+	p.Devices, p.Encrypts = sameDevice("nebula1"), true
 	ca := filepath.Join(b.Lab.Dir, "nebula-ca")
 	_, err = b.Nodes[0].NS.Run(ctx, s.cert(), "ca", "-name", "bench", "-out-crt", ca+".crt", "-out-key", ca+".key")
 	if err != nil {

@@ -193,6 +193,32 @@ func TestLeakFails(t *testing.T) {
 	wantNothingLeft(t)
 }
 
+// readable is a system that claims to encrypt.
+type readable struct{ kernelVXLAN }
+
+func (readable) Name() string { return "readable" }
+
+func (r readable) Up(ctx context.Context, b *Bed) (*Path, error) {
+	p, err := r.kernelVXLAN.Up(ctx, b)
+	if err == nil {
+		p.Encrypts = true
+	}
+	return p, err
+}
+
+// TestPlaintextFails holds that a system which is to encrypt and only encapsulates fails the run.
+func TestPlaintextFails(t *testing.T) {
+	lab.NeedRoot(t)
+	for _, wire := range Wires() {
+		report, err := Run(t.Context(), Config{Systems: []System{readable{}}, Wires: []string{wire},
+			Scenarios: []string{"tcp-1"}, Rounds: 1, Time: time.Second, Prefix: testPrefix, Progress: t.Output()})
+		if err == nil || !strings.Contains(err.Error(), "data in the clear") || len(report.Rows) > 0 {
+			t.Errorf("%s: a system that does not encrypt passes: %v", wire, err)
+		}
+	}
+	wantNothingLeft(t)
+}
+
 // throttled lets fewer connections come about than a thousand in the time that they have.
 type throttled struct {
 	vethSystem

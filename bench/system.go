@@ -63,6 +63,8 @@ type Path struct {
 	// Devices are the nodes' devices that all pod traffic between them has to cross; empty when there are none, and the
 	// pods' packets cross the wire as they are.
 	Devices [2]string
+	// Encrypts says that nothing of the pods' may be readable on the wire.
+	Encrypts bool
 	// Procs are the processes that carry the traffic, for the account of CPU time and memory; none for the kernel.
 	Procs []*lab.Proc
 }
@@ -90,6 +92,7 @@ func Systems(o Options) []System {
 		systems = append(systems, &warrenSystem{encapsulation: "vxlan", binDir: o.Before, name: warrenBefore})
 	}
 	return append(systems,
+		&warrenSystem{encapsulation: encrypted, binDir: o.BinDir},
 		&wireguardGo{binary: o.WireguardGo, dir: o.PeerDir},
 		&nebula{binary: o.Nebula, dir: o.PeerDir},
 		&tinc{binary: o.Tincd},

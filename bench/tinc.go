@@ -73,7 +73,7 @@ func (s *tinc) Up(ctx context.Context, b *Bed) (*Path, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Devices = sameDevice(tincDevice)
+	p.Devices, p.Encrypts = sameDevice(tincDevice), true
 	var keys [2]*rsa.PrivateKey
 	for i := range keys {
 		const bits = 2048 // tincd's own default

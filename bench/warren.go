@@ -12,13 +12,16 @@ import (
 )
 
 // warrenSystem is Warren itself: the daemon on each node, pods attached by the plugin, everything at its default but
-// the encapsulation and the pods' MTU.
+// the encapsulation, the keys for it, and the pods' MTU.
 type warrenSystem struct {
-	encapsulation string
+	encapsulation string // encrypted, or vxlan
 	binDir        string // holds warren and warren-cni
 	name          string // in the report; empty: after the encapsulation
 	version       string
 }
+
+// encrypted is the encapsulation that needs keys.
+const encrypted = "wireguard"
 
 // warrenDevice is the daemon's device.
 const warrenDevice = "warren0"
@@ -34,8 +37,13 @@ func (w *warrenSystem) Name() string {
 	return "warren-" + w.encapsulation
 }
 
-// Subjects are all there are.
-func (*warrenSystem) Subjects() []Subject { return []Subject{AboutNodes, AboutNode, AboutPlugin} }
+// Subjects are all there are; the plugin is the same whatever joins the nodes, and measured once.
+func (w *warrenSystem) Subjects() []Subject {
+	if w.encapsulation == encrypted {
+		return []Subject{AboutNodes, AboutNode}
+	}
+	return []Subject{AboutNodes, AboutNode, AboutPlugin}
+}
 
 // Program says what is measured.
 func (w *warrenSystem) Program() string { return w.version }
@@ -56,11 +64,17 @@ func (w *warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
 	for _, n := range b.Nodes {
 		n.Settings.Encapsulation, n.Settings.MTU = w.encapsulation, b.PodMTU()
 		n.Settings.Offloads = map[string]string{} // the daemon's own, whatever lab.OffloadsEnv says
+		if w.encapsulation != encrypted {
+			continue
+		}
+		if err := n.MakeKey(); err != nil {
+			return nil, err
+		}
 	}
 	if err := b.Lab.WriteConfigs(); err != nil {
 		return nil, err
 	}
-	p := &Path{Devices: sameDevice(warrenDevice)}
+	p := &Path{Devices: sameDevice(warrenDevice), Encrypts: w.encapsulation == encrypted}
 	for i, n := range b.Nodes {
 		if err := n.Up(ctx); err != nil {
 			return nil, err

@@ -50,6 +50,7 @@ func (w *wireguardGo) Up(ctx context.Context, b *Bed) (*Path, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.Encrypts = true
 	keys := [2]key.Private{key.NewPrivate(), key.NewPrivate()}
 	for i, n := range b.Nodes {
 		far := b.Nodes[1-i]

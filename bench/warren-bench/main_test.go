@@ -28,7 +28,8 @@ func TestParse(t *testing.T) {
 	}
 	o = parsed(t, map[string]string{"QUICK": "1"})
 	if !slices.Equal(o.config.Scenarios, []string{"tcp-1", "tcp-4"}) || o.config.Time != 3*time.Second ||
-		slices.Contains(names(o.config.Systems), "tinc") || len(o.config.Systems) < 5 {
+		slices.Contains(names(o.config.Systems), "tinc") || len(o.config.Systems) < 6 ||
+		!slices.Contains(names(o.config.Systems), "warren-wireguard") {
 		t.Errorf("QUICK=1: %+v", o)
 	}
 	o = parsed(t, map[string]string{"QUICK": "0", "SYSTEMS": "nebula veth", "WIRES": "segmented", "ROUNDS": "7",
