@@ -36,10 +36,16 @@ const testWait = 100 * time.Second
 
 func newCluster(t *testing.T, o lab.Options) *cluster {
 	t.Helper()
+	o.Prefix = "e2e"
+	return newClusterFor(t, o, testWait)
+}
+
+func newClusterFor(t *testing.T, o lab.Options, wait time.Duration) *cluster {
+	t.Helper()
 	lab.NeedRoot(t)
-	ctx, cancel := context.WithTimeout(context.Background(), testWait)
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	t.Cleanup(cancel)
-	o.Prefix, o.BinDir = "e2e", binDir()
+	o.BinDir = binDir()
 	return &cluster{t: t, lab: lab.ForTest(t, o), ctx: ctx}
 }
 

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/internal/lab/wgpeer"
 )
 
 // binPrefix begins the name of the directory of a run's programs; the run's process id follows.
@@ -62,7 +64,8 @@ func build() error {
 	if err != nil {
 		return fmt.Errorf("build: %w\n%s", err, out)
 	}
-	return nil
+	_, _, err = wgpeer.Build(context.Background(), binDir())
+	return err
 }
 
 // removeOnSignal removes the programs when a signal is to end this process. The labs do the same with what is theirs,
