@@ -134,8 +134,9 @@ func preferred(ring key.Ring, cfg *config.Config) (int, error) {
 			return i, nil
 		}
 	}
+	file := filepath.Join(cfg.StateDir, key.File)
 	return 0, fmt.Errorf("publicKey %s of node %s in %s is not this node's key, whose public half is %s; correct the "+
-		"entry on all nodes, or restore %s", want, cfg.Node, cfg.File, ring.Keys[0].Public(), filepath.Join(cfg.StateDir, key.File))
+		"entry on all nodes, or restore %s", want, cfg.Node, cfg.File, ring.Keys[0].Public(), file)
 }
 
 // lanes are the sockets of the workers.
