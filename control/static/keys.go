@@ -26,7 +26,7 @@ func (b *builder) common(s *Spec) error {
 		return b.wrong("wireguard.port", fmt.Sprint(p), "is not a UDP port", "use 1 to 65535; 51820 is WireGuard's usual one")
 	}
 	var err error
-	b.presharedFile, err = b.keyFile("wireguard.presharedKeyFile", s.WireGuard.PresharedKeyFile)
+	b.out.PresharedKeyFile, err = b.keyFile("wireguard.presharedKeyFile", s.WireGuard.PresharedKeyFile)
 	return err
 }
 
@@ -89,7 +89,7 @@ func (b *builder) publicKey(where, text, owner string) (key.Public, error) {
 // keyFile reads the path of a file with a preshared key; empty is the file of all that name no other.
 func (b *builder) keyFile(where, path string) (string, error) {
 	if path == "" {
-		return b.presharedFile, nil
+		return b.out.PresharedKeyFile, nil
 	}
 	if _, err := key.ParsePreshared(path); err == nil {
 		return "", b.wrong(where, "", "the key itself stands here, where everybody who reads this file finds it",

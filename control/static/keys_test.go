@@ -184,3 +184,35 @@ func TestNoKeyInErrors(t *testing.T) {
 		}
 	}
 }
+
+// TestAdmit checks an entry by itself as Build checks it in the file.
+func TestAdmit(t *testing.T) {
+	c, err := build(encrypted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh := PeerSpec{Name: "new", PublicKey: testKey('n').String(),
+		Addresses: []string{"10.244.255.9", "fd00:10:244:ff::9"}}
+	n, err := c.Admit(fresh)
+	if err != nil || n.Name != "new" || !n.Roams || n.PublicKey != testKey('n') || len(n.PodCIDRs) != 2 ||
+		n.PresharedKeyFile != "/etc/warren/all.psk" {
+		t.Errorf("%+v, %v", n, err)
+	}
+	for want, edit := range map[string]func(*PeerSpec){
+		"is the name of node a already":           func(s *PeerSpec) { s.Name = "a" },
+		"is in the list a second time; each peer": func(s *PeerSpec) { s.Name = "phone" },
+		"is the publicKey of node b already":      func(s *PeerSpec) { s.PublicKey = testKey('b').String() },
+		"is the address of peer laptop already":   func(s *PeerSpec) { s.Addresses = []string{"10.244.255.7"} },
+		"is inside 10.244.3.0/24 of node c":       func(s *PeerSpec) { s.Addresses = []string{"10.244.3.7"} },
+		"is outside the cluster's ranges":         func(s *PeerSpec) { s.Addresses = []string{"192.0.2.3"} },
+	} {
+		s := fresh
+		edit(&s)
+		if n, err := c.Admit(s); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: got  %v\nwant %q in it", n, err, want)
+		}
+	}
+	if len(c.State.Nodes) != 5 {
+		t.Error("the cluster changed")
+	}
+}

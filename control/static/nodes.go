@@ -50,6 +50,8 @@ type NodeSpec struct {
 type Cluster struct {
 	CIDRs []netip.Prefix // masked; at least one, at most one per family is inside another
 	State control.State  // the nodes in the file's order, then the peers in theirs
+
+	PresharedKeyFile string // of nodes and peers that name no other; State has it too
 }
 
 // Pod CIDRs hold the network's own address, the gateway and at least one pod.
@@ -92,8 +94,7 @@ type builder struct {
 	owners map[string]string // "address 192.0.2.1" → "node alpha"
 	cidrs  []ownedPrefix
 
-	plaintext     bool   // the nodes without a public key are to be reached by VXLAN
-	presharedFile string // of nodes and peers that name no other
+	plaintext bool // the nodes without a public key are to be reached by VXLAN
 }
 
 type ownedPrefix struct {

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/internal/yamldoc"
 )
 
 // A PeerSpec is a machine with addresses in the pod network that is no node, as the file spells it.
@@ -14,6 +15,31 @@ type PeerSpec struct {
 	PublicKey        string   `yaml:"publicKey"`
 	Addresses        []string `yaml:"addresses"`
 	PresharedKeyFile string   `yaml:"presharedKeyFile"`
+}
+
+// Admit checks an entry that is to be added to the file's peers, and returns the peer. The error is a *yamldoc.Error
+// that names no file.
+func (c *Cluster) Admit(s PeerSpec) (*control.Node, error) {
+	b := &builder{doc: &yamldoc.Doc{}, owners: map[string]string{},
+		out: Cluster{CIDRs: c.CIDRs, PresharedKeyFile: c.PresharedKeyFile}}
+	for _, n := range c.State.Nodes {
+		owner := "node " + n.Name
+		if n.Roams {
+			owner = "peer " + n.Name
+		}
+		b.owners["name "+n.Name], b.owners["publicKey "+n.PublicKey.String()] = owner, owner
+		for _, p := range n.PodCIDRs {
+			if n.Roams {
+				b.owners["address "+p.Addr().String()] = owner
+			} else {
+				b.cidrs = append(b.cidrs, ownedPrefix{p, n.Name})
+			}
+		}
+	}
+	if err := b.peer("peers[]", &s); err != nil {
+		return nil, err
+	}
+	return &b.out.State.Nodes[0], nil
 }
 
 func (b *builder) peer(key string, s *PeerSpec) error {

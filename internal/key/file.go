@@ -25,16 +25,16 @@ func LoadPreshared(path string) (Preshared, error) {
 	return p, nil
 }
 
-// readPrivate reads a private key; the error wraps os.ErrNotExist when there is no file.
-func readPrivate(path string) (Private, error) {
+// LoadPrivate reads a private key as `wg genkey` prints it, from a file that only this process's user can read. The
+// error wraps os.ErrNotExist when there is no file.
+func LoadPrivate(path string) (Private, error) {
 	text, err := readSecret(path)
 	if err != nil {
 		return Private{}, err
 	}
 	p, err := ParsePrivate(text)
 	if err != nil {
-		return Private{}, fmt.Errorf("%s holds no key: %w; put the file back from a backup, or move it away, make a new key "+
-			"with `warren key new` and give its public half to all nodes", path, err)
+		return Private{}, fmt.Errorf("%s holds no key: %w", path, err)
 	}
 	return p, nil
 }
@@ -47,6 +47,9 @@ func readSecret(path string) (string, error) {
 	case errors.Is(err, unix.ELOOP):
 		return "", fmt.Errorf("%s is a symbolic link, and whoever can change what it leads to could change the key: put "+
 			"the file itself there", path)
+	case errors.Is(err, unix.EACCES):
+		return "", fmt.Errorf("key file: %w: run it as root, or as the file's owner",
+			&os.PathError{Op: "open", Path: path, Err: err})
 	case err != nil:
 		return "", fmt.Errorf("key file: %w", &os.PathError{Op: "open", Path: path, Err: err})
 	}

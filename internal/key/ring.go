@@ -41,12 +41,12 @@ func (r Ring) Rotating() bool { return len(r.Keys) > 1 }
 // Load reads the ring in dir. The error is ErrNone when there is none.
 func Load(dir string) (Ring, error) {
 	// In this order: what a rotation in between replaces, it has made the previous one.
-	newest, err := readPrivate(filepath.Join(dir, File))
+	newest, err := readRing(filepath.Join(dir, File))
 	missing := errors.Is(err, os.ErrNotExist)
 	if err != nil && !missing {
 		return Ring{}, err
 	}
-	previous, err := readPrivate(filepath.Join(dir, PreviousFile))
+	previous, err := readRing(filepath.Join(dir, PreviousFile))
 	switch {
 	case errors.Is(err, os.ErrNotExist) && missing:
 		return Ring{}, fmt.Errorf("%s: %w", filepath.Join(dir, File), ErrNone)
@@ -136,6 +136,16 @@ func Finish(dir string) (ring Ring, err error) {
 		return Ring{}, err
 	}
 	return ring, nil
+}
+
+// readRing reads one of the ring's files.
+func readRing(path string) (Private, error) {
+	p, err := LoadPrivate(path)
+	if errors.Is(err, ErrFormat) {
+		err = fmt.Errorf("%w; put the file back from a backup, or move it away, make a new key with `warren key new` and "+
+			"give its public half to all nodes", err)
+	}
+	return p, err
 }
 
 func content(p Private) []byte { return []byte(p.RevealText() + "\n") }

@@ -63,6 +63,8 @@ type Config struct {
 	OnExit        OnExit
 	LogLevel      slog.Level
 	LogFormat     string // "text" or "json"
+
+	PresharedKeyFile string // of nodes and peers that name no other, each of which has it in State too
 }
 
 // Offloads says which offloads may be used; those that the kernel lacks are not, whatever stands here.
@@ -192,6 +194,8 @@ func Parse(src Source) (*Config, error) {
 		StateDir:      r.StateDir,
 		OnExit:        OnExit(r.OnExit),
 		LogFormat:     r.Log.Format,
+
+		PresharedKeyFile: cluster.PresharedKeyFile,
 	}
 	// Spelled out as a list so that the first error found is the one of the key that the others depend on.
 	for _, check := range []func() error{
