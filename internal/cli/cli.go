@@ -24,6 +24,7 @@ import (
 // An Invocation is one call of the program.
 type Invocation struct {
 	Args           []string // without the program's name
+	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 }
 
@@ -82,13 +83,14 @@ func newRoot(inv Invocation) *cobra.Command {
 		DisableAutoGenTag: true,
 	}
 	root.SetArgs(inv.Args)
+	root.SetIn(inv.Stdin)
 	root.SetOut(inv.Stdout)
 	root.SetErr(inv.Stderr)
 	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(newUp(), newDown(), newCheck(), newCNI(), newVersion(),
+	root.AddCommand(newUp(), newDown(), newCheck(), newCNI(), newVersion(), newKey(), newPeer(),
 		newStatus(), newPeers(), newRoutes(), newPods(), newDrops())
 	return root
 }
@@ -163,5 +165,6 @@ const defaultSocket = "/run/warren/" + apisocket.Name
 
 // Main is the program: it runs the command line of this process.
 func Main() int {
-	return Run(context.Background(), Invocation{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr})
+	return Run(context.Background(), Invocation{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout,
+		Stderr: os.Stderr})
 }

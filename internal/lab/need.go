@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"syscall"
 	"testing"
@@ -25,6 +26,20 @@ func NeedRoot(t testing.TB) {
 		t.Fatalf("%s=1, but this test can't run: %v", RequireRootEnv, err)
 	}
 	t.Skipf("SKIPPED, NOT TESTED: %v (`make test` as root runs it)", err)
+}
+
+// NeedTool returns when the program, of the Debian package, is there. Otherwise it skips the test, saying why, or fails
+// it when RequireRootEnv is 1.
+func NeedTool(t testing.TB, tool, pkg string) {
+	t.Helper()
+	_, err := exec.LookPath(tool)
+	if err == nil {
+		return
+	}
+	if os.Getenv(RequireRootEnv) == "1" {
+		t.Fatalf("%s=1, but this test can't run: %v: install %s", RequireRootEnv, err, pkg)
+	}
+	t.Skipf("SKIPPED, NOT TESTED: %v (Debian's package %s has it)", err, pkg)
 }
 
 // CheckPrivileges reports what is missing to make network namespaces and TUN devices: nil when nothing is.

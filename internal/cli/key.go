@@ -1,0 +1,142 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/warren-net/warren/internal/key"
+	"github.com/warren-net/warren/node/config"
+)
+
+func newKey() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "key", Short: "Make, show and rotate this node's key", Args: cobra.NoArgs,
+		Long: "Make, show and rotate this node's key. The private half stays in the state directory, in a file that only\n" +
+			"its owner can read; what is printed is the public half, for `publicKey` of this node's entry.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newKeyNew(), newKeyPublic(), newKeyRotate())
+	return cmd
+}
+
+// A keyDir holds the flags that say where the keys are.
+type keyDir struct{ config, dir string }
+
+func (k *keyDir) flags(cmd *cobra.Command) {
+	configFlag(cmd, &k.config)
+	cmd.Flags().StringVar(&k.dir, "state-dir", "", "state `DIR` that holds the key (default: the configuration's)")
+	_ = cmd.MarkFlagDirname("state-dir") // the flag exists, so this cannot fail
+}
+
+// find is the state directory. The file may be wrong otherwise, as it cannot list this node's key before there is one;
+// the default one may also be missing.
+func (k *keyDir) find(cmd *cobra.Command) (string, error) {
+	if k.dir != "" {
+		return k.dir, nil
+	}
+	if _, err := os.Stat(k.config); errors.Is(err, os.ErrNotExist) && !cmd.Flags().Changed("config") {
+		return config.DefaultStateDir, nil
+	}
+	return config.StateDirIn(k.config)
+}
+
+// withHint says how to make a key where there is none.
+func withHint(err error) error {
+	if errors.Is(err, key.ErrNone) {
+		return fmt.Errorf("%w: `warren key new` makes one, and so does the first `warren up`", err)
+	}
+	return err
+}
+
+func printKey(cmd *cobra.Command, k key.Public) error {
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), k)
+	return err
+}
+
+func newKeyNew() *cobra.Command {
+	var where keyDir
+	cmd := &cobra.Command{
+		Use: "new", Short: "Make this node's key, and print the public half", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := where.find(cmd)
+			if err != nil {
+				return err
+			}
+			ring, made, err := key.LoadOrCreate(dir)
+			if err != nil {
+				return err
+			}
+			if !made {
+				return fmt.Errorf("%s: this node has a key already: `warren key public` prints the public half, and "+
+					"`warren key rotate` makes the next one", filepath.Join(dir, key.File))
+			}
+			return printKey(cmd, ring.Newest().Public())
+		},
+	}
+	where.flags(cmd)
+	return cmd
+}
+
+func newKeyPublic() *cobra.Command {
+	var where keyDir
+	cmd := &cobra.Command{
+		Use: "public", Short: "Print the public half of this node's key", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := where.find(cmd)
+			if err != nil {
+				return err
+			}
+			ring, err := key.Load(dir)
+			if err != nil {
+				return withHint(err)
+			}
+			if ring.Rotating() {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warren: a rotation is under way: the new key is %s, and the node answers to the "+
+					"previous one, %s, until `warren key rotate --finish`\n", ring.Keys[0].Public(), ring.Keys[1].Public())
+			}
+			return printKey(cmd, ring.Newest().Public())
+		},
+	}
+	where.flags(cmd)
+	return cmd
+}
+
+func newKeyRotate() *cobra.Command {
+	var where keyDir
+	var finish bool
+	cmd := &cobra.Command{
+		Use: "rotate", Short: "Give this node a new key without losing a connection", Args: cobra.NoArgs,
+		Long: "Make this node's next key and print the public half. The node answers to both keys until all nodes have\n" +
+			"the new one and `warren key rotate --finish` takes the old one away.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := where.find(cmd)
+			if err != nil {
+				return err
+			}
+			if finish {
+				ring, err := key.Finish(dir)
+				if err != nil {
+					return withHint(err)
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "warren: the previous key is gone; a running node forgets it within ten "+
+					"seconds\n")
+				return printKey(cmd, ring.Newest().Public())
+			}
+			ring, err := key.Rotate(dir)
+			if err != nil {
+				return withHint(err)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "warren: a running node takes the new key up within ten seconds. Put it into "+
+				"`publicKey` of this node's entry on all nodes, and into the configurations of `peers`; when they have "+
+				"reloaded it, run `warren key rotate --finish`\n")
+			return printKey(cmd, ring.Newest().Public())
+		},
+	}
+	where.flags(cmd)
+	cmd.Flags().BoolVar(&finish, "finish", false, "all nodes have the new key: take the old one away")
+	return cmd
+}
