@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/warren-net/warren/internal/atomicfile"
 )
@@ -350,16 +351,19 @@ func TestKilledForReal(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		end := func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait() // it was killed
+		}
+		t.Cleanup(end)
 		before := must[Ring](t)(Load(dir))
-		for { // until it works
-			if now := must[Ring](t)(Load(dir)); now.Newest() != before.Newest() {
-				break
+		for begin := time.Now(); must[Ring](t)(Load(dir)).Newest() == before.Newest(); { // until it works
+			if time.Since(begin) > 20*time.Second {
+				end()
+				t.Fatal("the process does not rotate")
 			}
 		}
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		_ = cmd.Wait() // it was killed
+		end()
 		ring := must[Ring](t)(Load(dir))
 		if ring.Rotating() {
 			ring = must[Ring](t)(Finish(dir))

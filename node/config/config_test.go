@@ -210,6 +210,7 @@ func TestNeedsRestart(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(base))
+	f.Add([]byte(encrypted))
 	f.Add([]byte(base + "routing: {table: 9999999999}\nmetrics: ':'\nvxlan: {vni: 0x10}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse(Source{File: "f", Data: data, Hostname: "a"})
