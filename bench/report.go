@@ -94,7 +94,7 @@ func (r *results) rows() []Row {
 func (r *results) ratios() []Ratio {
 	ratios := []Ratio{}
 	for _, s := range r.order {
-		if !strings.HasPrefix(s.system, "warren-") || s.system == warrenBefore {
+		if !strings.HasPrefix(s.system, "warren-") || s.system == warrenBefore || s.system == wireguardBefore {
 			continue
 		}
 		for _, over := range r.order {

@@ -78,7 +78,7 @@ func sameDevice(name string) [2]string { return [2]string{name, name} }
 // Options choose and configure the systems.
 type Options struct {
 	BinDir      string // holds warren and warren-cni
-	Before      string // holds those of another commit, to measure beside them as warren-before; may be empty
+	Before      string // holds those of another commit, to measure beside them as warren-before and warren-wireguard-before
 	PeerDir     string // where other programs are built
 	Nebula      string // a nebula binary with nebula-cert beside it instead of the built one; may be empty
 	WireguardGo string // a wireguard-go binary instead of the built one; may be empty
@@ -89,7 +89,8 @@ type Options struct {
 func Systems(o Options) []System {
 	systems := []System{vethSystem{}, kernelVXLAN{}, &warrenSystem{encapsulation: "vxlan", binDir: o.BinDir}}
 	if o.Before != "" {
-		systems = append(systems, &warrenSystem{encapsulation: "vxlan", binDir: o.Before, name: warrenBefore})
+		systems = append(systems, &warrenSystem{encapsulation: "vxlan", binDir: o.Before, name: warrenBefore},
+			&warrenSystem{encapsulation: encrypted, binDir: o.Before, name: wireguardBefore})
 	}
 	return append(systems,
 		&warrenSystem{encapsulation: encrypted, binDir: o.BinDir},

@@ -26,8 +26,11 @@ const encrypted = "wireguard"
 // warrenDevice is the daemon's device.
 const warrenDevice = "warren0"
 
-// warrenBefore is the name of another commit's Warren, measured beside this tree's.
-const warrenBefore = "warren-before"
+// warrenBefore and wireguardBefore are the names of another commit's Warren, measured beside this tree's.
+const (
+	warrenBefore    = "warren-before"
+	wireguardBefore = "warren-wireguard-before"
+)
 
 // Name is the system's name in the report.
 func (w *warrenSystem) Name() string {
