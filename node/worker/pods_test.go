@@ -139,8 +139,8 @@ func testTransfers(t *testing.T, encrypted bool) {
 			network: tunmem.Config{Seed: 4, Loss: 0.005, Reorder: 0.02, Duplicate: 0.02}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: tt.nodes, encrypted: encrypted, queues: tt.queues, lanes: tt.lanes, network: tt.network,
-				device: tt.device, v6: tt.v6})
+			c := newCluster(t, clusterConfig{nodes: tt.nodes, encrypted: encrypted, queues: tt.queues, lanes: tt.lanes,
+				network: tt.network, device: tt.device, v6: tt.v6})
 			pods := withPods(t, c, 1420, tt.offload)
 			var wg sync.WaitGroup
 			run := func(from, to *netpod.Pod, family int) {
@@ -171,7 +171,8 @@ func testTransfers(t *testing.T, encrypted bool) {
 func TestPathNarrowerThanPods(t *testing.T) { plainAndEncrypted(t, testPathNarrowerThanPods) }
 
 func testPathNarrowerThanPods(t *testing.T, encrypted bool) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1280, network: tunmem.Config{MTU: 1280 + overhead(encrypted)}})
+	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1280,
+		network: tunmem.Config{MTU: 1280 + overhead(encrypted)}})
 	pods := withPods(t, c, 1420, netpod.OffloadFull)
 	for family := range 2 {
 		if err := transfer(pods[0], pods[2], pods[2].Addresses()[family], 4<<20); err != nil {
@@ -195,6 +196,11 @@ func testPathShrinks(t *testing.T, encrypted bool) {
 		time.Sleep(time.Millisecond)
 	}
 	c.net.SetMTU(1300 + overhead(encrypted))
+	for c.nodes[0].drops(forwarder.SendTooBig) == 0 { // that is how a node learns of it
+		time.Sleep(time.Millisecond)
+	}
+	// Until the window is lost: told with segments on their way, netstack now and then sends one in 100 ms from then on.
+	time.Sleep(50 * time.Millisecond)
 	for _, n := range c.nodes {
 		n.publish(t, c.nodes, clusterConfig{queues: 1, encrypted: encrypted, pathMTU: 1300})
 	}
