@@ -152,3 +152,25 @@ func (r runWaiter) Wait(timeout time.Duration) error {
 	_, err := r.chanWaiter.Wait(timeout)
 	return err
 }
+
+// connectLate is connect where the workers don't run: nobody but the caller reads what the other node confirms with.
+func (n *testNode) connectLate(t testing.TB, p *testNode) {
+	t.Helper()
+	n.with(p).Want()
+	for deadline := time.Now().Add(5 * time.Second); p.with(n).Current() == nil; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s and %s have no session", n.name, p.name)
+		}
+		time.Sleep(time.Millisecond)
+		for _, w := range p.workers {
+			w.snap = w.Table.Load()
+			for k := range w.all {
+				w.lane = &w.all[k]
+				if _, _, err := w.drainSecure(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.lane = &w.all[0]
+		}
+	}
+}
