@@ -50,7 +50,7 @@ func (w *Worker) encrypt(p []byte, m packet.Meta, d *forwarder.Decision) error {
 		if err := w.review(); err != nil {
 			return err
 		}
-		packet.Parse(p, i)
+		_ = packet.Parse(p, i) // as before
 	}
 	if d.Edit&forwarder.ClampMSS != 0 {
 		packet.ClampMSS(p, i, m, d.MTU)
@@ -65,7 +65,8 @@ func (w *Worker) encrypt(p []byte, m packet.Meta, d *forwarder.Decision) error {
 		session: session, mtu: d.Peer.MTU,
 		send: tunnel.Send{To: peer.Endpoint(), TOS: packet.EncapTOS(i.TOS) & packet.ECNMask, Peer: d.Peer.Index},
 	}
-	n, err := 0, error(nil)
+	var n int
+	var err error
 	if d.Edit&forwarder.Fragment == 0 {
 		n, err = w.sealSegments(&s)
 	} else {

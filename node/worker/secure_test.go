@@ -60,8 +60,8 @@ func sealed(t testing.TB, from, to *testNode, p []byte) []byte {
 	return s.Seal(nil, new(wireguard.Nonce), counter, padded)
 }
 
-// TestSecureWireIsNotTrusted sends what an attacker or a misconfigured peer would; each is a drop of its own reason, and
-// nothing moves the peer.
+// TestSecureWireIsNotTrusted sends what an attacker or a misconfigured peer would; each is a drop of its own reason,
+// and only what the peer did seal moves it.
 func TestSecureWireIsNotTrusted(t *testing.T) {
 	good := build{src: "10.244.2.5", dst: "10.244.1.9", payload: 100}
 	from := func(src, dst string) build { return build{src: src, dst: dst, payload: 100} }
@@ -207,7 +207,9 @@ func TestSecureCongestion(t *testing.T) {
 		}
 	}
 	s := secureStranger(c, "192.0.2.2")
-	for _, tt := range []struct{ inner, outer, want uint8 }{{2, 3, 3}, {1, 3, 3}, {2, 1, 1}, {2, 2, 2}, {3, 0, 3}, {0, 2, 0}} {
+	for _, tt := range []struct{ inner, outer, want uint8 }{
+		{2, 3, 3}, {1, 3, 3}, {2, 1, 1}, {2, 2, 2}, {3, 0, 3}, {0, 2, 0},
+	} {
 		p := build{src: "10.244.2.5", dst: "10.244.1.9", payload: 9, tos: dscp | tt.inner}.bytes(t)
 		s.send(t, 0xb8|tt.outer, sealed(t, b, a, p))
 		got := a.next(t)

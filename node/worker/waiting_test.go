@@ -23,7 +23,7 @@ func numbered(t *testing.T, n int) (packets [][]byte) {
 	return packets
 }
 
-// TestFirstPacketsAreNotLost sends before there is a session: all arrive, in order, lone packets and superpackets alike.
+// TestFirstPacketsAreNotLost sends before there is a session: all arrive in order, lone packets and superpackets.
 func TestFirstPacketsAreNotLost(t *testing.T) {
 	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true})
 	a, b := c.nodes[0], c.nodes[1]
