@@ -17,7 +17,7 @@ const controlBuffer = 256 << 10
 //
 // UDP_SEGMENT at the sender and GRO on the way join datagrams of one outer flow whatever they carry, and the first one
 // chooses the socket for all: a handshake message right behind larger data arrives with the data. Without steering the
-// kernel chooses by addresses and ports. So whoever serves a socket has to take every kind of message; what the group
+// kernel chooses by addresses and ports among the lanes, and Control only sends. So whoever serves a socket has to take every kind of message; what the group
 // sees to is that a strange one is rare.
 //
 // ICMP errors about what one socket sent arrive at any of them, so all have to be asked for PathEvents.
@@ -55,7 +55,33 @@ func OpenWireGuard(lanes int, c Config) (*WireGuardGroup, error) {
 		return nil, err
 	}
 	g.steer(byReceiverIndex(lanes))
-	return &WireGuardGroup{Lanes: g.sockets[:lanes:lanes], Control: control}, nil
+	out := &WireGuardGroup{Lanes: g.sockets[:lanes:lanes], Control: control}
+	if !control.steering.enabled() {
+		if err := out.unsteered(); err != nil {
+			g.close()
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// unsteered has Control only send, where nothing keeps data from it: the lanes' workers take messages of every kind,
+// whoever reads Control does not.
+func (g *WireGuardGroup) unsteered() error {
+	c := g.Control
+	_ = c.closeAll() // its port stays that of the others
+	c.receive, c.receiver.idle, c.send, c.onePort = nil, nil, [families]int{-1, -1}, false
+	for family, fd := range g.Lanes[0].send {
+		if fd < 0 {
+			continue
+		}
+		double, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("a second descriptor of a UDP socket: %w", err)
+		}
+		c.send[family] = double
+	}
+	return nil
 }
 
 // byReceiverIndex gives transport data to one of so many lanes, by the lowest byte of the receiver index, which this

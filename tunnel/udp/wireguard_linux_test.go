@@ -157,7 +157,8 @@ func TestWireGuardSteering(t *testing.T) {
 	}
 }
 
-// TestWireGuardWithoutSteering takes the program away, as if the kernel had refused it: everything still arrives.
+// TestWireGuardWithoutSteering takes the program away, as if the kernel had refused it: everything still arrives, and
+// nothing at Control, which goes on sending from the port.
 func TestWireGuardWithoutSteering(t *testing.T) {
 	a, b := newPair(t)
 	g := b.openWireGuard(3, Config{Port: wireguardPort})
@@ -166,15 +167,28 @@ func TestWireGuardWithoutSteering(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := g.unsteered(); err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []netip.Addr{a4, a6} {
+		other := a.openGroup(1, Config{})[0]
+		sendEach(t, g.Control, netip.AddrPortFrom(addr, other.Port()), wireguardMessage(2, 0, 92))
+		if got := receive(t, other, 1); len(got) != 1 || got[0].From.Port() != wireguardPort {
+			t.Errorf("from Control to %v came %+v", addr, got)
+		}
+	}
 	const senders = 40
 	for _, s := range a.openGroup(senders, Config{}) {
 		for _, addr := range []netip.Addr{b4, b6} {
 			sendEach(t, s, netip.AddrPortFrom(addr, wireguardPort), wireguardMessage(1, 0, 148), wireguardMessage(4, 1, 32))
 		}
 	}
-	arrived, counts := 0, make([]int, 4)
+	arrived, counts := 0, make([]int, 3)
 	for end := time.Now().Add(3 * time.Second); arrived < 4*senders && time.Now().Before(end); {
-		for i, s := range g.sockets() {
+		if n := len(receiveAll(t, g.Control)); n > 0 {
+			t.Errorf("Control received %d datagrams", n)
+		}
+		for i, s := range g.Lanes {
 			n := len(receiveAll(t, s))
 			counts[i] += n
 			arrived += n
