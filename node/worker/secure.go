@@ -73,11 +73,19 @@ func (w *Worker) encrypt(p []byte, m packet.Meta, d *forwarder.Decision) error {
 		n, err = w.sealFragments(&s, d.MTU)
 	}
 	if n > 0 {
-		peer.Sent(w.ID, w.now(), true)
+		peer.Sent(w.ID, w.clock(), true)
 		w.Counters.Sealed.Add(uint64(n))
 		w.countToPeer(d.Peer, n, len(p))
 	}
 	return err
+}
+
+// clock is the turn's time as the encrypted tunnel goes by it, which no change of the system's clock moves.
+func (w *Worker) clock() int64 {
+	if w.tunnelAt == 0 {
+		w.tunnelAt = w.Crypt.Now()
+	}
+	return w.tunnelAt
 }
 
 // A sealing is a superpacket's way into a session.
@@ -262,7 +270,7 @@ func (w *Worker) heard(from *sender, at netip.AddrPort) {
 		return
 	}
 	w.Counters.Opened.Add(uint64(from.opened))
-	from.session.Got(w.ID, w.now(), from.data, at)
+	from.session.Got(w.ID, w.clock(), from.data, at)
 	if from.peer != nil {
 		from.peer.Stats.Cell(w.ID).LastSeen.Store(w.now())
 	}

@@ -111,7 +111,7 @@ func (w *Worker) wait(p []byte, m packet.Meta, peer *wireguard.Peer) {
 		w.room.snap = w.snap
 	}
 	w.Counters.Waited.Add(1)
-	w.drop(forwarder.NoSession, w.room.add(waiting{packet: p, meta: m, peer: peer.ID(), lane: w.lane, since: w.now()}))
+	w.drop(forwarder.NoSession, w.room.add(waiting{packet: p, meta: m, peer: peer.ID(), lane: w.lane, since: w.clock()}))
 	peer.Want()
 }
 
@@ -125,7 +125,7 @@ func (w *Worker) attend() error {
 	if !up && snap == w.room.snap {
 		return nil
 	}
-	w.snap, w.at = snap, 0
+	w.snap, w.at, w.tunnelAt = snap, 0, 0
 	return w.review()
 }
 

@@ -112,13 +112,14 @@ type Worker struct {
 	Config
 	Counters Counters
 
-	snap *forwarder.Snapshot // in force for the current batch
-	at   int64               // the current turn's time, see now; 0: nobody has asked yet
-	turn schedule
-	lane *lane // whose turn it is
-	all  []lane
-	info packet.Info
-	icmp icmpLimit
+	snap     *forwarder.Snapshot // in force for the current batch
+	at       int64               // the current turn's time, see now; 0: nobody has asked yet
+	tunnelAt int64               // the same, see clock
+	turn     schedule
+	lane     *lane // whose turn it is
+	all      []lane
+	info     packet.Info
+	icmp     icmpLimit
 
 	sessionUp atomic.Bool // since attend looked
 	room      waitingRoom
@@ -217,7 +218,7 @@ func (w *Worker) Run(ctx context.Context) error {
 // serve gives lane k its turn.
 func (w *Worker) serve(k int, ready side) error {
 	w.lane = &w.all[k]
-	w.snap, w.at = w.Table.Load(), 0
+	w.snap, w.at, w.tunnelAt = w.Table.Load(), 0, 0
 	var left side
 	var moved int
 	if ready&queueSide != 0 {
@@ -272,7 +273,9 @@ func (w *Worker) tick() {
 			w.pathEvents(w.all[k].Socket)
 			w.pathEvents(w.all[k].Secure)
 		}
-		w.drop(forwarder.NoSession, w.room.expire(now.UnixNano()))
+		if !w.room.empty() {
+			w.drop(forwarder.NoSession, w.room.expire(w.Crypt.Now()))
+		}
 	}
 }
 

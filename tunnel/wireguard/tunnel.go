@@ -26,7 +26,7 @@ type Config struct {
 	Roamed      func(peer int32)         // Peer.Endpoint has changed
 	Reachable   func(netip.Addr) bool    // the address may be a peer's endpoint; nil: every one may
 	PathEvents  func([]tunnel.PathEvent) // of the control socket
-	Now         func() int64             // Unix nanoseconds; nil: the system's clock
+	Now         func() int64             // nanoseconds; nil: of a clock that nobody sets
 	Random      io.Reader                // nil: crypto/rand
 	Stamp       func() tai64n.Timestamp  // of an initiation; nil: tai64n.Now
 
@@ -92,7 +92,8 @@ const maxHanded = 256
 func New(c Config) *Tunnel {
 	c.Lanes = max(c.Lanes, 1)
 	if c.Now == nil {
-		c.Now = func() int64 { return time.Now().UnixNano() }
+		begin := time.Now()
+		c.Now = func() int64 { return begin.UnixNano() + int64(time.Since(begin)) }
 	}
 	if c.Random == nil {
 		c.Random = rand.Reader
@@ -111,6 +112,9 @@ func New(c Config) *Tunnel {
 	t.byID.Store(new([]*Peer))
 	return t
 }
+
+// Now is the time on the tunnel's clock: what Sent and Got want to be told.
+func (t *Tunnel) Now() int64 { return t.config.Now() }
 
 // Session finds the session of a data message by its index; nil: there is none.
 func (t *Tunnel) Session(index uint32) *Session { return t.index.lookup(index) }
@@ -310,11 +314,12 @@ func (t *Tunnel) Status(id int32) (PeerStatus, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := PeerStatus{Public: p.config.Public, Ours: t.keyOf(p), Endpoint: p.Endpoint(), Session: p.Current() != nil}
-	if at := p.handshaken.Load(); at != 0 {
-		s.Handshake = time.Unix(0, at)
+	ago := func(at int64) time.Time {
+		if at == 0 {
+			return time.Time{}
+		}
+		return time.Now().Add(-time.Duration(t.config.Now() - at)).Round(time.Millisecond)
 	}
-	if at := p.latest(dataGot); at != 0 {
-		s.LastData = time.Unix(0, at)
-	}
+	s.Handshake, s.LastData = ago(p.handshaken.Load()), ago(p.latest(dataGot))
 	return s, true
 }

@@ -25,8 +25,9 @@
 //
 // # Clocks
 //
-// Times are Unix nanoseconds of one clock, Config.Now, so that tests can turn it. The timestamps in initiations are of
-// the system's clock, to 16 ms: where that is set back, a peer refuses them until it has caught up.
+// Times are nanoseconds of one clock, Config.Now, which only goes forward: a system whose clock is set neither prolongs
+// its keys nor stops calling. Tests turn it. The timestamps in initiations are of the system's clock, to 16 ms: where
+// that is set back, a peer refuses them until it has caught up.
 package wireguard
 
 import (
