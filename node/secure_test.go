@@ -1,0 +1,220 @@
+package node
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/internal/key"
+	"github.com/warren-net/warren/node/config"
+	"github.com/warren-net/warren/tunnel/wireguard"
+)
+
+// A mix of nodes as one has it while a cluster moves from one encapsulation to the other.
+const secureConfig = `node: a
+cluster: [10.244.0.0/16]
+wireguard: {port: 5555}
+nodes:
+  - {name: a, addresses: [192.0.2.1, "2001:db8::1"], podCIDRs: [10.244.1.0/24], publicKey: KEY-a}
+  - {name: moved, addresses: [192.0.2.2], podCIDRs: [10.244.2.0/24], publicKey: KEY-b, wireguardPort: 777}
+  - {name: to-move, addresses: [192.0.2.3], podCIDRs: [10.244.3.0/24], publicKey: KEY-c, encapsulation: vxlan}
+  - {name: kernel, addresses: [192.0.2.4], podCIDRs: [10.244.4.0/24], encapsulation: vxlan}
+  - {name: six, addresses: ["2001:db8::5"], podCIDRs: [10.244.5.0/24], publicKey: KEY-d}
+peers:
+  - {name: laptop, publicKey: KEY-e, addresses: [10.244.255.7]}
+`
+
+// withKeys puts keys in place of KEY-a and so on.
+func withKeys(text string) (string, map[string]key.Private) {
+	keys := map[string]key.Private{}
+	for _, name := range strings.Split("abcde", "") {
+		keys[name] = key.NewPrivate()
+		text = strings.ReplaceAll(text, "KEY-"+name, `"`+keys[name].Public().String()+`"`)
+	}
+	return text, keys
+}
+
+func newSecurePlan(t *testing.T) *plan {
+	t.Helper()
+	text, keys := withKeys(secureConfig)
+	p := newPlan(t, text)
+	p.secure.tunnel = wireguard.New(wireguard.Config{Workers: 2})
+	p.secure.tunnel.SetKeys([]key.Private{keys["a"]}, 0)
+	p.grace, p.tunnels = map[string]time.Time{}, map[string]int32{}
+	return p
+}
+
+func TestPlanOfEncryptedPeers(t *testing.T) {
+	p := newSecurePlan(t)
+	out, err := p.build(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.secure.tunnel.SetPeers(out.tunnels, 0)
+	if out, err = p.build(2); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, endpoint            string
+		encrypted, tunnel, refuse bool
+		whole                     bool
+		mtu                       int
+	}{
+		{name: "moved", endpoint: "192.0.2.2:777", encrypted: true, tunnel: true, refuse: true, mtu: 1420},
+		{name: "to-move", endpoint: "192.0.2.3:4789", tunnel: true, whole: true, mtu: 1420},
+		{name: "kernel", endpoint: "192.0.2.4:4789", whole: true, mtu: 1420},
+		{name: "six", endpoint: "[2001:db8::5]:5555", encrypted: true, tunnel: true, refuse: true, mtu: 1420},
+		{name: "laptop", endpoint: "invalid AddrPort", encrypted: true, tunnel: true, mtu: 1420},
+	} {
+		peer, _ := p.peer(t, c.name)
+		if peer.Endpoint.String() != c.endpoint || peer.Encrypted != c.encrypted || (peer.Tunnel != 0) != c.tunnel ||
+			peer.RefusesPlaintext != c.refuse || (peer.Whole != nil) != c.whole || peer.MTU != c.mtu {
+			t.Errorf("%s: %+v", c.name, peer)
+		}
+		if c.tunnel && out.snapshot.PeerByTunnel(peer.Tunnel).Name != c.name {
+			t.Errorf("%s is not found by its number %d", c.name, peer.Tunnel)
+		}
+	}
+	greeted := map[string]bool{}
+	for _, c := range out.tunnels {
+		greeted[c.Name] = c.Greet
+	}
+	if len(greeted) != 4 || !greeted["moved"] || !greeted["six"] || greeted["to-move"] || greeted["laptop"] {
+		t.Errorf("to be greeted: %v", greeted)
+	}
+}
+
+func TestPlanMTUOfEncryptedPeers(t *testing.T) {
+	p := newSecurePlan(t)
+	for i := range p.underlay {
+		p.underlay[i].MTU = 1480
+	}
+	for name, want := range map[string]int{"moved": 1420, "to-move": 1420, "six": 1400, "laptop": 1400} {
+		if peer, _ := p.peer(t, name); peer.MTU != want {
+			t.Errorf("%s: MTU %d, want %d", name, peer.MTU, want)
+		}
+	}
+	p.paths.note(addr("192.0.2.2"), 1300, time.Now())
+	if peer, _ := p.peer(t, "moved"); peer.MTU != 1240 {
+		t.Errorf("MTU %d over a path of 1300 bytes, want 1240", peer.MTU)
+	}
+	p.podMTU = 8920 // the underlay has jumbo frames, where the laptop is nobody knows
+	for i := range p.underlay {
+		p.underlay[i].MTU = 9000
+	}
+	if peer, _ := p.peer(t, "laptop"); peer.MTU != 1420 {
+		t.Errorf("MTU %d towards a laptop, want 1420", peer.MTU)
+	}
+}
+
+// What a node went without at its start must be an error once it is needed, not a silent other way.
+func TestPlanWithoutATunnel(t *testing.T) {
+	p := newSecurePlan(t)
+	p.secure = &secure{why: errors.New("the port is taken")}
+	if _, err := p.build(1); err == nil || !strings.Contains(err.Error(), "the port is taken") {
+		t.Errorf("encrypted peers without a tunnel: %v", err)
+	}
+	p = newSecurePlan(t)
+	p.noVXLAN = errors.New("the port is taken")
+	if _, err := p.build(1); err == nil || !strings.Contains(err.Error(), "to-move") {
+		t.Errorf("plaintext peers without a tunnel: %v", err)
+	}
+}
+
+func TestTunnelNumbersAreNotUsedAgain(t *testing.T) {
+	p := newSecurePlan(t)
+	first, _ := p.peer(t, "moved")
+	all := p.cfg.State.Nodes
+	without := *p.cfg
+	without.State.Nodes = append(all[:1:1], all[2:]...)
+	p.cfg = &without
+	if _, err := p.build(2); err != nil {
+		t.Fatal(err)
+	}
+	again := without
+	again.State.Nodes = all
+	p.cfg = &again
+	second, _ := p.peer(t, "moved")
+	numbers := map[int32]string{}
+	for name, n := range p.tunnels {
+		if numbers[n] != "" {
+			t.Errorf("%s and %s have number %d", name, numbers[n], n)
+		}
+		numbers[n] = name
+	}
+	if first.Tunnel != second.Tunnel {
+		t.Errorf("number %d, then %d", first.Tunnel, second.Tunnel)
+	}
+}
+
+func TestGrace(t *testing.T) {
+	p := newSecurePlan(t)
+	out, err := p.build(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.secure.tunnel.SetPeers(out.tunnels, 0)
+	old, now := p.cfg, time.Now()
+	refuses := func(name string) bool {
+		peer, _ := p.peer(t, name)
+		return peer.RefusesPlaintext
+	}
+	next := *old
+	next.State.Nodes = append([]control.Node{}, old.State.Nodes...)
+	next.State.Nodes[2].Plaintext = false
+	p.graces(old, &next, now)
+	p.cfg = &next
+	if refuses("to-move") || !refuses("moved") {
+		t.Error("grace is for the peer that has just become an encrypted one, and for nobody else")
+	}
+	if p.endGraces(now.Add(graceTime - time.Second)) {
+		t.Error("the grace ended early")
+	}
+	if !p.endGraces(now.Add(graceTime)) || !refuses("to-move") || p.endGraces(now.Add(graceTime)) {
+		t.Error("the grace does not end")
+	}
+	// It ends with the peer's first encrypted packet as well, and with its going.
+	p.graces(old, &next, now.Add(-time.Second))
+	p.grace["moved"] = now.Add(graceTime)
+	p.graces(&next, &next, now)
+	if _, ok := p.grace["to-move"]; !ok {
+		t.Error("another reload ended the grace")
+	}
+	gone := next
+	gone.State.Nodes = next.State.Nodes[:1]
+	p.graces(&next, &gone, now)
+	if len(p.grace) > 0 {
+		t.Errorf("graces of peers that are gone: %v", p.grace)
+	}
+}
+
+func TestPreferredKey(t *testing.T) {
+	a, b := key.NewPrivate(), key.NewPrivate()
+	ring := key.Ring{Keys: []key.Private{a, b}}
+	cfg := &config.Config{Node: "n", File: "w.yaml", StateDir: "/state"}
+	for want, public := range []key.Public{a.Public(), b.Public()} {
+		cfg.Self.PublicKey = public
+		if i, err := preferred(ring, cfg); err != nil || i != want {
+			t.Errorf("key %d: %d, %v", want, i, err)
+		}
+	}
+	cfg.Self.PublicKey = key.NewPrivate().Public()
+	_, err := preferred(ring, cfg)
+	for _, part := range []string{cfg.Self.PublicKey.String(), a.Public().String(), "w.yaml", "/state/wireguard.key"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("%v: want %q in it", err, part)
+		}
+	}
+}
+
+// The tunnel's own packets must not be routed into the tunnel.
+func TestNoEndpointInThePodNetwork(t *testing.T) {
+	n := &Node{}
+	n.view.Store(&view{cfg: &config.Config{Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}})
+	if n.mayBeEndpoint(addr("10.244.3.4")) || !n.mayBeEndpoint(addr("192.0.2.9")) {
+		t.Error("an address of the pod network may be a peer's endpoint, or one of the underlay may not")
+	}
+}
