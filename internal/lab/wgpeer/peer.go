@@ -89,7 +89,11 @@ func (p *Peer) configure(ctx context.Context) error {
 	}
 	lines := [][]string{{"ip", "link", "set", p.device, "mtu", fmt.Sprint(p.MTU), "up"}}
 	for _, a := range p.Addresses {
-		lines = append(lines, []string{"ip", "addr", "add", a.String(), "dev", p.device})
+		line := []string{"ip", "addr", "add", a.String(), "dev", p.device}
+		if a.Addr().Is6() {
+			line = append(line, "nodad") // the kernel takes its time, also where there is nothing to detect
+		}
+		lines = append(lines, line)
 	}
 	for _, r := range p.Remotes {
 		for _, a := range r.AllowedIPs {

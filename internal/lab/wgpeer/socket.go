@@ -26,19 +26,22 @@ func socketPath(device string) string { return filepath.Join(socketDir, device+"
 // reserve finds a name that nobody in this process uses. Its file is none that anybody listens on, so wireguard-go puts
 // its socket in its place.
 func reserve() (device string, err error) {
-	if err := os.MkdirAll(socketDir, 0o755); err != nil {
-		return "", fmt.Errorf("directory of wireguard-go's sockets: %w", err)
-	}
 	if err := sweep(); err != nil {
 		return "", err
 	}
-	for i := 0; ; i++ {
+	for i := 0; ; {
+		// Each time: another process takes the directory away when it was the last one in it.
+		if err := os.MkdirAll(socketDir, 0o755); err != nil {
+			return "", fmt.Errorf("directory of wireguard-go's sockets: %w", err)
+		}
 		device = fmt.Sprintf(deviceName, os.Getpid(), i)
 		f, err := os.OpenFile(socketPath(device), os.O_CREATE|os.O_EXCL, 0o600)
-		if err == nil {
+		switch {
+		case err == nil:
 			return device, f.Close()
-		}
-		if !errors.Is(err, fs.ErrExist) {
+		case errors.Is(err, fs.ErrExist):
+			i++
+		case !errors.Is(err, fs.ErrNotExist):
 			return "", fmt.Errorf("reserving a socket for wireguard-go: %w", err)
 		}
 	}
@@ -58,7 +61,7 @@ var socketFile = regexp.MustCompile(`^wl(\d+)-\d+\.sock$`)
 // sweep removes the sockets of processes that were killed.
 func sweep() error {
 	entries, err := os.ReadDir(socketDir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("sockets of wireguard-go: %w", err)
 	}
 	for _, e := range entries {
