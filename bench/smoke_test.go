@@ -70,6 +70,28 @@ func TestWireguardGo(t *testing.T) {
 	wantNothingLeft(t)
 }
 
+// TestSmokeEncrypted does it with encryption, where the proof of the path looks for plaintext.
+func TestSmokeEncrypted(t *testing.T) {
+	c := smokeConfig(t)
+	c.Wires = Wires()
+	c.Scenarios = []string{"tcp-1", "tcp-4-bidir", "udp-1400", "udp-64", "rtt-idle", "connect", "same-node"}
+	c.Systems = []System{&warrenSystem{encapsulation: encrypted, binDir: c.Systems[0].(*warrenSystem).binDir}}
+	report, err := Run(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, wire := range c.Wires {
+		for _, scenario := range c.Scenarios {
+			if !slices.ContainsFunc(report.Rows, func(r Row) bool {
+				return r.System == encryptedSystem && r.Wire == wire && r.Scenario == scenario && r.Median > 0
+			}) {
+				t.Errorf("no row for %s, %s: %+v", wire, scenario, report.Rows)
+			}
+		}
+	}
+	wantNothingLeft(t)
+}
+
 // jumbo is Warren, and says of its pods what a jumbo frame has room for.
 type jumbo struct {
 	*warrenSystem
