@@ -86,12 +86,16 @@ func (t *Tap) Stop() error {
 	if t.ended.Swap(true) {
 		return nil
 	}
+	// Where packets come all the time, reading would not come to an end.
+	nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+	filter := unix.SockFprog{Len: uint16(len(nothing)), Filter: &nothing[0]}
+	filterErr := unix.SetsockoptSockFprog(t.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &filter)
 	<-t.done
 	stats, err := unix.GetsockoptTpacketStats(t.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	if err == nil && stats.Drops > 0 {
 		err = fmt.Errorf("%d packets were lost", stats.Drops)
 	}
-	if err = errors.Join(t.err, err, unix.Close(t.fd)); err != nil {
+	if err = errors.Join(filterErr, t.err, err, unix.Close(t.fd)); err != nil {
 		return fmt.Errorf("capture at %s: %w", t.where, err)
 	}
 	return nil
