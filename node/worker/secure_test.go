@@ -252,11 +252,56 @@ func TestSealedInOnePiece(t *testing.T) {
 	}
 }
 
+// TestPadding: messages of lone packets, segments and fragments are padded with zeros up to what the path carries.
+func TestPadding(t *testing.T) {
+	a, b, w := newSecurePair(t)
+	for _, tt := range []struct {
+		b    build
+		size int // of a superpacket's segments
+	}{
+		{b: build{payload: 5}}, {b: build{payload: 8}}, {b: build{payload: 1379}}, {b: build{payload: 1380}},
+		{b: build{payload: 3000}, size: 1001}, {b: build{proto: protoUDP, payload: 1395}},
+		{b: build{proto: protoUDP, payload: 20001}, size: 2000},
+	} {
+		tt.b.src, tt.b.dst = "10.244.1.9", "10.244.2.5"
+		p, m := tt.b.bytes(t), packet.Meta{}
+		if tt.size > 0 {
+			p, m = super(t, p, tt.size)
+		}
+		s := &sealedSends{}
+		w.lane.Lane = Lane{Queue: &source{packet: p, meta: m, packets: 1}, Secure: s}
+		for k := range w.seals.messages[:cap(w.seals.messages)] {
+			w.seals.messages[:cap(w.seals.messages)][k] = 0xff
+		}
+		if _, _, err := w.drainQueue(); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.messages) == 0 {
+			t.Errorf("%+v: nothing was sent: %v", tt.b, a.allDrops())
+		}
+		for _, msg := range s.messages {
+			inner, opened := b.secure.tunnel.Session(wireguard.Receiver(msg)).Open(msg, new(wireguard.Nonce))
+			var i packet.Info
+			if opened != wireguard.Fresh || packet.Parse(inner, &i) != packet.OK {
+				t.Fatalf("%+v: opened %d", tt.b, opened)
+			}
+			if want := min(1420, (int(i.Len)+15)/16*16); len(inner) != want {
+				t.Errorf("%+v: %d bytes are padded to %d, want %d", tt.b, i.Len, len(inner), want)
+			}
+			if bytes.ContainsFunc(inner[i.Len:], func(r rune) bool { return r != 0 }) {
+				t.Errorf("%+v: padded with %x", tt.b, inner[i.Len:])
+			}
+		}
+	}
+}
+
 // sealedSends notes what is sent to it.
 type sealedSends struct {
 	source
 	sends, pieces, size int
 	counters            []uint64
+	lengths             []int
+	messages            [][]byte
 }
 
 func (s *sealedSends) Send(o *tunnel.Outbound) (tunnel.SendResult, error) {
@@ -270,6 +315,8 @@ func (s *sealedSends) Send(o *tunnel.Outbound) (tunnel.SendResult, error) {
 		}
 		for ; len(all) > 0; all = all[min(send.SegmentSize, len(all)):] {
 			s.counters = append(s.counters, binary.LittleEndian.Uint64(all[8:]))
+			s.messages = append(s.messages, all[:min(send.SegmentSize, len(all))])
+			s.lengths = append(s.lengths, len(s.messages[len(s.messages)-1]))
 		}
 	}
 	return tunnel.SendResult{Sent: len(o.Sends), Syscalls: 1}, nil

@@ -222,3 +222,40 @@ func TestWaitForOneOfTwo(t *testing.T) {
 		t.Errorf("dropped: %v", d)
 	}
 }
+
+// TestWaitingLeavesByItsLane: what waited leaves before what is read next, and by the lane that it came by, although
+// the session came up in the middle of another lane's turn.
+func TestWaitingLeavesByItsLane(t *testing.T) {
+	c := newCluster(t, clusterConfig{nodes: 2, queues: 2, lanes: 2, encrypted: true, late: true})
+	a, b := c.nodes[0], c.nodes[1]
+	w := a.workers[0]
+	w.snap = w.Table.Load()
+	packets := numbered(t, 90)
+	sockets := []*sealedSends{{}, {}}
+	read := func(lane, n int) {
+		t.Helper()
+		w.lane = &w.all[lane]
+		w.lane.Lane = Lane{Queue: &source{packet: packets[n], packets: 1}, Secure: sockets[lane]}
+		if _, _, err := w.drainQueue(); err != nil {
+			t.Fatal(err)
+		}
+		if w.lane != &w.all[lane] {
+			t.Fatalf("it is not lane %d's turn any more", lane)
+		}
+	}
+	for n, lane := range []int{0, 1, 1, 0} {
+		read(lane, 20*n) // so that each is padded to another size
+	}
+	if n := len(sockets[0].lengths) + len(sockets[1].lengths); n > 0 {
+		t.Fatalf("%d messages left without a session", n)
+	}
+	a.connectLate(t, b)
+	read(1, 80)
+	length := func(n int) int { return wireguard.PaddedLen(len(packets[n]), 1420) + wireguard.Overhead }
+	want := [][]int{{length(0), length(60)}, {length(20), length(40), length(80)}}
+	for lane, s := range sockets {
+		if !slices.Equal(s.lengths, want[lane]) {
+			t.Errorf("lane %d sent messages of %d bytes, want %d", lane, s.lengths, want[lane])
+		}
+	}
+}
