@@ -151,3 +151,36 @@ func TestNothingLeaksInPlaintext(t *testing.T) {
 		}
 	}
 }
+
+// TestTimersHearOfData: the protocol's timers run by what workers send and receive. Data that is not answered for ten
+// seconds gets a keepalive, and who hears nothing for fifteen calls the peer again.
+func TestTimersHearOfData(t *testing.T) {
+	var ahead atomic.Int64
+	var deaf atomic.Bool
+	here := netip.MustParseAddr("192.0.2.1")
+	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true,
+		network: tunmem.Config{Drop: func(d tunmem.Datagram) bool { return deaf.Load() && d.To.Addr() == here }},
+		now:     func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
+	a, b := c.nodes[0], c.nodes[1]
+	b.connect(t, a)
+	counters := &a.secure.tunnel.Counters
+	grows := func(what string, n *atomic.Uint64, before uint64) {
+		t.Helper()
+		for deadline := time.Now().Add(5 * time.Second); n.Load() == before; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("no %s", what)
+			}
+		}
+	}
+	keepalives, initiated := counters.Keepalives.Load(), counters.Initiated.Load()
+	b.dev.Inject(build{src: "10.244.2.9", dst: "10.244.1.5", proto: protoUDP, payload: 9}.bytes(t), packet.Meta{})
+	a.next(t)
+	ahead.Add(int64(wireguard.KeepaliveTimeout + time.Second))
+	grows("keepalive for data received", &counters.Keepalives, keepalives)
+
+	deaf.Store(true)
+	a.dev.Inject(build{src: "10.244.1.5", dst: "10.244.2.9", proto: protoUDP, payload: 9}.bytes(t), packet.Meta{})
+	b.next(t)
+	ahead.Add(int64(wireguard.KeepaliveTimeout + wireguard.RekeyTimeout + time.Second))
+	grows("call for data that is not answered", &counters.Initiated, initiated)
+}
