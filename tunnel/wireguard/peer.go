@@ -29,6 +29,7 @@ type Peer struct {
 	previous *Session   // what was current before: messages of it may still be on their way
 	next     *Session   // made by a handshake that the peer began, and not yet used by it
 
+	held       atomic.Int32 // how many sessions there are
 	handshaken atomic.Int64 // when the last handshake was completed; 0: never
 
 	// What follows is guarded by Tunnel.mu.
@@ -152,6 +153,7 @@ func (p *Peer) add(s *Session) {
 	p.tunnel.index.set(s)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.held.Add(1)
 	current := p.current.Load()
 	if !s.initiator {
 		p.drop(p.next)
@@ -185,16 +187,10 @@ func (p *Peer) expire(before int64) {
 	}
 }
 
-// sessions reports whether there is any.
-func (p *Peer) sessions() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.current.Load() != nil || p.previous != nil || p.next != nil
-}
-
 // drop ends the index of a session, which nobody finds any more then.
 func (p *Peer) drop(s *Session) {
 	if s != nil {
+		p.held.Add(-1)
 		p.tunnel.index.release(s.local)
 	}
 }

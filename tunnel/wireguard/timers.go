@@ -32,6 +32,9 @@ func (t *Tunnel) tick() (active bool) {
 
 // step is the timer state machine of one peer (whitepaper, 6.2 to 6.5), and reports whether it is active.
 func (t *Tunnel) step(p *Peer) bool {
+	if p.held.Load() == 0 && p.pending == nil && !p.wanted.Load() && p.config.Keepalive == 0 {
+		return false
+	}
 	p.expire(t.now - int64(RejectAfterTime))
 	if h := p.pending; h != nil && t.now >= h.retry {
 		if t.now-h.since >= int64(RekeyAttemptTime) {
@@ -77,7 +80,7 @@ func (t *Tunnel) step(p *Peer) bool {
 		}
 		return true
 	}
-	return p.pending != nil || p.wanted.Load() || p.sessions()
+	return p.pending != nil || p.wanted.Load() || p.held.Load() > 0
 }
 
 // satisfy begins the handshake that somebody wants, unless there is no need any more or one is under way.
