@@ -116,6 +116,8 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 		if c.encrypted {
 			running++
 			n.meet(cluster.nodes)
+			ctx, stop := context.WithCancel(ctx)
+			n.secure.stop = stop
 			go func() { done <- n.secure.tunnel.Run(ctx, n.secure.control, n.secure.wait) }()
 		}
 		if !c.late {

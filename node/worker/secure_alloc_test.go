@@ -72,6 +72,8 @@ func newSecurePair(t testing.TB) (a, b *testNode, w *Worker) {
 	c := newCluster(t, clusterConfig{nodes: 2, late: true, encrypted: true})
 	a, b = c.nodes[0], c.nodes[1]
 	a.connectLate(t, b)
+	a.secure.stop() // what they allocate is not the workers'
+	b.secure.stop()
 	w = a.workers[0]
 	w.snap = w.Table.Load()
 	return a, b, w

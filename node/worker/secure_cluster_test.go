@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -40,6 +41,7 @@ type secureEnd struct {
 	lanes   []*movable
 	control *movable
 	wait    runWaiter
+	stop    context.CancelFunc // ends handshakes and timers
 }
 
 // addSecureEnd makes the node's end of the encrypted tunnel. Its sessions wake the workers that it has by then.

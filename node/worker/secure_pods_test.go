@@ -33,7 +33,7 @@ func TestRoaming(t *testing.T) {
 	a, b := c.nodes[0], c.nodes[1]
 	pods := withPods(t, c, 1420, netpod.OffloadFull)
 	done := make(chan error, 1)
-	go func() { done <- transfer(pods[2], pods[0], pods[0].Addresses()[0], 24<<20) }()
+	go func() { done <- transfer(pods[2], pods[0], pods[0].Addresses()[0], 8<<20) }()
 	b.waitSealed(t, 2000)
 	to := netip.MustParseAddr("198.51.100.2")
 	b.move(t, c.net, to)
@@ -57,7 +57,7 @@ func TestKeyChange(t *testing.T) {
 	a, b := c.nodes[0], c.nodes[1]
 	pods := withPods(t, c, 1420, netpod.OffloadFull)
 	done := make(chan error, 1)
-	go func() { done <- transfer(pods[2], pods[0], pods[0].Addresses()[0], 24<<20) }()
+	go func() { done <- transfer(pods[2], pods[0], pods[0].Addresses()[0], 8<<20) }()
 	b.waitSealed(t, 2000)
 	before := b.with(a).Current()
 	old := b.secure.key
