@@ -194,6 +194,9 @@ func TestSegmentLonePacket(t *testing.T) {
 			t.Fatal(name, err)
 		}
 		samePackets(t, segmentsOf(t, &s, nil), [][]byte{want})
+		if got := s.Together(0); !bytes.Equal(got, want) || &got[0] != &p[0] {
+			t.Errorf("%s: together it is another packet, or elsewhere", name)
+		}
 	}
 }
 
