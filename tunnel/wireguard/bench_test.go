@@ -24,7 +24,7 @@ func BenchmarkTick(b *testing.B) {
 					break
 				}
 				index, _ := t.index.reserve(p.lane)
-				s, err := newSession(p, [32]byte{}, [32]byte{})
+				s, err := newSession(p, new([32]byte), new([32]byte))
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -6,13 +6,16 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/device"
-
-	"github.com/warren-net/warren/internal/key"
+	"golang.zx2c4.com/wireguard/tai64n"
 )
 
 // leastBetweenInitiations is how much time passes between two initiations of one peer that are answered: its flood, or
 // the replays of an attacker who can't make newer timestamps, cost no more (whitepaper, 6.1: 50 a second).
 const leastBetweenInitiations = 20 * time.Millisecond
+
+// loadMark is how many handshake messages with a right first MAC in one round mean that the node is under load: its
+// goroutine, which takes what has come at once, was kept busy for milliseconds.
+const loadMark = 32
 
 // loadTime is how long the rules for a node under load hold after a sign of it (whitepaper, 5.3).
 const loadTime = time.Second
@@ -49,6 +52,9 @@ func (t *Tunnel) admit(msg []byte, from netip.AddrPort) *identity {
 		t.Counters.Invalid.Add(1)
 		return nil
 	}
+	if t.verified++; t.verified >= loadMark {
+		t.loadedAt = t.now
+	}
 	if t.now-t.loadedAt > int64(loadTime) {
 		return ours
 	}
@@ -57,11 +63,24 @@ func (t *Tunnel) admit(msg []byte, from netip.AddrPort) *identity {
 		t.sendCookie(ours, msg, from, source)
 		return nil
 	}
-	if !t.limiter.Allow(from.Addr()) {
+	if !t.limiter.Allow(limited(from.Addr())) {
 		t.Counters.RateLimited.Add(1)
 		return nil
 	}
 	return ours
+}
+
+// limited is what has a rate limit of its own: an IPv4 address, or the /64 of an IPv6 one, as its holder has them all.
+func limited(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return a
+	}
+	const subnet = 64
+	p, err := a.Prefix(subnet)
+	if err != nil {
+		return a
+	}
+	return p.Addr()
 }
 
 // appendAddrPort is the form of a source address that cookies are bound to.
@@ -125,6 +144,7 @@ func (t *Tunnel) initiation(i *identity, msg []byte, from netip.AddrPort) {
 		return
 	}
 	p.stamp, p.heardInit = c.stamp, t.now
+	t.stamps[c.public] = c.stamp
 	index, ok := t.index.reserve(p.lane)
 	if !ok {
 		return
@@ -132,7 +152,7 @@ func (t *Tunnel) initiation(i *identity, msg []byte, from netip.AddrPort) {
 	answer, send, receive, err := c.respond(p.config.Preshared, index)
 	var s *Session
 	if err == nil {
-		s, err = newSession(p, send, receive)
+		s, err = newSession(p, &send, &receive)
 	}
 	if err != nil {
 		t.index.release(index)
@@ -140,7 +160,7 @@ func (t *Tunnel) initiation(i *identity, msg []byte, from netip.AddrPort) {
 	}
 	s.local, s.remote, s.created = index, c.index, t.now
 	p.add(s)
-	p.identity = t.number(i)
+	t.identify(p, t.number(i))
 	p.moved(from)
 	p.cookies.AddMacs(answer)
 	t.Counters.Responded.Add(1)
@@ -162,12 +182,12 @@ func (t *Tunnel) response(msg []byte, from netip.AddrPort) {
 		t.Counters.Invalid.Add(1)
 		return
 	}
-	s, err := newSession(p, send, receive)
+	s, err := newSession(p, &send, &receive)
 	if err != nil {
 		return
 	}
 	s.local, s.remote, s.created, s.initiator = index, binary.LittleEndian.Uint32(msg[offsetSender:]), t.now, true
-	p.identity = p.pending.identity
+	t.identify(p, p.pending.identity)
 	delete(t.handshakes, index)
 	p.pending, p.silence = nil, 0
 	p.add(s)
@@ -182,6 +202,9 @@ func (t *Tunnel) response(msg []byte, from netip.AddrPort) {
 
 // initiate sends an initiation to the peer, when it can and none was sent a moment ago.
 func (t *Tunnel) initiate(p *Peer) {
+	if t.Peer(p.id) != p { // a worker wanted it while it was removed
+		return
+	}
 	to := t.callAt(p)
 	if !to.IsValid() || len(t.identities) == 0 || p.began != 0 && t.now-p.began < int64(RekeyTimeout) {
 		return
@@ -192,14 +215,15 @@ func (t *Tunnel) initiate(p *Peer) {
 		p.pending = &pending{since: t.now, identity: p.identity}
 	}
 	h := p.pending
-	// While our key is being changed a peer may know only one of the two.
-	h.identity = (p.identity + h.attempts) % len(t.identities)
+	// While our key is being changed a peer may know only one of the two. Half as often as callAt changes its mind, so that
+	// all combinations have their turn.
+	h.identity = (p.identity + h.attempts/2) % len(t.identities)
 	index, ok := t.index.reserve(p.lane)
 	if !ok {
 		p.pending = nil
 		return
 	}
-	msg, state, err := t.identities[h.identity].initiation(&t.config, &p.config, index)
+	msg, state, err := t.identities[h.identity].initiation(&initiating{t.config.Random, &p.config, index, t.stamp()})
 	if err != nil {
 		t.index.release(index)
 		p.pending = nil
@@ -259,10 +283,27 @@ func (t *Tunnel) number(i *identity) int {
 	return 0
 }
 
-// keyOf is the public key that names us to the peer.
-func (t *Tunnel) keyOf(p *Peer) key.Public {
-	if p.identity < len(t.identities) {
-		return t.identities[p.identity].public
+// identify notes which of our identities the peer knows.
+func (t *Tunnel) identify(p *Peer, n int) {
+	p.identity = n
+	if n < len(t.identities) {
+		p.ours.Store(&t.identities[n].public)
 	}
-	return key.Public{}
+}
+
+// stamp is the time of an initiation: later than that of all others, also when the system's clock was set back.
+func (t *Tunnel) stamp() tai64n.Timestamp {
+	s := t.config.Stamp()
+	if !s.After(t.stamped) {
+		s = t.stamped
+		const step, second = 1 << 24, 1_000_000_000 // tai64n has so many nanoseconds of one value
+		nanos := binary.BigEndian.Uint32(s[8:]) + step
+		if nanos >= second {
+			nanos -= second
+			binary.BigEndian.PutUint64(s[:], binary.BigEndian.Uint64(s[:])+1)
+		}
+		binary.BigEndian.PutUint32(s[8:], nanos)
+	}
+	t.stamped = s
+	return s
 }

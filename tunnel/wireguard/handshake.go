@@ -1,10 +1,13 @@
 package wireguard
 
 import (
+	"bytes"
+	"crypto/ecdh"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/flynn/noise"
 	"golang.zx2c4.com/wireguard/device"
@@ -47,25 +50,41 @@ func (i *identity) state(random io.Reader, peer *key.Public) (*noise.HandshakeSt
 	return s, nil
 }
 
+// An initiating is what goes into the first message of a handshake.
+type initiating struct {
+	random io.Reader
+	peer   *PeerConfig
+	index  uint32 // that we chose
+	stamp  tai64n.Timestamp
+}
+
 // initiation writes the first message of a handshake with a peer, but for its MACs, and returns what is needed to read
 // the second.
-func (i *identity) initiation(c *Config, p *PeerConfig, sender uint32) ([]byte, *noise.HandshakeState, error) {
-	state, err := i.state(c.Random, &p.Public)
+func (i *identity) initiation(in *initiating) ([]byte, *noise.HandshakeState, error) {
+	state, err := i.state(in.random, &in.peer.Public)
 	if err != nil {
 		return nil, nil, err
 	}
-	psk := p.Preshared.Reveal()
+	psk := in.peer.Preshared.Reveal()
 	if err := state.SetPresharedKey(psk[:]); err != nil {
 		return nil, nil, fmt.Errorf("preshared key: %w", err)
 	}
 	msg := append(make([]byte, 0, initiationLen), TypeInitiation, 0, 0, 0)
-	msg = binary.LittleEndian.AppendUint32(msg, sender)
-	stamp := c.Stamp()
-	if msg, _, _, err = state.WriteMessage(msg, stamp[:]); err != nil {
+	msg = binary.LittleEndian.AppendUint32(msg, in.index)
+	if msg, _, _, err = state.WriteMessage(msg, in.stamp[:]); err != nil {
 		return nil, nil, fmt.Errorf("write an initiation: %w", err)
 	}
 	return append(msg, make([]byte, 2*macLen)...), state, nil
 }
+
+// anyScalar is a private key that nobody uses: agreeing with a point of low order fails for every one.
+var anyScalar = sync.OnceValue(func() *ecdh.PrivateKey {
+	k, err := ecdh.X25519().NewPrivateKey(bytes.Repeat([]byte{1}, key.Size))
+	if err != nil {
+		panic("wireguard: " + err.Error()) // only for a wrong length
+	}
+	return k
+})
 
 // A caller is who sent an initiation.
 type caller struct {
@@ -107,8 +126,17 @@ func (c *caller) respond(psk key.Preshared, sender uint32) (msg []byte, send, re
 	return append(msg, make([]byte, 2*macLen)...), fromUs.UnsafeKey(), toUs.UnsafeKey(), nil
 }
 
-// readResponse reads the second message. A forged one leaves the state as it is.
+// readResponse reads the second message. A forged one leaves the state as it is, so that the true one can still come.
+// The library sees to that where a decryption fails, but not where a key agreement does, which a point of low order makes
+// all of them do; so that is looked at before.
 func readResponse(state *noise.HandshakeState, msg []byte) (send, receive [32]byte, err error) {
+	ephemeral, err := ecdh.X25519().NewPublicKey(msg[offsetAnswered+4:][:key.Size])
+	if err != nil {
+		return send, receive, errHandshake
+	}
+	if _, err := anyScalar().ECDH(ephemeral); err != nil {
+		return send, receive, errHandshake
+	}
 	payload, fromUs, toUs, err := state.ReadMessage(nil, msg[offsetAnswered+4:responseLen-2*macLen])
 	if err != nil || len(payload) != 0 || fromUs == nil {
 		return send, receive, errHandshake

@@ -30,7 +30,9 @@ type Peer struct {
 	next     *Session   // made by a handshake that the peer began, and not yet used by it
 
 	held       atomic.Int32 // how many sessions there are
-	handshaken atomic.Int64 // when the last handshake was completed; 0: never
+	public     atomic.Pointer[key.Public]
+	ours       atomic.Pointer[key.Public] // which of our keys it knows us by
+	handshaken atomic.Int64               // when the last handshake was completed; 0: never
 
 	// What follows is guarded by Tunnel.mu.
 	config    PeerConfig
@@ -122,13 +124,16 @@ func (s *Session) Got(worker int, now int64, data bool, from netip.AddrPort) {
 	}
 }
 
-// moved takes a new endpoint, unless its traffic would be routed into the tunnel.
+// moved takes a new endpoint, unless nothing could be sent to it.
 func (p *Peer) moved(to netip.AddrPort) {
-	if !p.tunnel.reachable(to.Addr()) {
+	before := p.Endpoint()
+	if before == to || to.Port() == 0 || !p.tunnel.reachable(to.Addr()) {
 		return
 	}
 	p.endpoint.Store(&to)
-	p.tunnel.roamed(p)
+	if before.Addr() != to.Addr() {
+		p.tunnel.roamed(p)
+	}
 }
 
 // confirm makes the next session the current one, as the peer has used it.
@@ -163,6 +168,7 @@ func (p *Peer) add(s *Session) {
 	}
 	p.drop(p.previous)
 	if p.next != nil {
+		p.next.answered.Store(true) // it is not asked any more
 		p.drop(current)
 		p.previous, p.next = p.next, nil
 	} else {

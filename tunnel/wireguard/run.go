@@ -21,15 +21,14 @@ const (
 	controlSlots = 64   // messages in a receive
 	controlSlot  = 2048 // bytes; what is longer, as one or joined by GRO, is no handshake, and is thrown away
 	idleWait     = time.Minute
-	// loadMark is how many handshake messages in one receive mean that the node is under load: all that it takes, which
-	// only those that came while it was busy can be.
-	loadMark = controlSlots
-	maxRest  = 20 * time.Millisecond
+	// Who was at work for workMost in a workWindow is under load, and rests as long.
+	workWindow = 100 * time.Millisecond
+	workMost   = workWindow / 2
 )
 
 // Run answers handshakes, begins them and keeps the timers until ctx ends (and returns nil) or the socket is gone. The
-// socket is Run's own. Under load it rests as long as it works, so that it takes at most half of a processor: what then
-// finds the socket full is lost, and costs nothing.
+// socket is Run's own. It takes at most half of a processor: what comes while it rests and finds the socket full is lost,
+// and costs nothing.
 func (t *Tunnel) Run(ctx context.Context, socket tunnel.Socket, waiter Waiter) error {
 	t.handMu.Lock()
 	t.wake = waiter.Wake
@@ -43,6 +42,7 @@ func (t *Tunnel) Run(ctx context.Context, socket tunnel.Socket, waiter Waiter) e
 		in.Slots[k].Buf = make([]byte, controlSlot)
 	}
 	var events []tunnel.PathEvent
+	var work meter
 	for ticked, wait := int64(0), time.Duration(0); ctx.Err() == nil; {
 		if err := waiter.Wait(wait); err != nil {
 			return fmt.Errorf("wireguard: wait: %w", err)
@@ -54,7 +54,7 @@ func (t *Tunnel) Run(ctx context.Context, socket tunnel.Socket, waiter Waiter) e
 			}
 			return fmt.Errorf("wireguard: receive: %w", err)
 		}
-		loaded, active := t.round(in, begin, &ticked)
+		active := t.round(in, begin, &ticked)
 		if _, err := socket.Send(&t.out); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("wireguard: send: %w", err)
 		}
@@ -62,9 +62,14 @@ func (t *Tunnel) Run(ctx context.Context, socket tunnel.Socket, waiter Waiter) e
 		if events = socket.PathEvents(events[:0]); len(events) > 0 && t.config.PathEvents != nil {
 			t.config.PathEvents(events)
 		}
+		if d := work.add(begin, t.config.Now()); d > 0 {
+			t.mu.Lock()
+			t.loadedAt = begin
+			t.mu.Unlock()
+			rest(ctx, d)
+		}
 		switch {
-		case loaded:
-			rest(ctx, min(time.Duration(t.config.Now()-begin), maxRest))
+		case in.N == len(in.Slots): // the socket may hold more without showing it
 			wait = 0
 		case active:
 			wait = tickTime
@@ -82,19 +87,33 @@ func rest(ctx context.Context, d time.Duration) {
 	}
 }
 
+// A meter sums up work.
+type meter struct{ window, busy int64 }
+
+// add notes that there was work, and returns for how long to rest after it.
+func (m *meter) add(from, to int64) time.Duration {
+	if from-m.window >= int64(workWindow) {
+		m.window, m.busy = from, 0
+	}
+	m.busy += to - from
+	if m.busy < int64(workMost) {
+		return 0
+	}
+	d := min(time.Duration(m.busy), workWindow)
+	m.window, m.busy = 0, 0
+	return d
+}
+
 // round handles what has come, and the timers when it is time. Messages to send are in t.out then. It reports whether
-// the node is under load, and whether a timer runs.
-func (t *Tunnel) round(in *tunnel.Inbound, now int64, ticked *int64) (loaded, active bool) {
+// a timer runs.
+func (t *Tunnel) round(in *tunnel.Inbound, now int64, ticked *int64) (active bool) {
 	t.handMu.Lock()
 	handed, wanting := t.handed, t.wanting
 	t.handed, t.wanting = nil, nil
 	t.handMu.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.now = now
-	if in.N+len(handed) >= loadMark {
-		loaded, t.loadedAt = true, now
-	}
+	t.now, t.verified = now, 0
 	for k := range in.Slots[:in.N] {
 		t.each(&in.Slots[k])
 	}
@@ -109,7 +128,7 @@ func (t *Tunnel) round(in *tunnel.Inbound, now int64, ticked *int64) (loaded, ac
 		*ticked = now
 		active = t.tick()
 	}
-	return loaded, active
+	return active
 }
 
 // each handles every datagram of a slot.

@@ -33,7 +33,7 @@ type Session struct {
 }
 
 // newSession makes a session of the two keys that a handshake derived.
-func newSession(p *Peer, send, receive [chacha20poly1305.KeySize]byte) (*Session, error) {
+func newSession(p *Peer, send, receive *[chacha20poly1305.KeySize]byte) (*Session, error) {
 	s := &Session{peer: p}
 	var err error
 	if s.send, err = chacha20poly1305.New(send[:]); err != nil {

@@ -36,6 +36,10 @@ func (t *Tunnel) step(p *Peer) bool {
 		return false
 	}
 	p.expire(t.now - int64(RejectAfterTime))
+	if s := p.Current(); s != nil && p.pending != nil && s.created > p.pending.since {
+		t.forget(p) // the peer was faster
+		p.pending = nil
+	}
 	if h := p.pending; h != nil && t.now >= h.retry {
 		if t.now-h.since >= int64(RekeyAttemptTime) {
 			t.forget(p)
@@ -89,7 +93,7 @@ func (t *Tunnel) satisfy(p *Peer) {
 		return
 	}
 	s := p.Current()
-	if s != nil && s.counter.Load() <= RekeyAfterMessages || !t.callAt(p).IsValid() {
+	if s != nil && s.counter.Load() <= RekeyAfterMessages || !t.callAt(p).IsValid() || t.Peer(p.id) != p {
 		p.wanted.Store(false)
 		return
 	}

@@ -3,6 +3,7 @@ package wireguard
 import (
 	"crypto/rand"
 	"io"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -23,7 +24,7 @@ type Config struct {
 	Workers int // how many call Sent and Got; their numbers are 0 to Workers-1
 
 	Established func(peer int32)         // there is a session with the peer, and there was none before or another one
-	Roamed      func(peer int32)         // Peer.Endpoint has changed
+	Roamed      func(peer int32)         // the address of Peer.Endpoint has changed
 	Reachable   func(netip.Addr) bool    // the address may be a peer's endpoint; nil: every one may
 	PathEvents  func([]tunnel.PathEvent) // of the control socket
 	Now         func() int64             // nanoseconds; nil: of a clock that nobody sets
@@ -72,7 +73,10 @@ type Tunnel struct {
 	byKey      map[key.Public]*Peer
 	handshakes map[uint32]*Peer // by the index that we chose for the handshake that we began
 	limiter    ratelimiter.Ratelimiter
+	verified   int // handshake messages with a right first MAC in this round
 	loadedAt   int64
+	stamps     map[key.Public]tai64n.Timestamp // of the last initiation of every key, also of peers that are gone
+	stamped    tai64n.Timestamp                // of our own last one
 	nonce      Nonce
 	scratch    [18]byte
 	out        tunnel.Outbound
@@ -86,7 +90,7 @@ type handed struct {
 }
 
 // maxHanded is how many of them wait at most.
-const maxHanded = 256
+const maxHanded = 64
 
 // New makes a Tunnel without keys and peers.
 func New(c Config) *Tunnel {
@@ -106,7 +110,7 @@ func New(c Config) *Tunnel {
 	}
 	t := &Tunnel{
 		config: c, index: indexTable{lanes: c.Lanes},
-		byKey: map[key.Public]*Peer{}, handshakes: map[uint32]*Peer{},
+		byKey: map[key.Public]*Peer{}, handshakes: map[uint32]*Peer{}, stamps: map[key.Public]tai64n.Timestamp{},
 	}
 	t.loadedAt = -int64(loadTime)
 	t.byID.Store(new([]*Peer))
@@ -154,10 +158,10 @@ func (t *Tunnel) SetKeys(keys []key.Private, preferred int) {
 		if p.handshaken.Load() != 0 && p.identity < len(before) {
 			used = before[p.identity]
 		}
-		p.identity = preferred
+		t.identify(p, preferred)
 		for n, i := range t.identities {
 			if i == used {
-				p.identity = n
+				t.identify(p, n)
 			}
 		}
 		t.again(p)
@@ -204,17 +208,18 @@ func (t *Tunnel) SetPeers(peers []PeerConfig, preferred int) {
 		if p != nil && byID[id] == nil {
 			t.forget(p)
 			p.pending = nil
-			p.expire(int64(^uint64(0) >> 1))
+			p.expire(math.MaxInt64)
 		}
 	}
 	t.poke()
 }
 
 func (t *Tunnel) newPeer(c PeerConfig, preferred int) *Peer {
-	return &Peer{
-		id: c.ID, name: c.Name, tunnel: t, lane: int(c.ID) % t.config.Lanes, identity: preferred,
-		marks: make([]marks, t.config.Workers+1),
+	p := &Peer{
+		id: c.ID, name: c.Name, tunnel: t, lane: int(c.ID) % t.config.Lanes, marks: make([]marks, t.config.Workers+1),
 	}
+	t.identify(p, preferred)
+	return p
 }
 
 // change gives a peer another configuration.
@@ -224,8 +229,12 @@ func (t *Tunnel) change(p *Peer, c PeerConfig) {
 	if before.Public != c.Public {
 		p.cookies = new(device.CookieGenerator)
 		p.cookies.Init(device.NoisePublicKey(c.Public))
-		p.stamp, p.heardInit, p.began = tai64n.Timestamp{}, 0, 0
+		p.public.Store(&c.Public)
+		p.stamp, p.heardInit, p.began = t.stamps[c.Public], 0, 0
 		p.greet = c.Greet
+		if !c.Greet { // a machine that was lost, for instance; what a node does is a rotation
+			p.expire(math.MaxInt64)
+		}
 	}
 	if !before.Greet {
 		p.greet = c.Greet
@@ -311,9 +320,13 @@ func (t *Tunnel) Status(id int32) (PeerStatus, bool) {
 	if p == nil {
 		return PeerStatus{}, false
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := PeerStatus{Public: p.config.Public, Ours: t.keyOf(p), Endpoint: p.Endpoint(), Session: p.Current() != nil}
+	s := PeerStatus{Endpoint: p.Endpoint(), Session: p.Current() != nil}
+	if k := p.public.Load(); k != nil {
+		s.Public = *k
+	}
+	if k := p.ours.Load(); k != nil {
+		s.Ours = *k
+	}
 	ago := func(at int64) time.Time {
 		if at == 0 {
 			return time.Time{}

@@ -5,6 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tai64n"
+
 	"github.com/warren-net/warren/internal/key"
 )
 
@@ -395,7 +398,8 @@ func TestUnreachableEndpointIsRefused(t *testing.T) {
 func TestOwnKeyChanges(t *testing.T) {
 	s := newSim(t, 2)
 	a, b := s.nodes[0], s.nodes[1]
-	s.peers(nil)
+	greet := func(_, _ *simNode, c *PeerConfig) { c.Greet = true }
+	s.peers(greet)
 	s.connect(a, b)
 	old, next := a.key, key.NewPrivate()
 	a.SetKeys([]key.Private{next, old}, 1) // its entry still names the old one
@@ -408,7 +412,7 @@ func TestOwnKeyChanges(t *testing.T) {
 	}
 	// The peer learns the new key, and for a while nobody has told a.
 	a.key = next
-	b.SetPeers(b.configs(nil), 0)
+	b.SetPeers(b.configs(greet), 0)
 	for range 300 {
 		s.exchange(a, b)
 		s.pass(time.Second)
@@ -442,32 +446,253 @@ func TestPeerThatLeaves(t *testing.T) {
 	}
 }
 
-func TestCookies(t *testing.T) {
-	s := newSim(t, 2)
-	a, b := s.nodes[0], s.nodes[1]
-	s.peers(nil)
-	a.of(b).Want()
-	a.step()
-	call := b.inbox[0]
-	b.inbox = nil
-	for range loadMark { // a flood of what anybody who knows b's public key could make
-		b.inbox = append(b.inbox, simMessage{mustAddrPort("203.0.113.9:9"), call.msg})
+// strangers has a node that b does not know make initiations for b, each a new one.
+func (s *sim) strangers(from, b *simNode, n int) []simMessage {
+	s.t.Helper()
+	var list []simMessage
+	for range n {
+		p := from.of(b)
+		p.began, p.pending = 0, nil
+		p.wanted.Store(false)
+		p.Want()
+		from.step()
+		if len(b.inbox) == 0 {
+			s.t.Fatal("no initiation")
+		}
+		list = append(list, simMessage{mustAddrPort("203.0.113.9:9"), b.inbox[len(b.inbox)-1].msg})
+		b.inbox = b.inbox[:len(b.inbox)-1]
 	}
+	return list
+}
+
+// unknownToB is a sim of three, of whom the second does not know the third.
+func unknownToB(t testing.TB) (s *sim, a, b, c *simNode) {
+	s = newSim(t, 3)
+	s.peers(func(n, p *simNode, pc *PeerConfig) {
+		if n.name == "n1" && p.name == "n2" {
+			pc.Public = key.NewPrivate().Public()
+		}
+	})
+	return s, s.nodes[0], s.nodes[1], s.nodes[2]
+}
+
+func TestCookies(t *testing.T) {
+	s, a, b, c := unknownToB(t)
+	flood := s.strangers(c, b, 2*loadMark)
+	b.inbox = append(b.inbox, flood...)
+	a.of(b).Want()
+	a.step() // right behind the flood
 	b.step()
-	if b.Counters.CookiesSent.Load() != loadMark || b.Counters.Responded.Load() != 0 || b.of(a).Current() != nil {
-		t.Fatalf("%d cookies, %d responses", b.Counters.CookiesSent.Load(), b.Counters.Responded.Load())
+	if got := b.Counters.CookiesSent.Load(); got != loadMark+2 || b.Counters.Responded.Load() != 0 || b.of(a).Current() != nil {
+		t.Fatalf("%d cookies, %d responses", got, b.Counters.Responded.Load())
 	}
 	// The flood goes on; the honest one gets a cookie, and comes through with it.
 	for range 60 {
-		for range loadMark {
-			b.inbox = append(b.inbox, simMessage{mustAddrPort("203.0.113.9:9"), call.msg})
-		}
+		b.inbox = append(b.inbox, flood...)
 		s.pass(tickTime)
 	}
 	if a.Counters.CookiesGot.Load() == 0 || b.Counters.Responded.Load() != 1 {
 		t.Errorf("%d cookies got, %d responses", a.Counters.CookiesGot.Load(), b.Counters.Responded.Load())
 	}
 	s.exchange(a, b)
+}
+
+// What anybody can make, without the node's public key, must not have it ask honest peers for cookies.
+func TestGarbageIsNoLoad(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	for k := range 4 * loadMark {
+		garbage := make([]byte, []int{1, responseLen, initiationLen, cookieReplyLen}[k%4])
+		garbage[0] = byte(k % 5)
+		b.inbox = append(b.inbox, simMessage{mustAddrPort("203.0.113.9:9"), garbage})
+	}
+	a.of(b).Want()
+	s.settle()
+	if b.Counters.CookiesSent.Load() != 0 || b.Counters.Responded.Load() != 1 {
+		t.Errorf("%d cookies, %d responses", b.Counters.CookiesSent.Load(), b.Counters.Responded.Load())
+	}
+}
+
+// A response that only looks like one must not spoil the handshake for the true one, whatever its key is.
+func TestForgedResponse(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	a.of(b).Want()
+	a.step()
+	b.step()
+	genuine := a.inbox[0].msg
+	for _, change := range []func(m []byte){
+		func(m []byte) { m[50] ^= 1 },                 // its tag
+		func(m []byte) { clear(m[12:44]) },            // a point of low order
+		func(m []byte) { clear(m[12:44]); m[12] = 1 }, // another
+		func(m []byte) { m[12] ^= 1 },                 // another ephemeral key
+	} {
+		forged := append([]byte(nil), genuine...)
+		change(forged)
+		var macs device.CookieGenerator
+		macs.Init(device.NoisePublicKey(a.key.Public()))
+		macs.AddMacs(forged)
+		a.inbox = append([]simMessage{{mustAddrPort("203.0.113.9:9"), forged}}, a.inbox...)
+	}
+	s.settle()
+	if a.Counters.Invalid.Load() != 4 {
+		t.Errorf("%d invalid messages, want 4", a.Counters.Invalid.Load())
+	}
+	s.exchange(a, b)
+}
+
+// A worker may want a session of a peer while it is removed.
+func TestRemovedPeerIsNotCalled(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	gone := a.of(b)
+	configs := a.configs(nil)
+	a.SetPeers(nil, 0)
+	gone.Want()
+	s.pass(time.Second)
+	if s.count(TypeInitiation) != 0 || gone.wanted.Load() {
+		t.Errorf("%d initiations to a peer that was removed", s.count(TypeInitiation))
+	}
+	a.SetPeers(configs, 0)
+	s.connect(a, b)
+	s.exchange(a, b)
+}
+
+// A key that is changed is that of a lost machine, unless the peer is a node, which rotates.
+func TestChangedKeyEndsSessions(t *testing.T) {
+	for _, greet := range []bool{false, true} {
+		s := newSim(t, 2)
+		a, b := s.nodes[0], s.nodes[1]
+		s.peers(nil)
+		s.connect(a, b)
+		c := a.configs(nil)
+		c[0].Public, c[0].Greet = key.NewPrivate().Public(), greet
+		a.SetPeers(c, 0)
+		if got := a.of(b).Current() != nil; got != greet {
+			t.Errorf("node %v: session %v", greet, got)
+		}
+	}
+}
+
+// An initiation that was recorded must not count again when its key comes back.
+func TestOldInitiationOfAKeyThatComesBack(t *testing.T) {
+	for _, remove := range []bool{false, true} {
+		s := newSim(t, 2)
+		a, b := s.nodes[0], s.nodes[1]
+		s.peers(nil)
+		s.connect(a, b)
+		old := s.sent[0]
+		configs := b.configs(nil)
+		if remove {
+			b.SetPeers(nil, 0)
+		} else {
+			other := b.configs(nil)
+			other[0].Public = key.NewPrivate().Public()
+			b.SetPeers(other, 0)
+		}
+		b.SetPeers(configs, 0)
+		s.pass(time.Second)
+		b.inbox = append(b.inbox, simMessage{mustAddrPort("203.0.113.9:9"), old})
+		s.settle()
+		if b.Counters.Replayed.Load() != 1 || b.of(a).Endpoint() != a.addr {
+			t.Errorf("removed %v: replayed %d, endpoint %v", remove, b.Counters.Replayed.Load(), b.of(a).Endpoint())
+		}
+	}
+}
+
+// Our initiations stay newer than those before when the system's clock is set back.
+func TestStampsOnlyGrow(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	back := time.Hour
+	a.config.Stamp = func() tai64n.Timestamp {
+		s.now -= int64(back)
+		defer func() { s.now += int64(back) }()
+		return s.stamp()
+	}
+	for range 70 { // beyond a second's worth of steps
+		s.pass(RekeyTimeout + time.Second)
+		before := a.of(b).Current()
+		a.of(b).current.Store(nil)
+		a.of(b).Want()
+		s.settle()
+		if a.of(b).Current() == nil || a.of(b).Current() == before {
+			t.Fatal("the peer refuses an initiation after the clock was set back")
+		}
+	}
+}
+
+// All combinations of our two keys and the peer's two addresses are tried.
+func TestKeyAndAddressTakeTurns(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	a.SetKeys([]key.Private{a.key, key.NewPrivate()}, 1)
+	for _, at := range []string{"192.0.2.2:51820", "198.51.100.7:7"} { // where it is, and where it is not
+		for n := range 2 {
+			elsewhere := mustAddrPort(at)
+			p := a.of(b)
+			p.expire(s.now)
+			b.of(a).expire(s.now)
+			p.endpoint.Store(&elsewhere)
+			a.identify(p, n)
+			p.wanted.Store(true)
+			s.pass(25 * time.Second)
+			if p.Current() == nil {
+				t.Errorf("no session from key %d and address %v on", n, elsewhere)
+			}
+		}
+	}
+}
+
+func TestOddSourcesAreNoEndpoints(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	home := b.addr
+	b.addr = netip.AddrPortFrom(home.Addr(), 0)
+	b.send(a, "from port 0")
+	s.settle()
+	if a.of(b).Endpoint() != home {
+		t.Errorf("endpoint %v", a.of(b).Endpoint())
+	}
+}
+
+func TestLimited(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.1": "192.0.2.1", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::",
+	} {
+		if got := limited(netip.MustParseAddr(in)); got != netip.MustParseAddr(want) {
+			t.Errorf("%s: %v, want %s", in, got, want)
+		}
+	}
+}
+
+func TestMeter(t *testing.T) {
+	var m meter
+	at, rested := int64(1e18), int64(0)
+	const step = int64(time.Millisecond)
+	for worked := int64(0); worked < 1000; worked++ { // without a pause of its own
+		d := m.add(at, at+step)
+		at += step + int64(d)
+		rested += int64(d)
+	}
+	if share := float64(1000*step) / float64(1000*step+rested); share > 0.51 || share < 0.49 {
+		t.Errorf("it works %.2f of the time, want half", share)
+	}
+	for range 1000 {
+		if d := m.add(at, at+step/4); d != 0 {
+			t.Fatalf("rests %v though it works a quarter of the time", d)
+		}
+		at += step
+	}
 }
 
 func TestLoadedNodeLimitsASource(t *testing.T) {
