@@ -119,6 +119,7 @@ func (c *cluster) guardPairs(pairs func(a, b netip.Addr) bool) *guard {
 // Types of the protocol's messages.
 const (
 	typeInitiation = 1
+	typeResponse   = 2
 	typeData       = 4
 )
 
@@ -322,13 +323,19 @@ func (c *cluster) startTraffic(name string, one, other *lab.Pod) *traffic {
 // works waits until everything moves.
 func (k *traffic) works() {
 	k.c.t.Helper()
+	k.answers()
+	for _, p := range k.pingers {
+		p.works()
+	}
+}
+
+// answers waits until something that was sent from now on was answered in each of the echoing connections.
+func (k *traffic) answers() {
+	k.c.t.Helper()
 	for _, e := range k.echoes {
 		ctx, cancel := context.WithTimeout(k.c.ctx, 40*time.Second)
 		k.c.ok(e.WaitAnswered(ctx))
 		cancel()
-	}
-	for _, p := range k.pingers {
-		p.works()
 	}
 }
 
