@@ -234,6 +234,10 @@ func (c *cluster) devices(from *lab.NS) string {
 	show(from)
 	for _, n := range c.lab.Nodes() {
 		show(n.NS)
+		if n.Daemon() != nil {
+			out, err := n.Warren(c.ctx, "drops")
+			fmt.Fprintf(&b, "== drops of node %s (%v)\n%s\n", n.Name, err, out)
+		}
 	}
 	return b.String()
 }

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -39,12 +40,12 @@ func (c *cluster) datagrams(p lab.Path) {
 	got := receiveDatagrams(server, len(want))
 	// Nothing promises their order, but one flow over one path has no reason to lose it.
 	if !slices.EqualFunc(got, want, bytes.Equal) {
-		sizes := make([]int, len(got))
+		arrived := make([]string, len(got))
 		for k := range got {
-			sizes[k] = len(got[k])
+			arrived[k] = fmt.Sprintf("%d:%d", got[k][0], len(got[k]))
 		}
-		c.t.Errorf("%d datagrams of %d bytes from %s to %s, the last of %d, arrived as %v", count, size, p.From.Name, p.Addr,
-			size-300, sizes)
+		c.t.Errorf("%d datagrams of %d bytes from %s to %s, the last of %d, arrived as %v (number:bytes)\n%s", count, size,
+			p.From.Name, p.Addr, size-300, arrived, c.devices(p.From))
 	}
 }
 
