@@ -81,8 +81,8 @@ func parse(args []string, env func(string) string, stderr io.Writer) (o options,
 	mtu := text("mtu", strconv.Itoa(lab.DefaultMTU), "of the wire, bytes")
 	wireguardGo := text("wireguard-go", "", "a binary to measure instead of the built one")
 	tincd := text("tincd", "", "a binary to measure instead of the installed one")
-	before := text("before", "", "a directory with warren and warren-cni of another commit, measured as warren-before and "+
-		"warren-wireguard-before")
+	before := text("before", "", "a directory with warren and warren-cni of another commit, measured as warren-before "+
+		"and warren-wireguard-before")
 	nebula := text("nebula", "", "a binary to measure instead of the built one, with nebula-cert beside it")
 	bin := f.String("bin", "bin", "directory of warren and warren-cni")
 	f.BoolVar(&o.needs, "needs", false, "only list the programs that have to be installed, with their packages")
