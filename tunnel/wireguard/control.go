@@ -215,8 +215,8 @@ func (t *Tunnel) initiate(p *Peer) {
 		p.pending = &pending{since: t.now, identity: p.identity}
 	}
 	h := p.pending
-	// While our key is being changed a peer may know only one of the two. Half as often as callAt changes its mind, so that
-	// all combinations have their turn.
+	// While our key is being changed a peer may know only one of the two. Half as often as callAt changes its mind, so
+	// that all combinations have their turn.
 	h.identity = (p.identity + h.attempts/2) % len(t.identities)
 	index, ok := t.index.reserve(p.lane)
 	if !ok {

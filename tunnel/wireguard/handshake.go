@@ -127,8 +127,8 @@ func (c *caller) respond(psk key.Preshared, sender uint32) (msg []byte, send, re
 }
 
 // readResponse reads the second message. A forged one leaves the state as it is, so that the true one can still come.
-// The library sees to that where a decryption fails, but not where a key agreement does, which a point of low order makes
-// all of them do; so that is looked at before.
+// The library sees to that where a decryption fails, but not where a key agreement does, which a point of low order
+// makes all of them do; so that is looked at before.
 func readResponse(state *noise.HandshakeState, msg []byte) (send, receive [32]byte, err error) {
 	ephemeral, err := ecdh.X25519().NewPublicKey(msg[offsetAnswered+4:][:key.Size])
 	if err != nil {

@@ -60,7 +60,9 @@ const invitedSources = 32
 func (h *hostile) initiation(t testing.TB, cookies *device.CookieGenerator) []byte {
 	t.Helper()
 	p := PeerConfig{Public: h.victim.key.Public()}
-	msg, _, err := newIdentity(key.NewPrivate()).initiation(&h.victim.config, &p, rand.Uint32())
+	msg, _, err := newIdentity(key.NewPrivate()).initiation(&initiating{
+		h.victim.config.Random, &p, rand.Uint32(), h.victim.config.Stamp(),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +83,8 @@ func (h *hostile) next() simMessage {
 		}
 		return m
 	}
-	m := simMessage{from: netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, byte(113 * rand.IntN(2)), byte(rand.Uint32())}),
+	source := [4]byte{203, 0, byte(113 * rand.IntN(2)), byte(rand.Uint32())}
+	m := simMessage{from: netip.AddrPortFrom(netip.AddrFrom4(source),
 		uint16(rand.Uint32()))}
 	switch rand.IntN(9) {
 	case 0, 1, 2:
@@ -158,6 +161,7 @@ func TestHostileMessages(t *testing.T) {
 		t.Error("no initiation was read without load")
 	}
 	read := b.Counters.UnknownKey.Load()
+	b.loadedAt = s.now // as Run notices by the time that it takes
 	for sent := 0; sent < hostileMessages(); sent += controlSlots {
 		s.now += int64(10 * time.Microsecond)
 		feed(controlSlots, h.next)

@@ -483,8 +483,9 @@ func TestCookies(t *testing.T) {
 	a.of(b).Want()
 	a.step() // right behind the flood
 	b.step()
-	if got := b.Counters.CookiesSent.Load(); got != loadMark+2 || b.Counters.Responded.Load() != 0 || b.of(a).Current() != nil {
-		t.Fatalf("%d cookies, %d responses", got, b.Counters.Responded.Load())
+	cookies, responses := b.Counters.CookiesSent.Load(), b.Counters.Responded.Load()
+	if cookies != loadMark+2 || responses != 0 || b.of(a).Current() != nil {
+		t.Fatalf("%d cookies, %d responses", cookies, responses)
 	}
 	// The flood goes on; the honest one gets a cookie, and comes through with it.
 	for range 60 {
