@@ -32,6 +32,7 @@ import (
 
 	"github.com/warren-net/warren/device/tun"
 	"github.com/warren-net/warren/forwarder"
+	"github.com/warren-net/warren/internal/key"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/config"
 	"github.com/warren-net/warren/node/metrics"
@@ -72,7 +73,7 @@ type Node struct {
 	noVXLAN  error // why there are none
 	gso      tunnelGSO
 	secure   secure
-	roamed   atomic.Bool // an encrypted peer was heard elsewhere
+	roamed   roaming
 	workers  []*worker.Worker
 	table    forwarder.Table
 	next     atomic.Pointer[config.Config] // parsed by the source, fetched by the writer
@@ -213,7 +214,7 @@ func (n *Node) start() (*writer, error) {
 	}
 	w := &writer{node: n, log: n.opt.Log, plan: plan{
 		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{}, secure: &n.secure, noVXLAN: n.noVXLAN,
-		grace: map[string]time.Time{}, tunnels: map[string]int32{},
+		grace: map[string]time.Time{}, tunnels: map[string]int32{}, shared: map[string]key.Preshared{},
 		stats: map[string]*forwarder.PeerStats{}, workers: workers,
 	}}
 	if err := w.publish(); err != nil {

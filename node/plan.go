@@ -28,6 +28,8 @@ type plan struct {
 	secure   *secure
 	grace    map[string]time.Time            // by peer name: until when plaintext is still taken from it
 	tunnels  map[string]int32                // by peer name: its number in the encrypted tunnel; never used again
+	shared   map[string]key.Preshared        // by file: what it held when it could last be read
+	reached  map[netip.Addr]bool             // underlay addresses that peers are at
 	stats    map[string]*forwarder.PeerStats // by peer name; entries survive as long as the peer
 	whole    map[netip.AddrPort]*atomic.Bool // by endpoint: superpackets may go to it uncut; as stats
 	noVXLAN  error                           // why there is no plaintext tunnel
@@ -68,6 +70,7 @@ func (p *plan) build(generation uint64) (*outcome, error) {
 	cfg := p.cfg
 	out := &outcome{macs: map[string]string{}, warnings: p.underlayWarnings()}
 	next := *p
+	next.reached = map[netip.Addr]bool{}
 	next.stats, next.whole = map[string]*forwarder.PeerStats{}, map[netip.AddrPort]*atomic.Bool{}
 	var peers []*forwarder.Peer
 	for _, n := range cfg.Peers(cfg.State) {
@@ -89,7 +92,7 @@ func (p *plan) build(generation uint64) (*outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.stats, p.whole = next.stats, next.whole
+	p.stats, p.whole, p.reached = next.stats, next.whole, next.reached
 	return out, nil
 }
 
@@ -114,8 +117,10 @@ func (p *plan) peerOf(n *control.Node, next *plan, out *outcome) (*forwarder.Pee
 			return nil, err
 		}
 	}
+	at := p.reachedAt(peer)
+	next.reached[at] = true
 	var warning string
-	peer.MTU, warning = p.peerMTU(n, p.reachedAt(peer), peer.Encrypted)
+	peer.MTU, warning = p.peerMTU(n, at, peer.Encrypted)
 	if warning != "" {
 		out.warnings = append(out.warnings, warning)
 	}
@@ -168,10 +173,15 @@ func (p *plan) addTunnel(n *control.Node, peer *forwarder.Peer, out *outcome) er
 	}
 	c := wireguard.PeerConfig{Name: n.Name, Public: n.PublicKey, Greet: peer.Encrypted && !n.Roams}
 	if n.PresharedKeyFile != "" {
-		var err error
-		if c.Preshared, err = key.LoadPreshared(n.PresharedKeyFile); err != nil {
-			return fmt.Errorf("presharedKeyFile: %w", err)
+		k, err := p.preshared(n.PresharedKeyFile)
+		if err != nil && k.IsZero() {
+			return err
 		}
+		if err != nil {
+			out.warnings = append(out.warnings,
+				fmt.Sprintf("peer %s goes on with the preshared key that it had: %v", n.Name, err))
+		}
+		c.Preshared = k
 	}
 	if to, ok := p.endpoint(n); ok {
 		c.Endpoint = netip.AddrPortFrom(to, p.cfg.WireGuardPortOf(n))
@@ -184,6 +194,26 @@ func (p *plan) addTunnel(n *control.Node, peer *forwarder.Peer, out *outcome) er
 	c.ID, peer.Tunnel = id, id
 	out.tunnels = append(out.tunnels, c)
 	return nil
+}
+
+// preshared is the key in a file, with an error the one that was in it before; zero: none was.
+func (p *plan) preshared(file string) (key.Preshared, error) {
+	k, err := key.LoadPreshared(file)
+	if err != nil {
+		return p.shared[file], fmt.Errorf("presharedKeyFile: %w", err)
+	}
+	p.shared[file] = k
+	return k, nil
+}
+
+// presharedChanged reports whether a file holds another key than when it was read last.
+func (p *plan) presharedChanged() bool {
+	for file, before := range p.shared {
+		if k, err := key.LoadPreshared(file); err == nil && k != before {
+			return true
+		}
+	}
+	return false
 }
 
 // reachedAt is the underlay address where the peer is now; the zero Addr when nobody knows.

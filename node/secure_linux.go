@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -108,8 +109,9 @@ func (n *Node) trySecure(lanes, workers int) error {
 			}
 		},
 		Roamed: func(int32) {
-			n.roamed.Store(true)
-			poke(n.pokeLink)
+			if n.roamed.note(time.Now()) {
+				poke(n.pokeLink)
+			}
 		},
 		Reachable:  n.mayBeEndpoint,
 		PathEvents: n.pathEvents,
@@ -117,8 +119,29 @@ func (n *Node) trySecure(lanes, workers int) error {
 	return nil
 }
 
-// mayBeEndpoint refuses addresses of the pod network: the tunnel would carry its own packets.
+// A roaming notes that encrypted peers were heard elsewhere. A peer may do that as often as it likes, and each time
+// that the writer hears of it costs.
+type roaming struct {
+	news atomic.Bool
+	told atomic.Int64 // when the writer was last woken for it, Unix nanoseconds
+}
+
+// roamingEvery is how often the writer is woken for it; what comes between is found when it looks by itself.
+const roamingEvery = time.Second
+
+// note reports whether the writer is to be woken.
+func (r *roaming) note(now time.Time) bool {
+	r.news.Store(true)
+	last := r.told.Load()
+	return now.Sub(time.Unix(0, last)).Abs() >= roamingEvery && r.told.CompareAndSwap(last, now.UnixNano())
+}
+
+// mayBeEndpoint refuses what nothing can be sent to: link-local addresses, whose interface is not known, and others
+// that are no host's; and what the tunnel would carry its own packets to: the pod network, and this node.
 func (n *Node) mayBeEndpoint(a netip.Addr) bool {
+	if !a.IsGlobalUnicast() || a.Is4In6() || slices.Contains(n.cfg.Self.Addresses, a) {
+		return false
+	}
 	v := n.view.Load()
 	return v == nil || !slices.ContainsFunc(v.cfg.Cluster, func(c netip.Prefix) bool { return c.Contains(a) })
 }
@@ -164,13 +187,17 @@ func (s *secure) run(ctx context.Context) error {
 	return s.tunnel.Run(ctx, s.sockets.Control, s.waiter)
 }
 
-// readKeys reads the node's keys again, which `warren key rotate` may have changed, and reports whether they have.
-// What cannot be read leaves those in force that are.
+// readKeys reads the node's keys again, which `warren key rotate` may have changed, and the preshared ones, and reports
+// whether any have. What cannot be read leaves those in force that are.
 func (w *writer) readKeys() bool {
 	s := &w.node.secure
 	if s.tunnel == nil {
 		return false
 	}
+	return w.readRing(s) || w.plan.presharedChanged()
+}
+
+func (w *writer) readRing(s *secure) bool {
 	ring, err := key.Load(w.plan.cfg.StateDir)
 	if err == nil {
 		_, err = preferred(ring, w.plan.cfg)

@@ -3,6 +3,8 @@ package node
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -43,7 +45,7 @@ func newSecurePlan(t *testing.T) *plan {
 	p := newPlan(t, text)
 	p.secure.tunnel = wireguard.New(wireguard.Config{Workers: 2})
 	p.secure.tunnel.SetKeys([]key.Private{keys["a"]}, 0)
-	p.grace, p.tunnels = map[string]time.Time{}, map[string]int32{}
+	p.grace, p.tunnels, p.shared = map[string]time.Time{}, map[string]int32{}, map[string]key.Preshared{}
 	return p
 }
 
@@ -212,9 +214,69 @@ func TestPreferredKey(t *testing.T) {
 
 // The tunnel's own packets must not be routed into the tunnel.
 func TestNoEndpointInThePodNetwork(t *testing.T) {
-	n := &Node{}
+	n := &Node{cfg: &config.Config{}}
+	n.cfg.Self.Addresses = []netip.Addr{addr("192.0.2.1")}
 	n.view.Store(&view{cfg: &config.Config{Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}})
-	if n.mayBeEndpoint(addr("10.244.3.4")) || !n.mayBeEndpoint(addr("192.0.2.9")) {
-		t.Error("an address of the pod network may be a peer's endpoint, or one of the underlay may not")
+	for a, want := range map[string]bool{
+		"10.244.3.4": false, "192.0.2.9": true, "2001:db8::9": true, "192.0.2.1": false, "fe80::1": false, "127.0.0.1": false,
+		"224.0.0.1": false, "0.0.0.0": false, "255.255.255.255": false, "::ffff:192.0.2.9": false,
+	} {
+		if n.mayBeEndpoint(addr(a)) != want {
+			t.Errorf("%s may be a peer's endpoint: %v, want %v", a, !want, want)
+		}
+	}
+}
+
+func TestRoamingIsToldNowAndThen(t *testing.T) {
+	var r roaming
+	now, told := time.Now(), 0
+	for range 1000 {
+		if r.note(now) {
+			told++
+		}
+		now = now.Add(10 * time.Millisecond)
+	}
+	if told < 9 || told > 11 || !r.news.Load() {
+		t.Errorf("told %d times in ten seconds", told)
+	}
+}
+
+func TestPresharedKeyThatChanges(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "psk")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, second := key.NewPreshared(), key.NewPreshared()
+	p := newSecurePlan(t)
+	for i := range p.cfg.State.Nodes {
+		p.cfg.State.Nodes[i].PresharedKeyFile = file
+	}
+	if _, err := p.build(1); err == nil {
+		t.Error("no error without the file")
+	}
+	in := func() (key.Preshared, []string) {
+		out, err := p.build(2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out.tunnels[0].Preshared, out.warnings
+	}
+	write(first.RevealText() + "\n")
+	if k, warnings := in(); k != first || len(warnings) > 0 || p.presharedChanged() {
+		t.Errorf("the key of the file is not used: %q", warnings)
+	}
+	write("spoilt")
+	if k, warnings := in(); k != first || len(warnings) != 4 || p.presharedChanged() {
+		t.Errorf("the last good key is not used: %q", warnings)
+	}
+	write(second.RevealText() + "\n")
+	if !p.presharedChanged() {
+		t.Error("a change is not noticed")
+	}
+	if k, _ := in(); k != second {
+		t.Error("the new key is not used")
 	}
 }

@@ -189,7 +189,7 @@ func (w *writer) follow(ctx context.Context) error {
 			w.problem(err)
 			first = false
 		case e := <-n.paths:
-			w.path(e)
+			w.path(ctx, e)
 		case <-n.pokeLink:
 			wait(ctx, settle)
 			w.look()
@@ -264,13 +264,18 @@ func (w *writer) problem(err error) {
 	w.showAgain()
 }
 
-// path takes in what the underlay said about a path, and all that came with it.
-func (w *writer) path(e tunnel.PathEvent) {
+// path takes in what the underlay said about a path, and all that came with it. Whoever can send to a node can make the
+// kernel report an error about any address, as the sockets are not connected: what is about nobody's is ignored, and
+// the rest does not have the table built anew more often than every now and then.
+func (w *writer) path(ctx context.Context, e tunnel.PathEvent) {
+	wait(ctx, settle)
 	var tooBig []tunnel.PathEvent
 	for more := true; more; {
-		if errors.Is(e.Err, tunnel.ErrTooBig) {
+		switch {
+		case !w.plan.reached[e.To]:
+		case errors.Is(e.Err, tunnel.ErrTooBig):
 			tooBig = append(tooBig, e)
-		} else {
+		default:
 			w.log.Warn("the underlay refuses packets to a peer", "address", e.To, "error", e.Err)
 		}
 		select {
@@ -300,7 +305,7 @@ func (w *writer) look() {
 	now := time.Now()
 	news := w.plan.paths.expire(now)
 	news = w.plan.endGraces(now) || news
-	news = w.node.roamed.Swap(false) || news
+	news = w.node.roamed.news.Swap(false) || news
 	news = w.readKeys() || news
 	if w.readUnderlay() || news {
 		w.republish()

@@ -44,6 +44,24 @@ func (k *keyDir) find(cmd *cobra.Command) (string, error) {
 	return config.StateDirIn(k.config)
 }
 
+// named refuses to end a rotation while the configuration, as far as there is one that can be read, has another key for
+// this node than its newest: nobody would know the node by the key that is left, and it would not start again.
+func (k *keyDir) named(dir string) error {
+	cfg, err := config.Load(k.config)
+	if err != nil || cfg.StateDir != dir || cfg.Self.PublicKey.IsZero() {
+		return nil //nolint:nilerr // not this node's, or not to be read: then it says nothing of its key
+	}
+	ring, err := key.Load(dir)
+	if err != nil {
+		return withHint(err)
+	}
+	if newest := ring.Newest().Public(); cfg.Self.PublicKey != newest {
+		return fmt.Errorf("%s still has publicKey %s for node %s: put %s there, on all nodes, before the rotation ends",
+			k.config, cfg.Self.PublicKey, cfg.Node, newest)
+	}
+	return nil
+}
+
 // withHint says how to make a key where there is none.
 func withHint(err error) error {
 	if errors.Is(err, key.ErrNone) {
@@ -118,6 +136,9 @@ func newKeyRotate() *cobra.Command {
 				return err
 			}
 			if finish {
+				if err := where.named(dir); err != nil {
+					return err
+				}
 				ring, err := key.Finish(dir)
 				if err != nil {
 					return withHint(err)

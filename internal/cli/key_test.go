@@ -286,3 +286,27 @@ func TestPeerConfigIntoAFile(t *testing.T) {
 		}
 	}
 }
+
+// A rotation must not end while the list has the key that it takes away.
+func TestRotationEndsAfterTheListHasTheKey(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "warren.yaml")
+	state := filepath.Join(dir, "state")
+	write := func(public string) {
+		t.Helper()
+		text := "node: a\ncluster: [10.244.0.0/16]\nstateDir: " + state + "\nnodes:\n" +
+			"  - {name: a, addresses: [192.0.2.1], podCIDRs: [10.244.1.0/24], publicKey: \"" + public + "\"}\n"
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, _ := aKey(t, "key", "new", "--state-dir", state)
+	write(first)
+	second, _ := aKey(t, "key", "rotate", "--config", file)
+	aLine(t, "warren: "+file+" still has publicKey "+first+" for node a: put "+second+" there, on all nodes, before the "+
+		"rotation ends", "key", "rotate", "--finish", "--config", file)
+	write(second)
+	if public, _ := aKey(t, "key", "rotate", "--finish", "--config", file); public != second {
+		t.Errorf("the key is %s, want %s", public, second)
+	}
+}
