@@ -78,7 +78,7 @@ func sameDevice(name string) [2]string { return [2]string{name, name} }
 // Options choose and configure the systems.
 type Options struct {
 	BinDir      string // holds warren and warren-cni
-	Before      string // holds those of another commit, measured as warren-before and warren-wireguard-before; may be empty
+	Before      string // holds those of another commit, measured as warren-before, warren-wireguard-before; may be empty
 	PeerDir     string // where other programs are built
 	Nebula      string // a nebula binary with nebula-cert beside it instead of the built one; may be empty
 	WireguardGo string // a wireguard-go binary instead of the built one; may be empty
