@@ -36,6 +36,7 @@ type Bed struct {
 	Nodes [2]*lab.Node
 	MTU   int // bytes, of the wire
 
+	attack  *attacker // nil: nobody was attacked yet
 	cleanup []func() error
 }
 

@@ -10,7 +10,7 @@ import (
 type Goal struct {
 	System   string  // whose goal it is
 	What     string  // in words
-	Over     string  // the system to compare with; empty when none of those in question was measured
+	Over     string  // the system to compare with, or itself elsewhere; empty when none of those was measured
 	Wire     string  //
 	Scenario string  //
 	Metric   string  //
@@ -96,6 +96,17 @@ func encryptedDemands() []demand {
 	}
 }
 
+// ownGoals are those that a system has over itself: what a flood of handshakes leaves of a stream.
+func ownGoals() []Goal {
+	const half = 0.5
+	var goals []Goal
+	for _, wire := range Wires() {
+		goals = append(goals, Goal{System: encryptedSystem, What: "TCP under a handshake flood, over the same without",
+			Over: "itself, " + calmScenario, Wire: wire, Scenario: floodScenario, Metric: metricRate, Limit: half})
+	}
+	return goals
+}
+
 // Goals lists all goals with what the report says about each.
 func (r *Report) Goals() []Goal {
 	var goals []Goal
@@ -108,7 +119,25 @@ func (r *Report) Goals() []Goal {
 			}
 		}
 	}
+	for _, g := range ownGoals() {
+		goals = append(goals, r.judgeOwn(g))
+	}
 	return goals
+}
+
+// judgeOwn fills in a goal that a system has over itself.
+func (r *Report) judgeOwn(g Goal) Goal {
+	for _, w := range r.Within {
+		if w.System != g.System || w.Wire != g.Wire || w.Scenario != g.Scenario || w.Metric != g.Metric {
+			continue
+		}
+		calm := g
+		calm.Scenario = w.Over
+		if other := r.median(g.System, calm); other > 0 {
+			g.Measured, g.Reached, g.OfMedians = true, w.Summary, r.median(g.System, g)/other
+		}
+	}
+	return g
 }
 
 // judge fills in the hardest of the comparisons: the one with the best of the systems.

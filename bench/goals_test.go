@@ -96,6 +96,40 @@ func TestGoalsOfEncryption(t *testing.T) {
 	}
 }
 
+// TestGoalOverItself holds that what a flood leaves of a stream is formed round by round, and over the same system's.
+func TestGoalOverItself(t *testing.T) {
+	r := goalReport{newResults()}.
+		add("warren-wireguard", "tcp-1", metricRate, 10, 4, 10).
+		add("warren-wireguard", "flood", metricRate, 6, 3, 4).
+		add("wireguard-go", "tcp-1", metricRate, 2, 2).
+		add("wireguard-go", "flood", metricRate, 1, 0.5, 1).
+		add("warren-wireguard", "flood", metricCPU, 1, 1, 1)
+	report := &Report{Rows: r.rows(), Ratios: r.ratios(), Within: r.within()}
+	want := []Within{
+		{"warren-wireguard", WireOffload, "flood", "tcp-1", metricRate, Summary{0.6, 0.4, 0.75}},
+		{"wireguard-go", WireOffload, "flood", "tcp-1", metricRate, Summary{0.375, 0.25, 0.5}},
+	}
+	if !slices.Equal(report.Within, want) {
+		t.Errorf("within: %+v, want %+v", report.Within, want)
+	}
+	met := map[bool]int{}
+	for _, g := range report.Goals() {
+		if g.Scenario == "flood" && g.Measured {
+			met[g.Met()]++
+			if g.Reached.Median != 0.6 || g.OfMedians != 0.4 {
+				t.Errorf("%+v, want 0.6 by rounds and 0.4 of medians", g)
+			}
+		}
+	}
+	if met[true] != 0 || met[false] != 1 {
+		t.Errorf("goals under a flood by whether they are met: %v, want one that is not", met)
+	}
+	if m := string(report.Markdown()); !strings.Contains(m, "## Ratios within a system") ||
+		!strings.Contains(m, "| warren-wireguard | TCP under a handshake flood, over the same without | itself, tcp-1 |") {
+		t.Errorf("report.md lacks it:\n%s", m)
+	}
+}
+
 // TestEveryGoalCanBeMeasured holds that the table asks for what the bench has.
 func TestEveryGoalCanBeMeasured(t *testing.T) {
 	known := make(map[string]bool)
@@ -104,6 +138,11 @@ func TestEveryGoalCanBeMeasured(t *testing.T) {
 	}
 	for _, s := range ScenarioNames() {
 		known[s] = true
+	}
+	for _, g := range ownGoals() {
+		if !known[g.System] || !known[g.Scenario] || unitOf(g.Metric) == "" {
+			t.Errorf("%+v: it asks for what the bench has not", g)
+		}
 	}
 	for _, d := range demands() {
 		for _, name := range slices.Concat([]string{d.system}, d.over, d.scenarios) {

@@ -30,10 +30,21 @@ type Ratio struct {
 	Summary
 }
 
+// A Within is a system's figure in one scenario over its own in another, formed in each round by itself.
+type Within struct {
+	System   string `json:"system"`
+	Wire     string `json:"wire"`
+	Scenario string `json:"scenario"`
+	Over     string `json:"over"` // the other scenario
+	Metric   string `json:"metric"`
+	Summary
+}
+
 // A Report is what a run found out.
 type Report struct {
-	Rows   []Row   `json:"rows"`
-	Ratios []Ratio `json:"ratios"`
+	Rows   []Row    `json:"rows"`
+	Ratios []Ratio  `json:"ratios"`
+	Within []Within `json:"within,omitempty"`
 	// Failures are measurements that failed, self-checks among them: a report with one proves nothing.
 	Failures []string `json:"failures"`
 	// Notes say what was left out and why.
@@ -94,7 +105,9 @@ func (r *results) rows() []Row {
 func (r *results) ratios() []Ratio {
 	ratios := []Ratio{}
 	for _, s := range r.order {
-		if !strings.HasPrefix(s.system, "warren-") || s.system == warrenBefore || s.system == wireguardBefore {
+		// How fast a flood arrived is nobody's merit.
+		if !strings.HasPrefix(s.system, "warren-") || s.system == warrenBefore || s.system == wireguardBefore ||
+			s.metric == metricFlood {
 			continue
 		}
 		for _, over := range r.order {
@@ -114,6 +127,28 @@ func (r *results) ratios() []Ratio {
 		}
 	}
 	return ratios
+}
+
+// within relates what systems reach under a flood to what they reach without.
+func (r *results) within() []Within {
+	var list []Within
+	for _, s := range r.order {
+		if s.scenario != floodScenario || s.metric != metricRate {
+			continue
+		}
+		calm := series{s.system, s.wire, calmScenario, s.metric}
+		var values []float64
+		for round, v := range r.values[s] {
+			if o := r.values[calm][round]; o != 0 {
+				values = append(values, v/o)
+			}
+		}
+		if len(values) > 0 {
+			list = append(list, Within{System: s.system, Wire: s.wire, Scenario: s.scenario, Over: calmScenario,
+				Metric: s.metric, Summary: Summarize(values)})
+		}
+	}
+	return list
 }
 
 // JSON is the report as report.json has it.
@@ -157,11 +192,26 @@ func (r *Report) ratioCells() [][]string {
 	return cells
 }
 
+// withinCells are empty when the report has none: most runs have no scenario of that kind.
+func (r *Report) withinCells() [][]string {
+	if len(r.Within) == 0 {
+		return nil
+	}
+	cells := [][]string{{"wire", "system", "scenario", "over its", "metric", "median", "min", "max"}}
+	for _, w := range r.Within {
+		cells = append(cells, append([]string{w.Wire, w.System, w.Scenario, w.Over, w.Metric}, w.cells()...))
+	}
+	return cells
+}
+
 // WriteTable prints the report for a terminal.
 func (r *Report) WriteTable(out io.Writer) error {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	for _, table := range [][][]string{r.rowCells(), r.ratioCells(), goalCells(r.measuredGoals())} {
+	for _, table := range [][][]string{r.rowCells(), r.ratioCells(), r.withinCells(), goalCells(r.measuredGoals())} {
+		if len(table) == 0 {
+			continue
+		}
 		for _, line := range table {
 			fmt.Fprintln(w, strings.Join(line, "\t"))
 		}
@@ -197,8 +247,12 @@ func (r *Report) Markdown() []byte {
 		fmt.Fprintf(&b, "\n%s.\n", n)
 	}
 	fmt.Fprintf(&b, "\n%s.\n", r.goalsSummary())
-	for i, table := range [][][]string{goalCells(r.Goals()), r.rowCells(), r.ratioCells()} {
-		fmt.Fprintf(&b, "\n## %s\n\n", []string{"Goals", "Figures", "Ratios"}[i])
+	titles := []string{"Goals", "Figures", "Ratios", "Ratios within a system"}
+	for i, table := range [][][]string{goalCells(r.Goals()), r.rowCells(), r.ratioCells(), r.withinCells()} {
+		if len(table) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "\n## %s\n\n", titles[i])
 		for j, line := range table {
 			fmt.Fprintf(&b, "| %s |\n", strings.Join(line, " | "))
 			if j == 0 {

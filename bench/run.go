@@ -79,8 +79,8 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 		}
 	}
 	r.notes = append(r.notes, r.results.sendersLimits()...)
-	report := &Report{Rows: r.results.rows(), Ratios: r.results.ratios(), Failures: r.failures, Notes: r.notes,
-		Machine: r.machine()}
+	report := &Report{Rows: r.results.rows(), Ratios: r.results.ratios(), Within: r.results.within(),
+		Failures: r.failures, Notes: r.notes, Machine: r.machine()}
 	if err := ctx.Err(); err != nil {
 		return report, fmt.Errorf("the run was interrupted: %w", err)
 	}

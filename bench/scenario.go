@@ -16,7 +16,8 @@ const (
 	metricConns    = "conns_per_s"
 	metricCPU      = "cpu_s_per_gb"
 	metricRSS      = "rss_mib"
-	metricCNI      = "cni_ms" // ADD and DEL
+	metricFlood    = "flood_pps" // hostile datagrams that arrived
+	metricCNI      = "cni_ms"    // ADD and DEL
 	metricAdd      = "cni_add_ms"
 	metricDel      = "cni_del_ms"
 )
@@ -25,7 +26,7 @@ func unitOf(metric string) string {
 	return map[string]string{
 		metricRate: "Gbit/s", metricReceived: "packets/s", metricP50: "µs", metricP99: "µs",
 		metricConns: "connections/s", metricCPU: "s/GB", metricRSS: "MiB",
-		metricCNI: "ms", metricAdd: "ms", metricDel: "ms",
+		metricFlood: "packets/s", metricCNI: "ms", metricAdd: "ms", metricDel: "ms",
 	}[metric]
 }
 
@@ -64,7 +65,8 @@ type measurement struct {
 func scenarios() []scenario {
 	const short, long, search = 3 * time.Second, 4 * time.Second, 10 * time.Second
 	return []scenario{
-		tcp("tcp-1", 1, forward, long), tcp("tcp-4", 4, forward, long), tcp("tcp-16", 16, forward, long),
+		tcp(calmScenario, 1, forward, long), {name: floodScenario, time: long, run: flooded, about: AboutHandshakes},
+		tcp("tcp-4", 4, forward, long), tcp("tcp-16", 16, forward, long),
 		tcp("tcp-1-reverse", 1, reverse, short), tcp("tcp-4-reverse", 4, reverse, short),
 		tcp("tcp-16-reverse", 16, reverse, short),
 		tcp("tcp-1-bidir", 1, both, short), tcp("tcp-4-bidir", 4, both, long), tcp("tcp-16-bidir", 16, both, short),

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warren-net/warren/internal/key"
 	"github.com/warren-net/warren/internal/lab"
 )
 
@@ -88,6 +89,28 @@ func TestSmokeEncrypted(t *testing.T) {
 				t.Errorf("no row for %s, %s: %+v", wire, scenario, report.Rows)
 			}
 		}
+	}
+	wantNothingLeft(t)
+}
+
+// TestFlood measures a stream beside a flood, twice on one bed, and without.
+func TestFlood(t *testing.T) {
+	c := smokeConfig(t)
+	c.Systems[0].(*warrenSystem).encapsulation = encrypted
+	c.Scenarios, c.Rounds = []string{"tcp-1", "flood"}, 2
+	report, err := Run(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, metric := range []string{metricRate, metricCPU, metricRSS, metricFlood} {
+		if !slices.ContainsFunc(report.Rows, func(r Row) bool {
+			return r.System == encryptedSystem && r.Scenario == "flood" && r.Metric == metric && r.Rounds == 2 && r.Min > 0
+		}) {
+			t.Errorf("no row of %s: %+v", metric, report.Rows)
+		}
+	}
+	if len(report.Within) != 1 || report.Within[0].Min <= 0 {
+		t.Errorf("within: %+v, want what the flood leaves of the stream", report.Within)
 	}
 	wantNothingLeft(t)
 }
@@ -304,7 +327,8 @@ func TestEveryScenarioChecks(t *testing.T) {
 	m := measurement{bed: b, path: p, wire: WireOffload, time: 200 * time.Millisecond, congestionControl: "cubic"}
 	// One of each kind.
 	kinds := []string{"tcp-1", "tcp-1-reverse", "tcp-4-bidir", "udp-1400", "udp-64", "rtt-idle", "rtt-load", "connect",
-		"flows-1000", "same-node"}
+		"flows-1000", "same-node", "flood"}
+	p.Victim = &Victim{Key: key.NewPrivate().Public(), Port: wireguardPort} // nobody is there
 	for _, s := range scenarios() {
 		if !slices.Contains(kinds, s.name) {
 			continue

@@ -31,9 +31,10 @@ type Subject int
 
 // Subjects.
 const (
-	AboutNodes  Subject = iota // pods of two nodes: Path.Ends
-	AboutNode                  // pods of one node: Path.Neighbour
-	AboutPlugin                // how pods are attached: Path.Plugin
+	AboutNodes      Subject = iota // pods of two nodes: Path.Ends
+	AboutNode                      // pods of one node: Path.Neighbour
+	AboutPlugin                    // how pods are attached: Path.Plugin
+	AboutHandshakes                // WireGuard's, and what strangers can do by them: Path.Victim
 )
 
 // An End is a pod.
@@ -54,6 +55,9 @@ type Path struct {
 
 	// Plugin attaches further pods to the first node.
 	Plugin *Plugin
+
+	// Victim is the second node, for others on the underlay.
+	Victim *Victim
 
 	// Neighbour is a second pod on the first node.
 	Neighbour *End

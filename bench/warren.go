@@ -43,7 +43,7 @@ func (w *warrenSystem) Name() string {
 // Subjects are all there are; the plugin is the same whatever joins the nodes, and measured once.
 func (w *warrenSystem) Subjects() []Subject {
 	if w.encapsulation == encrypted {
-		return []Subject{AboutNodes, AboutNode}
+		return []Subject{AboutNodes, AboutNode, AboutHandshakes}
 	}
 	return []Subject{AboutNodes, AboutNode, AboutPlugin}
 }
@@ -88,6 +88,9 @@ func (w *warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
 			return nil, err
 		}
 		p.Ends[i] = End{NS: pod.NS, Addr: pod.V4}
+	}
+	if p.Encrypts {
+		p.Victim = &Victim{Key: b.Nodes[1].PublicKey, Port: wireguardPort}
 	}
 	near, err := b.Nodes[0].AddPod(ctx, "near", lab.PodOptions{})
 	if err != nil {

@@ -25,7 +25,7 @@ func (*wireguardGo) Name() string { return "wireguard-go" }
 func (*wireguardGo) Needs() []string { return []string{"wg:wireguard-tools"} }
 
 // Subjects is what it has a part in.
-func (*wireguardGo) Subjects() []Subject { return []Subject{AboutNodes} }
+func (*wireguardGo) Subjects() []Subject { return []Subject{AboutNodes, AboutHandshakes} }
 
 // Program says what is measured.
 func (w *wireguardGo) Program() string { return w.program }
@@ -52,6 +52,7 @@ func (w *wireguardGo) Up(ctx context.Context, b *Bed) (*Path, error) {
 	}
 	p.Encrypts = true
 	keys := [2]key.Private{key.NewPrivate(), key.NewPrivate()}
+	p.Victim = &Victim{Key: keys[1].Public(), Port: wireguardPort}
 	for i, n := range b.Nodes {
 		far := b.Nodes[1-i]
 		peer := wgpeer.New(b.Lab, n.NS, wgpeer.Config{
