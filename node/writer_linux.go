@@ -31,9 +31,11 @@ type writer struct {
 	plan       plan
 	generation uint64
 	lastReload *api.Reload
-	hostError  string   // why the kernel could not be set up again
-	keyError   string   // why the node's keys could not be read again
-	lost       []string // what the kernel lacks, and what does not work for it
+	hostError  string    // why the kernel could not be set up again
+	keyError   string    // why the node's keys could not be read again
+	pathsAt    time.Time // when the table was last built anew for paths
+	pathNews   bool      // it is to be for others
+	lost       []string  // what the kernel lacks, and what does not work for it
 }
 
 // A view is what questions are answered from. It is immutable once published.
@@ -189,7 +191,7 @@ func (w *writer) follow(ctx context.Context) error {
 			w.problem(err)
 			first = false
 		case e := <-n.paths:
-			w.path(ctx, e)
+			w.path(e)
 		case <-n.pokeLink:
 			wait(ctx, settle)
 			w.look()
@@ -267,8 +269,7 @@ func (w *writer) problem(err error) {
 // path takes in what the underlay said about a path, and all that came with it. Whoever can send to a node can make the
 // kernel report an error about any address, as the sockets are not connected: what is about nobody's is ignored, and
 // the rest does not have the table built anew more often than every now and then.
-func (w *writer) path(ctx context.Context, e tunnel.PathEvent) {
-	wait(ctx, settle)
+func (w *writer) path(e tunnel.PathEvent) {
 	var tooBig []tunnel.PathEvent
 	for more := true; more; {
 		switch {
@@ -295,15 +296,22 @@ func (w *writer) path(ctx context.Context, e tunnel.PathEvent) {
 			news = w.plan.paths.note(e.To, e.MTU, time.Now()) || news
 		}
 	}
-	if news {
+	switch now := time.Now(); {
+	case !news:
+	case now.Sub(w.pathsAt) >= settle:
+		w.pathsAt = now
 		w.republish()
+	default:
+		w.pathNews = true
+		w.pokeLink()
 	}
 }
 
 // look reads the underlay's state and the keys, and ends what has had its time.
 func (w *writer) look() {
 	now := time.Now()
-	news := w.plan.paths.expire(now)
+	news := w.plan.paths.expire(now) || w.pathNews
+	w.pathNews = false
 	news = w.plan.endGraces(now) || news
 	news = w.node.roamed.news.Swap(false) || news
 	news = w.readKeys() || news
