@@ -232,18 +232,19 @@ func (c *cluster) startPinger(name string, from *lab.NS, to netip.Addr) *pinger 
 	return p
 }
 
-var sequence = regexp.MustCompile(`(?m)^\d+ bytes from .* icmp_seq=(\d+) `)
+var answer = regexp.MustCompile(`(?m)^\d+ bytes from .* icmp_seq=(\d+) .* time=([\d.]+) ms`)
 
-// answered are the numbers of the answers up to now.
-func (p *pinger) answered() map[int]bool {
+// answered are the numbers of the answers up to now, with the milliseconds that they took.
+func (p *pinger) answered() map[int]float64 {
 	p.c.t.Helper()
 	text, err := os.ReadFile(p.proc.Log)
 	p.c.ok(err)
-	got := make(map[int]bool)
-	for _, m := range sequence.FindAllSubmatch(text, -1) {
-		n, err := strconv.Atoi(string(m[1]))
+	got := make(map[int]float64)
+	for _, m := range answer.FindAllStringSubmatch(string(text), -1) {
+		n, err := strconv.Atoi(m[1])
 		p.c.ok(err)
-		got[n] = true
+		got[n], err = strconv.ParseFloat(m[2], 64)
+		p.c.ok(err)
 	}
 	return got
 }
@@ -271,14 +272,21 @@ func (p *pinger) lost() int {
 	defer cancel()
 	_ = p.proc.Wait(ctx) // its status tells of lost packets
 	got := p.answered()
-	last := 0
-	for n := range got {
+	last, slowest := 0, 0
+	for n, took := range got {
 		last = max(last, n)
+		if took > got[slowest] {
+			slowest = n
+		}
+	}
+	const slow = 500 // ms
+	if got[slowest] > slow {
+		p.c.t.Logf("%s: the answer to number %d took %.0f ms", p.what, slowest, got[slowest])
 	}
 	if missing := last - len(got); missing > 0 {
 		var gaps []int
 		for n := 1; n <= last; n++ {
-			if !got[n] {
+			if _, ok := got[n]; !ok {
 				gaps = append(gaps, n)
 			}
 		}
