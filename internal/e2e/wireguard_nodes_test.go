@@ -10,6 +10,7 @@ import (
 
 	"github.com/warren-net/warren/internal/key"
 	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/node/api"
 )
 
 // underlayV6 is the edit that leaves a node nothing but its IPv6 address.
@@ -244,5 +245,8 @@ func TestEncapsulationMove(t *testing.T) {
 	const most = 12 // of some 20,000
 	if lost > refused || lost > most {
 		t.Errorf("%d pings lost, %d drops that say why; want at most %d", lost, refused, most)
+		for _, n := range nodes {
+			t.Logf("handshakes of node %s: %v", n.Name, ask[api.Status](c, n, "status").Tunnel.Handshakes)
+		}
 	}
 }
