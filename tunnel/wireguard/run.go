@@ -21,7 +21,9 @@ const (
 	controlSlots = 64   // messages in a receive
 	controlSlot  = 2048 // bytes; what is longer, as one or joined by GRO, is no handshake, and is thrown away
 	idleWait     = time.Minute
-	// Who was at work for workMost in a workWindow is under load, and rests as long.
+	// Who was at work for workMost in a workWindow rests as long, and is under load when it was for handshakes. Fewer than
+	// workLeast messages don't take so long: then the goroutine was without a processor.
+	workLeast  = 2 * loadMark
 	workWindow = 100 * time.Millisecond
 	workMost   = workWindow / 2
 )
@@ -55,6 +57,7 @@ func (t *Tunnel) Run(ctx context.Context, socket tunnel.Socket, waiter Waiter) e
 			return fmt.Errorf("wireguard: receive: %w", err)
 		}
 		active := t.round(in, begin, &ticked)
+		verified := t.verified // of this goroutine alone
 		if _, err := socket.Send(&t.out); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("wireguard: send: %w", err)
 		}
@@ -62,10 +65,13 @@ func (t *Tunnel) Run(ctx context.Context, socket tunnel.Socket, waiter Waiter) e
 		if events = socket.PathEvents(events[:0]); len(events) > 0 && t.config.PathEvents != nil {
 			t.config.PathEvents(events)
 		}
-		if d := work.add(begin, t.config.Now()); d > 0 {
+		d, load := work.add(worked{begin, t.config.Now(), in.N, verified})
+		if load {
 			t.mu.Lock()
 			t.loadedAt = begin
 			t.mu.Unlock()
+		}
+		if d > 0 {
 			rest(ctx, d)
 		}
 		switch {
@@ -87,21 +93,33 @@ func rest(ctx context.Context, d time.Duration) {
 	}
 }
 
-// A meter sums up work.
-type meter struct{ window, busy int64 }
+// A worked is what a round did.
+type worked struct {
+	from, to int64
+	messages int // all that came to the control socket
+	verified int // handshake messages with a right first MAC
+}
 
-// add notes that there was work, and returns for how long to rest after it.
-func (m *meter) add(from, to int64) time.Duration {
-	if from-m.window >= int64(workWindow) {
-		m.window, m.busy = from, 0
+// A meter sums up work.
+type meter struct {
+	window, busy       int64
+	messages, verified int
+}
+
+// add notes that there was work, and returns for how long to rest after it, and whether it was the load of handshakes.
+func (m *meter) add(w worked) (time.Duration, bool) {
+	if w.from-m.window >= int64(workWindow) {
+		*m = meter{window: w.from}
 	}
-	m.busy += to - from
-	if m.busy < int64(workMost) {
-		return 0
+	m.busy += w.to - w.from
+	m.messages += w.messages
+	m.verified += w.verified
+	if m.busy < int64(workMost) || m.messages < workLeast {
+		return 0, false
 	}
-	d := min(time.Duration(m.busy), workWindow)
-	m.window, m.busy = 0, 0
-	return d
+	d, load := min(time.Duration(m.busy), workWindow), m.verified >= workLeast
+	*m = meter{}
+	return d, load
 }
 
 // round handles what has come, and the timers when it is time. Messages to send are in t.out then. It reports whether

@@ -677,22 +677,33 @@ func TestLimited(t *testing.T) {
 }
 
 func TestMeter(t *testing.T) {
-	var m meter
-	at, rested := int64(1e18), int64(0)
 	const step = int64(time.Millisecond)
-	for worked := int64(0); worked < 1000; worked++ { // without a pause of its own
-		d := m.add(at, at+step)
-		at += step + int64(d)
-		rested += int64(d)
-	}
-	if share := float64(1000*step) / float64(1000*step+rested); share > 0.51 || share < 0.49 {
-		t.Errorf("it works %.2f of the time, want half", share)
-	}
-	for range 1000 {
-		if d := m.add(at, at+step/4); d != 0 {
-			t.Fatalf("rests %v though it works a quarter of the time", d)
+	for _, c := range []struct {
+		name               string
+		messages, verified int   // in a round
+		work, pause        int64 // of a round
+		rest, load         bool
+	}{
+		{name: "a flood of handshakes", messages: 2, verified: 2, work: step, rest: true, load: true},
+		{name: "a flood of garbage", messages: 64, work: step, rest: true},
+		{name: "a quarter of the time", messages: 2, verified: 2, work: step, pause: 3 * step},
+		{name: "without a processor", messages: 1, verified: 1, work: 50 * step},
+	} {
+		var m meter
+		at, busy, rested, loads := int64(1e18), int64(0), int64(0), 0
+		for range 1000 {
+			d, load := m.add(worked{at, at + c.work, c.messages, c.verified})
+			at += c.work + c.pause + int64(d)
+			busy += c.work
+			rested += int64(d)
+			if load {
+				loads++
+			}
 		}
-		at += step
+		share := float64(busy) / float64(busy+rested)
+		if c.rest && (share > 0.51 || share < 0.49) || !c.rest && rested != 0 || c.load != (loads > 0) {
+			t.Errorf("%s: it works %.2f of the time, and was %d times under load", c.name, share, loads)
+		}
 	}
 }
 
