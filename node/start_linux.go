@@ -219,6 +219,9 @@ func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
 	if n.gso.device == nil {
 		spec.TunnelGSO = ""
 	}
+	if n.secure.tunnel == nil {
+		spec.CookiePort = 0
+	}
 	return spec
 }
 
@@ -228,6 +231,7 @@ func specOf(cfg *config.Config) hostnet.Spec {
 		Device: cfg.Device, MTU: cfg.MTU,
 		Gateways: cfg.Gateways(), PodCIDRs: cfg.Self.PodCIDRs, ClusterCIDRs: cfg.Cluster, NodeAddrs: cfg.Self.Addresses,
 		Table: cfg.Table, RulePriority: cfg.RulePriority, Masquerade: cfg.Masquerade,
+		CookiePort: cfg.WireGuardPortOf(&cfg.Self),
 	}
 	if cfg.Offloads.TunnelGSO {
 		spec.TunnelGSO = tapgso.Name(cfg.Device)

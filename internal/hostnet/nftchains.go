@@ -1,11 +1,13 @@
 package hostnet
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 )
 
 // Names of Warren's nftables objects.
@@ -150,7 +152,29 @@ func (s Spec) chains(families []family) []chain {
 	if s.TunnelGSO != "" {
 		cs = append(cs, probes(s.TunnelGSO))
 	}
+	if s.CookiePort != 0 {
+		cs = append(cs, cookies(s.CookiePort))
+	}
 	return cs
+}
+
+// cookies keeps connection tracking from seeing what a flood of WireGuard handshakes is answered with. Each of these
+// may have another source, a forged one, and would be a connection that goes both ways. Of such the kernel gives none
+// up when its table is full, and refuses new ones to everybody on the node; what is not answered it does give up.
+func cookies(port uint16) chain {
+	const cookieReply = 3 // the message's type, in its first byte
+	udpHeader := uint32(8)
+	th := expr.PayloadBaseTransportHeader
+	return chain{
+		name: "cookies", kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookOutput,
+		priority: *nftables.ChainPriorityRaw,
+		rules: []chainRule{{"a cookie for whoever calls", join(match{
+			meta(expr.MetaKeyL4PROTO), eq(unix.IPPROTO_UDP),
+			payload(th, 0, 2, 1), eq(binary.BigEndian.AppendUint16(nil, port)...),
+			payload(th, udpHeader, 1, 1), eq(cookieReply),
+		}, notrack())}},
+		lost: "a flood of handshakes from forged sources can fill the kernel's table of connections",
+	}
 }
 
 // untracked keeps connection tracking from seeing a packet twice. A packet of a pod that goes on to the TUN and is for

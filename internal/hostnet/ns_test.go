@@ -230,6 +230,7 @@ func testSpec() Spec {
 		ClusterCIDRs:  []netip.Prefix{prefix("10.244.0.0/16"), prefix("fd00:10:244::/48")},
 		NodeAddrs:     []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")},
 		PeerNodeAddrs: []netip.Addr{addr("192.0.2.2"), addr("2001:db8::2")},
+		CookiePort:    51820,
 		Masquerade:    true,
 	}
 }

@@ -55,6 +55,7 @@ type Spec struct {
 	RulePriority int    // of the first rule; four are used; 0: DefaultRulePriority
 	Mark         uint32 // packet mark bits of translated answers; 0: DefaultMark
 	TunnelGSO    string // TAP device of tunnel/tapgso: its packets are not tracked, its probes are counted; "": none
+	CookiePort   uint16 // UDP port of the node's WireGuard: cookies that leave it are not tracked; 0: there is none
 	Masquerade   bool   // translate what pods send out of the cluster to the node's address, while there are pods
 
 	// Pods are the pods known to the daemon. Apply puts back what the source check's sets lost of them (somebody ran
