@@ -1,18 +1,24 @@
 package node
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/node/config"
 )
 
-// graceTime is how long plaintext is taken from a peer that has become an encrypted one by a reload, at most: nodes
-// reload one after the other, and until its turn has come the peer sends as before. Whoever can forge that could a
-// moment earlier. A start gives no grace.
+// graceTime is how long a change of a peer's encapsulation by a reload takes at most. Nodes reload one after the other,
+// and until its turn has come a peer sends as before, and takes only what it took before:
+//
+//   - A peer that has become an encrypted one may still send plaintext until it has encrypted something. Whoever can
+//     forge that could a moment earlier.
+//   - To one that has become a plaintext one is still encrypted, which it takes before and after its own reload.
+//
+// A start gives no grace.
 const graceTime = 10 * time.Minute
 
-// graces notes which peers have just become encrypted ones.
+// graces notes whose encapsulation has just changed.
 func (p *plan) graces(old, next *config.Config, now time.Time) {
 	before := map[string]*control.Node{}
 	for _, n := range old.Peers(old.State) {
@@ -20,30 +26,57 @@ func (p *plan) graces(old, next *config.Config, now time.Time) {
 	}
 	for _, n := range next.Peers(next.State) {
 		was := before[n.Name]
+		delete(before, n.Name)
 		switch {
-		case n.Roams || was == nil || !next.Encrypted(&n):
+		case was == nil || n.Roams || n.PublicKey.IsZero():
 			delete(p.grace, n.Name)
-		case !old.Encrypted(was):
+		case old.Encrypted(was) != next.Encrypted(&n):
 			p.grace[n.Name] = now.Add(graceTime)
 		}
-		delete(before, n.Name)
 	}
 	for name := range before {
 		delete(p.grace, name)
 	}
 }
 
-// endGraces ends the graces of peers that have encrypted something since, or had their time, and reports whether there
-// were any.
+// encrypts reports whether what is sent to a node is encrypted, and whether its plaintext is refused.
+func (p *plan) encrypts(n *control.Node) (encrypted, refuses bool) {
+	_, graced := p.grace[n.Name]
+	encrypted = p.cfg.Encrypted(n)
+	return encrypted || graced, encrypted && !graced && !n.Roams
+}
+
+// endGraces ends the graces of those who have encrypted something since they should, and of all who had their time, and
+// reports whether there were any.
 func (p *plan) endGraces(now time.Time) bool {
 	ended := false
-	for name, until := range p.grace {
-		s, ok := p.secure.tunnel.Status(p.tunnels[name])
-		if now.Before(until) && ok && s.LastData.Before(until.Add(-graceTime)) {
+	for _, n := range p.cfg.Peers(p.cfg.State) {
+		until, ok := p.grace[n.Name]
+		if !ok {
 			continue
 		}
-		delete(p.grace, name)
+		if now.Before(until) {
+			s, known := p.secure.tunnel.Status(p.tunnels[n.Name])
+			if !p.cfg.Encrypted(&n) || !known || s.LastData.Before(until.Add(-graceTime)) {
+				continue
+			}
+		}
+		delete(p.grace, n.Name)
 		ended = true
 	}
 	return ended
+}
+
+// graceWarning says of a node what its configuration does not.
+func (p *plan) graceWarning(n *control.Node) string {
+	until, ok := p.grace[n.Name]
+	switch {
+	case !ok:
+		return ""
+	case p.cfg.Encrypted(n):
+		return fmt.Sprintf("plaintext is still taken from peer %s, which has become an encrypted one, until it encrypts, or "+
+			"until %s", n.Name, until.Format(time.TimeOnly))
+	}
+	return fmt.Sprintf("peer %s has become a plaintext one; what is sent to it is still encrypted until %s, as it may "+
+		"not have read its own configuration yet", n.Name, until.Format(time.TimeOnly))
 }

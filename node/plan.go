@@ -26,7 +26,7 @@ type plan struct {
 	underlay []api.Underlay
 	paths    pathLimits
 	secure   *secure
-	grace    map[string]time.Time            // by peer name: until when plaintext is still taken from it
+	grace    map[string]time.Time            // by peer name: until when a change of its encapsulation takes, see graces
 	tunnels  map[string]int32                // by peer name: its number in the encrypted tunnel; never used again
 	shared   map[string]key.Preshared        // by file: what it held when it could last be read
 	reached  map[netip.Addr]bool             // underlay addresses that peers are at
@@ -98,8 +98,10 @@ func (p *plan) build(generation uint64) (*outcome, error) {
 
 // peerOf is what the data path knows of a node. What it shares with the snapshot before goes into next.
 func (p *plan) peerOf(n *control.Node, next *plan, out *outcome) (*forwarder.Peer, error) {
-	peer := &forwarder.Peer{
-		Name: n.Name, PodCIDRs: n.PodCIDRs, NodeAddrs: n.Addresses, Encrypted: p.cfg.Encrypted(n), Stats: p.stats[n.Name],
+	peer := &forwarder.Peer{Name: n.Name, PodCIDRs: n.PodCIDRs, NodeAddrs: n.Addresses, Stats: p.stats[n.Name]}
+	peer.Encrypted, peer.RefusesPlaintext = p.encrypts(n)
+	if warning := p.graceWarning(n); warning != "" {
+		out.warnings = append(out.warnings, warning)
 	}
 	if peer.Stats == nil {
 		peer.Stats = forwarder.NewPeerStats(p.workers)
@@ -130,7 +132,7 @@ func (p *plan) peerOf(n *control.Node, next *plan, out *outcome) (*forwarder.Pee
 // addVXLAN gives a node's peer its part of the plaintext tunnel, by which it is reached, or takes what is still on its
 // way when it has just become an encrypted one.
 func (p *plan) addVXLAN(n *control.Node, peer *forwarder.Peer, to netip.Addr, next *plan, out *outcome) error {
-	if !peer.Encrypted && p.noVXLAN != nil {
+	if !p.cfg.Encrypted(n) && p.noVXLAN != nil {
 		return fmt.Errorf("it is to be reached by VXLAN, which this node has none of until a restart: %w", p.noVXLAN)
 	}
 	own, err := vxlan.Address(macOf(&p.cfg.Self))
@@ -146,8 +148,6 @@ func (p *plan) addVXLAN(n *control.Node, peer *forwarder.Peer, to netip.Addr, ne
 		port = p.cfg.WireGuardPortOf(n)
 	}
 	peer.Endpoint = netip.AddrPortFrom(to, port)
-	_, graced := p.grace[n.Name]
-	peer.RefusesPlaintext = peer.Encrypted && !graced
 	header := vxlan.NewTemplate(p.cfg.VNI, mac, own)
 	peer.Header4, peer.Header6 = header.V4[:], header.V6[:]
 	if !peer.Encrypted {

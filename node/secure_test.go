@@ -2,9 +2,11 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -152,44 +154,71 @@ func TestTunnelNumbersAreNotUsedAgain(t *testing.T) {
 	}
 }
 
+// changed is the plan's configuration with one of its nodes changed.
+func (p *plan) changed(name string, change func(n *control.Node)) *config.Config {
+	next := *p.cfg
+	next.State.Nodes = slices.Clone(p.cfg.State.Nodes)
+	i := slices.IndexFunc(next.State.Nodes, func(n control.Node) bool { return n.Name == name })
+	change(&next.State.Nodes[i])
+	return &next
+}
+
+// reload has the plan take a configuration.
+func (p *plan) reload(next *config.Config, now time.Time) {
+	p.graces(p.cfg, next, now)
+	p.cfg = next
+}
+
 func TestGrace(t *testing.T) {
-	p := newSecurePlan(t)
-	out, err := p.build(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.secure.tunnel.SetPeers(out.tunnels, 0)
-	old, now := p.cfg, time.Now()
-	refuses := func(name string) bool {
-		peer, _ := p.peer(t, name)
-		return peer.RefusesPlaintext
-	}
-	next := *old
-	next.State.Nodes = append([]control.Node{}, old.State.Nodes...)
-	next.State.Nodes[2].Plaintext = false
-	p.graces(old, &next, now)
-	p.cfg = &next
-	if refuses("to-move") || !refuses("moved") {
-		t.Error("grace is for the peer that has just become an encrypted one, and for nobody else")
-	}
-	if p.endGraces(now.Add(graceTime - time.Second)) {
-		t.Error("the grace ended early")
-	}
-	if !p.endGraces(now.Add(graceTime)) || !refuses("to-move") || p.endGraces(now.Add(graceTime)) {
-		t.Error("the grace does not end")
-	}
-	// It ends with the peer's first encrypted packet as well, and with its going.
-	p.graces(old, &next, now.Add(-time.Second))
-	p.grace["moved"] = now.Add(graceTime)
-	p.graces(&next, &next, now)
-	if _, ok := p.grace["to-move"]; !ok {
-		t.Error("another reload ended the grace")
-	}
-	gone := next
-	gone.State.Nodes = next.State.Nodes[:1]
-	p.graces(&next, &gone, now)
-	if len(p.grace) > 0 {
-		t.Errorf("graces of peers that are gone: %v", p.grace)
+	for _, toEncrypted := range []bool{true, false} {
+		t.Run(fmt.Sprintf("to encrypted %v", toEncrypted), func(t *testing.T) {
+			p := newSecurePlan(t)
+			out, err := p.build(1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.secure.tunnel.SetPeers(out.tunnels, 0)
+			now := time.Now()
+			is := func(what, name string, encrypted, refuses bool, warnings int) {
+				t.Helper()
+				peer, out := p.peer(t, name)
+				if peer.Encrypted != encrypted || peer.RefusesPlaintext != refuses || len(out.warnings) != warnings {
+					t.Errorf("%s, %s: encrypted %v, refuses plaintext %v, warnings %q", what, name, peer.Encrypted,
+						peer.RefusesPlaintext, out.warnings)
+				}
+			}
+			mover, other := "to-move", "moved"
+			if !toEncrypted {
+				mover, other = other, "six"
+			}
+			is("before", mover, !toEncrypted, !toEncrypted, 0)
+			p.reload(p.changed(mover, func(n *control.Node) { n.Plaintext = !toEncrypted }), now)
+			is("in its grace", mover, true, false, 1)
+			is("beside", other, true, true, 1)
+			p.reload(p.changed(mover, func(*control.Node) {}), now.Add(time.Minute))
+			if p.endGraces(now.Add(graceTime - time.Second)) {
+				t.Error("the grace ended early")
+			}
+			is("after another reload", mover, true, false, 1)
+			if !p.endGraces(now.Add(graceTime)) || p.endGraces(now.Add(graceTime)) {
+				t.Error("the grace does not end once")
+			}
+			is("after it", mover, toEncrypted, toEncrypted, 0)
+
+			// There and back again, without a key, and gone.
+			p.reload(p.changed(mover, func(n *control.Node) { n.Plaintext = toEncrypted }), now)
+			p.reload(p.changed(mover, func(n *control.Node) { n.Plaintext = !toEncrypted }), now)
+			is("there and back", mover, true, false, 1)
+			p.reload(p.changed(mover, func(n *control.Node) { n.Plaintext, n.PublicKey = true, key.Public{} }), now)
+			is("without a key", mover, false, false, 0)
+			p.grace[other] = now.Add(graceTime)
+			gone := *p.cfg
+			gone.State.Nodes = gone.State.Nodes[:1]
+			p.reload(&gone, now)
+			if len(p.grace) > 0 {
+				t.Errorf("graces of peers that are gone: %v", p.grace)
+			}
+		})
 	}
 }
 
