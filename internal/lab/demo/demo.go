@@ -37,6 +37,8 @@ func (d *demo) run() {
 		d.outside(family)
 		d.throughput(family)
 	}
+	d.section("Encryption")
+	d.unreadable()
 	d.section("Change while traffic runs")
 	d.fourthNode()
 	d.crash()
@@ -70,10 +72,14 @@ func (d *demo) setUp() (string, error) {
 	return fmt.Sprintf("%.1f s", time.Since(begin).Seconds()), nil
 }
 
-// addNode makes a node and remembers how its kernel looked before Warren came.
+// addNode makes a node with a key and remembers how its kernel looked before Warren came.
 func (d *demo) addNode(name string) (*lab.Node, error) {
 	n, err := d.lab.AddNode(name)
 	if err != nil {
+		return nil, err
+	}
+	n.Settings.Encapsulation = "wireguard"
+	if err := n.MakeKey(); err != nil {
 		return nil, err
 	}
 	d.before[n], err = n.NS.State(d.ctx)
@@ -229,7 +235,7 @@ func (d *demo) leaveUp() int {
 		{"ask node a's daemon", warren + " peers --config " + d.a.ConfigFile},
 		{"", "(status, peers, routes, pods, drops; -o json)"},
 		{"examine the host", "nsenter --net=" + d.a.NS.Path() + " " + warren + " check --config " + d.a.ConfigFile},
-		{"see the tunnel", "nsenter --net=" + d.a.NS.Path() + " tcpdump -ni eth0 udp port 4789"},
+		{"see the tunnel", "nsenter --net=" + d.a.NS.Path() + " tcpdump -ni eth0 udp port 51820"},
 		{"change the cluster", "edit " + d.a.ConfigFile + " and watch " + d.a.Daemon().Log},
 		{"take it all down", "make demo-down"},
 	}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/warren-net/warren/internal/lab"
@@ -10,6 +12,7 @@ import (
 
 const (
 	transferBytes = 1 << 30
+	listenedBytes = 64 << 20
 	iperfSeconds  = 5
 )
 
@@ -81,4 +84,38 @@ func (d *demo) iperfClient(p lab.Path) (r iperfResult, err error) {
 		err = fmt.Errorf("iperf3 says that nothing arrived: %s", out)
 	}
 	return r, err
+}
+
+// unreadable listens at a node's underlay device while its pods talk, and wants to recognise nothing.
+func (d *demo) unreadable() {
+	d.check(d.ctx, "nothing of what pods send is readable on the underlay", func() (string, error) {
+		var packets, readable atomic.Int64
+		plaintext := lab.NewPlaintext()
+		tap, err := d.a.NS.Tap("eth0", func(_ uint16, packet []byte) {
+			packets.Add(1)
+			if plaintext.In(packet) {
+				readable.Add(1)
+			}
+		})
+		if err != nil {
+			return "", err
+		}
+		var errs []error
+		for _, family := range families() {
+			t, err := lab.StartTransfer(d.ctx, d.path("a1", "b1", family), lab.TransferOptions{Bytes: listenedBytes})
+			if err == nil {
+				_, err = t.Wait()
+			}
+			_, pingErr := d.pods["a1"].NS.Ping(d.ctx, d.pods["c1"].Address(family), lab.Ping{})
+			errs = append(errs, err, pingErr)
+		}
+		errs = append(errs, tap.Stop())
+		switch n, of := readable.Load(), packets.Load(); {
+		case n > 0:
+			errs = append(errs, fmt.Errorf("%d packets of %d show what is in them", n, of))
+		case of < listenedBytes/(64<<10):
+			errs = append(errs, fmt.Errorf("only %d packets were seen", of))
+		}
+		return fmt.Sprintf("%d packets looked at", packets.Load()), errors.Join(errs...)
+	})
 }
