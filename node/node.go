@@ -209,7 +209,10 @@ func (n *Node) start() (*writer, error) {
 	if err := n.openSockets(lanes); err != nil {
 		return nil, err
 	}
-	if err := n.openSecure(lanes, workers); err != nil {
+	if err := n.openDevice(lanes); err != nil {
+		return nil, err
+	}
+	if err := n.openSecure(lanes, workers); err != nil { // late, as it may make a key, which stays
 		return nil, err
 	}
 	w := &writer{node: n, log: n.opt.Log, plan: plan{
@@ -218,9 +221,6 @@ func (n *Node) start() (*writer, error) {
 		stats: map[string]*forwarder.PeerStats{}, workers: workers,
 	}}
 	if err := w.publish(); err != nil {
-		return nil, err
-	}
-	if err := n.openDevice(lanes); err != nil {
 		return nil, err
 	}
 	n.openTunnelGSO(workers)
