@@ -218,7 +218,7 @@ func (n *Node) start() (*writer, error) {
 	w := &writer{node: n, log: n.opt.Log, plan: plan{
 		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{}, secure: &n.secure, noVXLAN: n.noVXLAN,
 		grace: map[string]time.Time{}, tunnels: map[string]int32{}, shared: map[string]key.Preshared{},
-		stats: map[string]*forwarder.PeerStats{}, workers: workers,
+		unread: map[string]string{}, stats: map[string]*forwarder.PeerStats{}, workers: workers,
 	}}
 	if err := w.publish(); err != nil {
 		return nil, err

@@ -29,6 +29,7 @@ type plan struct {
 	grace    map[string]time.Time            // by peer name: until when a change of its encapsulation takes, see graces
 	tunnels  map[string]int32                // by peer name: its number in the encrypted tunnel; never used again
 	shared   map[string]key.Preshared        // by file: what it held when it could last be read
+	unread   map[string]string               // by file: why it could not be read the last time
 	reached  map[netip.Addr]bool             // underlay addresses that peers are at
 	stats    map[string]*forwarder.PeerStats // by peer name; entries survive as long as the peer
 	whole    map[netip.AddrPort]*atomic.Bool // by endpoint: superpackets may go to it uncut; as stats
@@ -200,16 +201,23 @@ func (p *plan) addTunnel(n *control.Node, peer *forwarder.Peer, out *outcome) er
 func (p *plan) preshared(file string) (key.Preshared, error) {
 	k, err := key.LoadPreshared(file)
 	if err != nil {
+		p.unread[file] = err.Error()
 		return p.shared[file], fmt.Errorf("presharedKeyFile: %w", err)
 	}
+	delete(p.unread, file)
 	p.shared[file] = k
 	return k, nil
 }
 
-// presharedChanged reports whether a file holds another key than when it was read last.
+// presharedChanged reports whether a file holds another key than when it was read last, or is no longer, or again, or
+// for another reason not to be read: then there is something else to warn of.
 func (p *plan) presharedChanged() bool {
 	for file, before := range p.shared {
-		if k, err := key.LoadPreshared(file); err == nil && k != before {
+		k, err := key.LoadPreshared(file)
+		switch {
+		case err != nil && err.Error() != p.unread[file]:
+			return true
+		case err == nil && (k != before || p.unread[file] != ""):
 			return true
 		}
 	}

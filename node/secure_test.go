@@ -48,6 +48,7 @@ func newSecurePlan(t *testing.T) *plan {
 	p.secure.tunnel = wireguard.New(wireguard.Config{Workers: 2})
 	p.secure.tunnel.SetKeys([]key.Private{keys["a"]}, 0)
 	p.grace, p.tunnels, p.shared = map[string]time.Time{}, map[string]int32{}, map[string]key.Preshared{}
+	p.unread = map[string]string{}
 	return p
 }
 
@@ -298,8 +299,18 @@ func TestPresharedKeyThatChanges(t *testing.T) {
 		t.Errorf("the key of the file is not used: %q", warnings)
 	}
 	write("spoilt")
+	if !p.presharedChanged() {
+		t.Error("a file that was spoilt is not noticed")
+	}
 	if k, warnings := in(); k != first || len(warnings) != 4 || p.presharedChanged() {
 		t.Errorf("the last good key is not used: %q", warnings)
+	}
+	write(first.RevealText() + "\n")
+	if !p.presharedChanged() {
+		t.Error("a file that is back is not noticed")
+	}
+	if _, warnings := in(); len(warnings) > 0 || p.presharedChanged() {
+		t.Errorf("warnings that no longer hold: %q", warnings)
 	}
 	write(second.RevealText() + "\n")
 	if !p.presharedChanged() {
