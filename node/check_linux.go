@@ -5,8 +5,8 @@ import (
 	"github.com/warren-net/warren/node/config"
 )
 
-// Check looks at the host for what would keep a node with this configuration from working. It changes nothing, and may
-// be called beside a running node.
+// Check looks at the host, and at the files with keys, for what would keep a node with this configuration from working.
+// It changes nothing, and may be called beside a running node.
 func Check(cfg *config.Config) []hostnet.Finding {
 	env := hostnet.Environment{Spec: specOf(cfg)}
 	if anyPlaintext(cfg) {
@@ -15,5 +15,5 @@ func Check(cfg *config.Config) []hostnet.Finding {
 	if anyEncrypted(cfg) {
 		env.WireGuardPort = cfg.WireGuardPortOf(&cfg.Self)
 	}
-	return hostnet.Check(env)
+	return append(hostnet.Check(env), checkKeys(cfg)...)
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -43,6 +44,53 @@ func TestKeyRefused(t *testing.T) {
 	c.same(a, before)
 	c.ok(os.WriteFile(a.KeyFile(), good, 0o600))
 	c.ok(a.Up(c.ctx))
+}
+
+// `warren check` names each key that `warren up` would refuse, and a rotation that nobody finished.
+func TestCheckKeys(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	c.encrypted()
+	a := c.nodes[0]
+	check := func(bad bool, wants ...string) {
+		t.Helper()
+		out, err := a.Warren(c.ctx, "check")
+		if (err != nil) != bad {
+			t.Errorf("error %v, want one: %v", err, bad)
+		}
+		for _, want := range wants {
+			if !strings.Contains(out, want) {
+				t.Errorf("no %q in:\n%s", want, out)
+			}
+		}
+	}
+	good, err := os.ReadFile(a.KeyFile())
+	c.ok(err)
+	check(false, "ok       key: "+a.PublicKey.String())
+
+	c.ok(os.Remove(a.KeyFile()))
+	check(true, "there is no "+a.KeyFile(), "warren key new")
+	if _, err := os.Stat(a.KeyFile()); err == nil {
+		t.Error("the check made a key")
+	}
+	other := key.NewPrivate()
+	c.ok(os.WriteFile(a.KeyFile(), []byte(other.RevealText()+"\n"), 0o600))
+	check(true, "publicKey "+a.PublicKey.String(), "is not this node's key", "put "+other.Public().String())
+	c.ok(os.Chmod(a.KeyFile(), 0o644))
+	check(true, a.KeyFile()+" has mode 0644")
+	c.ok(os.WriteFile(a.KeyFile(), good, 0o600))
+	c.ok(os.Chmod(a.KeyFile(), 0o600))
+	_, err = key.Rotate(a.StateDir)
+	c.ok(err)
+	check(false, "warning  key: a rotation is under way", "warren key rotate --finish")
+
+	shared := filepath.Join(a.StateDir, "psk")
+	file, err := os.ReadFile(a.ConfigFile)
+	c.ok(err)
+	c.ok(os.WriteFile(a.ConfigFile, append(file, "wireguard: {presharedKeyFile: "+shared+"}\n"...), 0o600))
+	check(true, "preshared key: of b: ", shared, "wg genpsk")
+	c.refused(a, shared, "wg genpsk")
+	c.ok(os.WriteFile(shared, []byte(key.NewPreshared().RevealText()+"\n"), 0o600))
+	check(false, "ok       preshared key: "+shared)
 }
 
 // A node has a key from its first start on, also where nothing is encrypted yet.

@@ -12,6 +12,9 @@ import (
 // LoadPreshared reads a preshared key as `wg genpsk` prints it, from a file that only this process's user can read.
 func LoadPreshared(path string) (Preshared, error) {
 	text, err := readSecret(path)
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w: put the other side's there, or make one for both: (umask 077; wg genpsk > %s)", err, path)
+	}
 	if err != nil {
 		return Preshared{}, err
 	}
