@@ -233,10 +233,10 @@ func TestPeerConfigErrors(t *testing.T) {
 		want string
 		args []string
 	}{
-		{"accepts 1 arg(s), received 0", with()},
+		{"warren: name one machine, not 0: warren peer config NAME", with()},
 		{"warren: a is a node, which runs Warren with " + path + ": name one of `peers`", with("a")},
-		{"warren: phone is not in `peers` of " + path + " (laptop): with --address ADDRESS the entry for it is printed as " +
-			"well", with("phone")},
+		{"warren: phone is not in `peers` of " + path + ", which lists laptop: with --address ADDRESS the entry for it is " +
+			"printed as well", with("phone")},
 		{"warren: laptop is in `peers` of " + path + " already, with its addresses: leave --address out",
 			with("laptop", "--address", "10.244.255.9")},
 		{fmt.Sprintf("warren: --key %s: the public half is %s, but `publicKey` of laptop in %s is %s: give the key that",

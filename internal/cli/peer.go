@@ -38,7 +38,13 @@ type peerConfig struct {
 func newPeerConfig() *cobra.Command {
 	var p peerConfig
 	cmd := &cobra.Command{
-		Use: "config NAME", Short: "Print a WireGuard configuration for one of the peers", Args: cobra.ExactArgs(1),
+		Use: "config NAME", Short: "Print a WireGuard configuration for one of the peers",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("name one machine, not %d: %s NAME", len(args), cmd.CommandPath())
+			}
+			return nil
+		},
 		Long: "Print the configuration with which a machine in `peers`, or one that is to be added, joins the pod\n" +
 			"network: for wg-quick(8), WireGuard's apps, and as a QR code for their cameras. A private key is in it.\n" +
 			"Without --key a new one is made, which nothing else keeps, and the public half is said on standard error.",
@@ -128,8 +134,12 @@ func (p *peerConfig) listed(cfg *config.Config) (*control.Node, error) {
 			names = append(names, n.Name)
 		}
 	}
-	return nil, fmt.Errorf("%s is not in `peers` of %s (%s): with --address ADDRESS the entry for it is printed as well",
-		p.name, cfg.File, dash(strings.Join(names, ", ")))
+	lists := "which lists none"
+	if len(names) > 0 {
+		lists = "which lists " + strings.Join(names, ", ")
+	}
+	return nil, fmt.Errorf("%s is not in `peers` of %s, %s: with --address ADDRESS the entry for it is printed as well",
+		p.name, cfg.File, lists)
 }
 
 func (p *peerConfig) privateKey(stdin io.Reader) (key.Private, error) {
