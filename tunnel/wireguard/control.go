@@ -161,10 +161,10 @@ func (t *Tunnel) initiation(i *identity, msg []byte, from netip.AddrPort) {
 	s.local, s.remote, s.created = index, c.index, t.now
 	p.add(s)
 	t.identify(p, t.number(i))
+	p.identified = true
 	p.moved(from)
 	p.cookies.AddMacs(answer)
 	t.Counters.Responded.Add(1)
-	p.handshaken.Store(t.now)
 	t.transmit(answer, from)
 	p.marks[t.config.Workers].sent.Store(t.now)
 }
@@ -188,6 +188,7 @@ func (t *Tunnel) response(msg []byte, from netip.AddrPort) {
 	}
 	s.local, s.remote, s.created, s.initiator = index, binary.LittleEndian.Uint32(msg[offsetSender:]), t.now, true
 	t.identify(p, p.pending.identity)
+	p.identified = true
 	delete(t.handshakes, index)
 	p.pending, p.silence = nil, 0
 	p.add(s)

@@ -32,19 +32,20 @@ type Peer struct {
 	held       atomic.Int32 // how many sessions there are
 	public     atomic.Pointer[key.Public]
 	ours       atomic.Pointer[key.Public] // which of our keys it knows us by
-	handshaken atomic.Int64               // when the last handshake was completed; 0: never
+	handshaken atomic.Int64               // when the last handshake was, of those that both sides ended; 0: never
 
 	// What follows is guarded by Tunnel.mu.
-	config    PeerConfig
-	cookies   *device.CookieGenerator
-	pending   *pending // the handshake that we began and that is not answered
-	stamp     tai64n.Timestamp
-	heardInit int64 // when the last valid initiation of it came
-	began     int64 // when the last initiation was sent to it
-	identity  int   // which of our keys it has answered to, or begun a handshake with
-	greet     bool  // it is still to be called because it is new
-	silence   int64 // since when it owes an answer; 0: it does not
-	owed      int64 // since when we owe one
+	config     PeerConfig
+	cookies    *device.CookieGenerator
+	pending    *pending // the handshake that we began and that is not answered
+	stamp      tai64n.Timestamp
+	heardInit  int64 // when the last valid initiation of it came
+	began      int64 // when the last initiation was sent to it
+	identity   int   // which of our keys it has answered to, or begun a handshake with
+	identified bool  // identity is from a handshake
+	greet      bool  // it is still to be called because it is new
+	silence    int64 // since when it owes an answer; 0: it does not
+	owed       int64 // since when we owe one
 }
 
 // PeerConfig is what Tunnel.SetPeers is told of a peer.
@@ -148,6 +149,8 @@ func (p *Peer) confirm(s *Session) {
 	}
 	p.mu.Unlock()
 	if ours {
+		// Not when we responded: a peer with another preshared key cannot read that.
+		p.handshaken.Store(s.created)
 		p.tunnel.established(p)
 	}
 }

@@ -155,7 +155,7 @@ func (t *Tunnel) SetKeys(keys []key.Private, preferred int) {
 	}
 	for _, p := range t.all {
 		var used *identity
-		if p.handshaken.Load() != 0 && p.identity < len(before) {
+		if p.identified && p.identity < len(before) {
 			used = before[p.identity]
 		}
 		t.identify(p, preferred)

@@ -42,11 +42,17 @@ func TestResponderWaitsForConfirmation(t *testing.T) {
 	if b.of(a).Current() != nil {
 		t.Fatal("the responder uses a session that the initiator has not used")
 	}
+	if st, _ := b.Status(b.of(a).ID()); !st.Handshake.IsZero() {
+		t.Errorf("the responder has a handshake of %v that the initiator has not ended", st.Handshake)
+	}
 	s.lose = nil
 	a.send(b, "first")
 	s.settle()
 	if b.of(a).Current() == nil {
 		t.Fatal("the responder does not use a session that the initiator has used")
+	}
+	if st, _ := b.Status(b.of(a).ID()); time.Since(st.Handshake).Abs() > time.Minute {
+		t.Errorf("the responder has a handshake of %v", st.Handshake)
 	}
 }
 
