@@ -225,3 +225,15 @@ func TestPeersSayHowTheyAreReached(t *testing.T) {
 		t.Errorf("%+v", s.Tunnel)
 	}
 }
+
+// A key that is lost is not replaced by one that contradicts the list.
+func TestLostKeyIsNotReplaced(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	c.encrypted()
+	a := c.nodes[0]
+	c.ok(os.Remove(a.KeyFile()))
+	c.refused(a, a.PublicKey.String(), a.KeyFile(), "warren key new")
+	if _, err := os.Stat(a.KeyFile()); !os.IsNotExist(err) {
+		t.Errorf("a key was made: %v", err)
+	}
+}

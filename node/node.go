@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -215,7 +216,7 @@ func (n *Node) start() (*writer, error) {
 	if err := n.openSecure(lanes, workers); err != nil { // late, as it may make a key, which stays
 		return nil, err
 	}
-	w := &writer{node: n, log: n.opt.Log, plan: plan{
+	w := &writer{node: n, log: n.opt.Log, refusedAt: map[netip.Addr]time.Time{}, plan: plan{
 		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{}, secure: &n.secure, noVXLAN: n.noVXLAN,
 		grace: map[string]time.Time{}, tunnels: map[string]int32{}, shared: map[string]key.Preshared{},
 		unread: map[string]string{}, stats: map[string]*forwarder.PeerStats{}, workers: workers,

@@ -65,9 +65,9 @@ func anyEncrypted(cfg *config.Config) bool {
 
 func (n *Node) trySecure(lanes, workers int) error {
 	cfg := n.cfg
-	ring, created, err := key.LoadOrCreate(cfg.StateDir)
+	ring, created, err := loadRing(cfg)
 	if err != nil {
-		return fmt.Errorf("this node's key: %w", err)
+		return err
 	}
 	if created {
 		n.opt.Log.Info("this node has a key now; its public half goes into publicKey of its entry on all nodes",
@@ -134,6 +134,22 @@ func (r *roaming) note(now time.Time) bool {
 	r.news.Store(true)
 	last := r.told.Load()
 	return now.Sub(time.Unix(0, last)).Abs() >= roamingEvery && r.told.CompareAndSwap(last, now.UnixNano())
+}
+
+// loadRing reads the node's keys, and makes the first one unless the node's entry has one already, which it could only
+// contradict.
+func loadRing(cfg *config.Config) (ring key.Ring, created bool, err error) {
+	if cfg.Self.PublicKey.IsZero() {
+		ring, created, err = key.LoadOrCreate(cfg.StateDir)
+	} else if ring, err = key.Load(cfg.StateDir); errors.Is(err, key.ErrNone) {
+		return ring, false, fmt.Errorf("%s has publicKey %s for node %s, but there is no %s: put the file back, or make a "+
+			"key with `warren key new` and put what it prints into publicKey of node %s on all nodes", cfg.File,
+			cfg.Self.PublicKey, cfg.Node, filepath.Join(cfg.StateDir, key.File), cfg.Node)
+	}
+	if err != nil {
+		return ring, false, fmt.Errorf("this node's key: %w", err)
+	}
+	return ring, created, nil
 }
 
 // mayBeEndpoint refuses what nothing can be sent to: link-local addresses, whose interface is not known, and others
@@ -236,7 +252,11 @@ func (w *writer) secureWarnings() []string {
 	if w.keyError != "" {
 		out = append(out, w.keyError)
 	}
-	if s.tunnel == nil || len(s.ring.Keys) < 2 {
+	if s.tunnel == nil {
+		return out
+	}
+	out = append(out, w.silentPeers()...)
+	if len(s.ring.Keys) < 2 {
 		return out
 	}
 	newest := s.ring.Keys[0].Public()
@@ -246,4 +266,20 @@ func (w *writer) secureWarnings() []string {
 	}
 	return append(out, fmt.Sprintf("this node answers to its previous key %s too: when all nodes have publicKey %s for "+
 		"it, end the change with `warren key rotate --finish`", s.ring.Keys[1].Public(), newest))
+}
+
+// silentPeers names the peers that were called for as long as the protocol calls, and have not answered since.
+func (w *writer) silentPeers() []string {
+	var out []string
+	for _, n := range w.plan.cfg.Peers(w.plan.cfg.State) {
+		if n.Roams || !w.plan.cfg.Encrypted(&n) {
+			continue
+		}
+		if s, ok := w.node.secure.tunnel.Status(w.plan.tunnels[n.Name]); ok && s.Silent {
+			out = append(out, fmt.Sprintf("peer %s does not answer the key exchange at %s, so nothing reaches it: is its "+
+				"daemon up, does a firewall let UDP port %d through, are publicKey and preshared key the same at both ends?",
+				n.Name, s.Endpoint, w.plan.cfg.WireGuardPortOf(&n)))
+		}
+	}
+	return out
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -36,6 +37,8 @@ type writer struct {
 	pathsAt    time.Time // when the table was last built anew for paths
 	pathNews   bool      // it is to be for others
 	lost       []string  // what the kernel lacks, and what does not work for it
+	secureSaid []string  // the last of secureWarnings that were published
+	refusedAt  map[netip.Addr]time.Time
 }
 
 // A view is what questions are answered from. It is immutable once published.
@@ -67,7 +70,8 @@ func (w *writer) publish() error {
 func (w *writer) show(v *view) {
 	v.cfg, v.underlay, v.lastReload = w.plan.cfg, w.plan.underlay, w.lastReload
 	v.publicKeys = w.node.secure.publicKeys()
-	v.warnings = slices.Concat(v.outcome.warnings, w.lost, w.secureWarnings())
+	w.secureSaid = w.secureWarnings()
+	v.warnings = slices.Concat(v.outcome.warnings, w.lost, w.secureSaid)
 	if w.hostError != "" {
 		v.warnings = append(v.warnings, w.hostError)
 	}
@@ -110,7 +114,8 @@ func (w *writer) begin() error {
 	}
 	n.opt.Log.Info("node is up", "node", n.cfg.Node, "version", n.opt.Version, "device", n.cfg.Device,
 		"created", n.device.Created(), "workers", len(n.workers), "mtu", n.podMTU,
-		"port", n.cfg.PortOf(&n.cfg.Self), "peers", len(n.view.Load().snapshot.Peers))
+		"vxlanPort", n.cfg.PortOf(&n.cfg.Self), "wireguardPort", n.cfg.WireGuardPortOf(&n.cfg.Self),
+		"peers", len(n.view.Load().snapshot.Peers))
 	return nil
 }
 
@@ -277,7 +282,7 @@ func (w *writer) path(e tunnel.PathEvent) {
 		case errors.Is(e.Err, tunnel.ErrTooBig):
 			tooBig = append(tooBig, e)
 		default:
-			w.log.Warn("the underlay refuses packets to a peer", "address", e.To, "error", e.Err)
+			w.refused(e)
 		}
 		select {
 		case e = <-w.node.paths:
@@ -307,6 +312,20 @@ func (w *writer) path(e tunnel.PathEvent) {
 	}
 }
 
+// refusedEvery is how often it is said that the underlay refuses packets to one address: a node that is down answers
+// each call of the key exchange so.
+const refusedEvery = time.Minute
+
+func (w *writer) refused(e tunnel.PathEvent) {
+	now := time.Now()
+	if now.Sub(w.refusedAt[e.To]) < refusedEvery {
+		return
+	}
+	maps.DeleteFunc(w.refusedAt, func(_ netip.Addr, at time.Time) bool { return now.Sub(at) >= refusedEvery })
+	w.refusedAt[e.To] = now
+	w.log.Warn("the underlay refuses packets to a peer", "address", e.To, "error", e.Err)
+}
+
 // look reads the underlay's state and the keys, and ends what has had its time.
 func (w *writer) look() {
 	now := time.Now()
@@ -317,6 +336,10 @@ func (w *writer) look() {
 	news = w.readKeys() || news
 	if w.readUnderlay() || news {
 		w.republish()
+		return
+	}
+	if !slices.Equal(w.secureWarnings(), w.secureSaid) {
+		w.showAgain()
 	}
 }
 

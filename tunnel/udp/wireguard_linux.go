@@ -17,8 +17,8 @@ const controlBuffer = 256 << 10
 //
 // UDP_SEGMENT at the sender and GRO on the way join datagrams of one outer flow whatever they carry, and the first one
 // chooses the socket for all: a handshake message right behind larger data arrives with the data. Without steering the
-// kernel chooses by addresses and ports among the lanes, and Control only sends. So whoever serves a socket has to take every kind of message; what the group
-// sees to is that a strange one is rare.
+// kernel chooses by addresses and ports among the lanes, and Control only sends. So whoever serves a socket has to take
+// every kind of message; what the group sees to is that a strange one is rare.
 //
 // ICMP errors about what one socket sent arrive at any of them, so all have to be asked for PathEvents.
 type WireGuardGroup struct {

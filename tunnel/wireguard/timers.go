@@ -45,6 +45,7 @@ func (t *Tunnel) step(p *Peer) bool {
 			t.forget(p)
 			p.pending = nil
 			p.wanted.Store(false) // whoever still sends wants it again
+			p.silent.Store(true)
 			t.Counters.GivenUp.Add(1)
 		} else {
 			t.initiate(p)

@@ -289,6 +289,7 @@ func (t *Tunnel) poke() {
 // established says that there is a session.
 func (t *Tunnel) established(p *Peer) {
 	p.wanted.Store(false)
+	p.silent.Store(false)
 	if t.config.Established != nil {
 		t.config.Established(p.id)
 	}
@@ -312,6 +313,7 @@ type PeerStatus struct {
 	Handshake time.Time      // the last one that was completed; zero: never
 	LastData  time.Time      // when the last packet came from it; zero: never
 	Session   bool           // there is one to send with
+	Silent    bool           // it was called for 90 s in vain, and has not been heard since
 }
 
 // Status returns the state of a peer.
@@ -320,7 +322,7 @@ func (t *Tunnel) Status(id int32) (PeerStatus, bool) {
 	if p == nil {
 		return PeerStatus{}, false
 	}
-	s := PeerStatus{Endpoint: p.Endpoint(), Session: p.Current() != nil}
+	s := PeerStatus{Endpoint: p.Endpoint(), Session: p.Current() != nil, Silent: p.silent.Load()}
 	if k := p.public.Load(); k != nil {
 		s.Public = *k
 	}

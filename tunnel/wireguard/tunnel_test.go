@@ -217,6 +217,9 @@ func TestRetriesEnd(t *testing.T) {
 	if n := s.count(TypeInitiation); n < 15 || n > 19 {
 		t.Errorf("%d initiations, want 16 to 18", n)
 	}
+	if st, _ := a.Status(a.of(b).ID()); !st.Silent {
+		t.Error("a peer that does not answer is not called silent")
+	}
 	if a.Counters.GivenUp.Load() != 1 || len(a.handshakes) != 0 {
 		t.Errorf("given up %d times, %d handshakes left", a.Counters.GivenUp.Load(), len(a.handshakes))
 	}
@@ -224,6 +227,9 @@ func TestRetriesEnd(t *testing.T) {
 	a.send(b, "again")
 	s.settle()
 	s.exchange(a, b)
+	if st, _ := a.Status(a.of(b).ID()); st.Silent {
+		t.Error("a peer that answers is called silent")
+	}
 }
 
 func TestPassiveKeepalive(t *testing.T) {
