@@ -173,6 +173,9 @@ func (p *plan) addTunnel(n *control.Node, peer *forwarder.Peer, out *outcome) er
 		return nil
 	}
 	c := wireguard.PeerConfig{Name: n.Name, Public: n.PublicKey, Greet: peer.Encrypted && !n.Roams}
+	if peer.Encrypted {
+		c.Keepalive = p.cfg.PersistentKeepalive
+	}
 	if n.PresharedKeyFile != "" {
 		k, err := p.preshared(n.PresharedKeyFile)
 		if err != nil && k.IsZero() {

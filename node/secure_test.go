@@ -20,7 +20,7 @@ import (
 // A mix of nodes as one has it while a cluster moves from one encapsulation to the other.
 const secureConfig = `node: a
 cluster: [10.244.0.0/16]
-wireguard: {port: 5555}
+wireguard: {port: 5555, persistentKeepalive: 25}
 nodes:
   - {name: a, addresses: [192.0.2.1, "2001:db8::1"], podCIDRs: [10.244.1.0/24], publicKey: KEY-a}
   - {name: moved, addresses: [192.0.2.2], podCIDRs: [10.244.2.0/24], publicKey: KEY-b, wireguardPort: 777}
@@ -86,6 +86,9 @@ func TestPlanOfEncryptedPeers(t *testing.T) {
 	greeted := map[string]bool{}
 	for _, c := range out.tunnels {
 		greeted[c.Name] = c.Greet
+		if want := map[bool]time.Duration{true: 25 * time.Second}[c.Name != "to-move"]; c.Keepalive != want {
+			t.Errorf("%s: keepalive %v, want %v", c.Name, c.Keepalive, want)
+		}
 	}
 	if len(greeted) != 4 || !greeted["moved"] || !greeted["six"] || greeted["to-move"] || greeted["laptop"] {
 		t.Errorf("to be greeted: %v", greeted)

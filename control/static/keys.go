@@ -25,6 +25,10 @@ func (b *builder) common(s *Spec) error {
 	if p := s.WireGuard.Port; p < 0 || p > 65535 || p == 0 && b.doc.Has("wireguard.port") {
 		return b.wrong("wireguard.port", fmt.Sprint(p), "is not a UDP port", "use 1 to 65535; 51820 is WireGuard's usual one")
 	}
+	if k := s.WireGuard.PersistentKeepalive; k < 0 || k > 65535 {
+		return b.wrong("wireguard.persistentKeepalive", fmt.Sprint(k), "is not a number of seconds between 0 and 65535",
+			"use 25 for a node behind address translation, else 0")
+	}
 	var err error
 	b.out.PresharedKeyFile, err = b.keyFile("wireguard.presharedKeyFile", s.WireGuard.PresharedKeyFile)
 	return err

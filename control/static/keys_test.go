@@ -125,6 +125,8 @@ func TestBuildKeyErrors(t *testing.T) {
 		{"key of a node", edit(testKey('p').String(), testKey('b').String()), "is the publicKey of node b already"},
 		{"port of all", edit("wireguard: {", "wireguard: {port: 65536, "), `f:2: wireguard.port: "65536" is not a UDP port`},
 		{"port 0 of all", edit("wireguard: {", "wireguard: {port: 0, "), `f:2: wireguard.port: "0" is not a UDP port`},
+		{"keepalive", edit("wireguard: {", "wireguard: {persistentKeepalive: -1, "),
+			`f:2: wireguard.persistentKeepalive: "-1" is not a number of seconds between 0 and 65535`},
 		{"port", edit("5000", "-1"), `f:4: nodes[0].wireguardPort: "-1" is not a UDP port`},
 		{"port high", edit("5000", "65536"), `f:4: nodes[0].wireguardPort: "65536" is not a UDP port`},
 		{"file of all", edit("/etc/warren/all.psk", "all.psk"),

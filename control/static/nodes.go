@@ -30,6 +30,8 @@ type Spec struct {
 type WireGuardSpec struct {
 	Port             int    `yaml:"port"`
 	PresharedKeyFile string `yaml:"presharedKeyFile"`
+
+	PersistentKeepalive int `yaml:"persistentKeepalive"` // seconds
 }
 
 // A NodeSpec is one node as the file spells it.

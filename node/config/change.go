@@ -58,7 +58,7 @@ func (c *Config) Adopt(next *Config) (*Config, error) {
 	}
 	out.State.Nodes = append(peers, out.Self)
 	out.Masquerade, out.OnExit, out.LogLevel = next.Masquerade, next.OnExit, next.LogLevel
-	out.PresharedKeyFile = next.PresharedKeyFile
+	out.PresharedKeyFile, out.PersistentKeepalive = next.PresharedKeyFile, next.PersistentKeepalive
 	return &out, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -63,6 +64,8 @@ type Config struct {
 	OnExit        OnExit
 	LogLevel      slog.Level
 	LogFormat     string // "text" or "json"
+
+	PersistentKeepalive time.Duration // how often something is sent to every encrypted peer; 0: when there is a reason
 
 	PresharedKeyFile string // of nodes and peers that name no other, each of which has it in State too
 }
@@ -194,6 +197,8 @@ func Parse(src Source) (*Config, error) {
 		StateDir:      r.StateDir,
 		OnExit:        OnExit(r.OnExit),
 		LogFormat:     r.Log.Format,
+
+		PersistentKeepalive: time.Duration(r.WireGuard.PersistentKeepalive) * time.Second,
 
 		PresharedKeyFile: cluster.PresharedKeyFile,
 	}
