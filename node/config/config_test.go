@@ -73,7 +73,8 @@ log: {level: debug, format: json}
 		t.Fatal(err)
 	}
 	if c.Self.Name != "b" || c.MTU != 576 || c.MinMTU() != MinMTU4 || c.VNI != 16777215 || c.Port != 8472 ||
-		c.WireGuardPort != 4789 || c.PersistentKeepalive != 25*time.Second || c.State.Nodes[0].PresharedKeyFile != "/etc/psk" || c.PresharedKeyFile != "/etc/psk" ||
+		c.WireGuardPort != 4789 || c.PersistentKeepalive != 25*time.Second ||
+		c.State.Nodes[0].PresharedKeyFile != "/etc/psk" || c.PresharedKeyFile != "/etc/psk" ||
 		c.Offloads != (Offloads{USO: true}) || c.RunDir != "/tmp/run" || c.OnExit != Leave || c.Masquerade ||
 		c.LogLevel != slog.LevelDebug || c.Workers != 2 || c.Table != 100 || c.RulePriority != 7 || c.Device != "pods.1" {
 		t.Errorf("%+v", c)
