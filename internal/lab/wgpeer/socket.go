@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,8 +19,9 @@ import (
 const socketDir = "/var/run/wireguard"
 
 // deviceName is the form of the names under which the peers of all labs start: with the id of the process whose they
-// are, as the sockets of all namespaces lie in one directory. A device's name has at most 15 characters.
-const deviceName = "wl%d-%d"
+// are, as the sockets of all namespaces lie in one directory, and a random one, so that no name comes twice: whoever
+// ends a peer removes its socket, and wireguard-go ends when that is gone. A device's name has at most 15 characters.
+const deviceName = "wl%d-%04x"
 
 func socketPath(device string) string { return filepath.Join(socketDir, device+".sock") }
 
@@ -29,19 +31,17 @@ func reserve() (device string, err error) {
 	if err := sweep(); err != nil {
 		return "", err
 	}
-	for i := 0; ; {
+	for {
 		// Each time: another process takes the directory away when it was the last one in it.
 		if err := os.MkdirAll(socketDir, 0o755); err != nil {
 			return "", fmt.Errorf("directory of wireguard-go's sockets: %w", err)
 		}
-		device = fmt.Sprintf(deviceName, os.Getpid(), i)
+		device = fmt.Sprintf(deviceName, os.Getpid(), rand.N(1<<16))
 		f, err := os.OpenFile(socketPath(device), os.O_CREATE|os.O_EXCL, 0o600)
 		switch {
 		case err == nil:
 			return device, f.Close()
-		case errors.Is(err, fs.ErrExist):
-			i++
-		case !errors.Is(err, fs.ErrNotExist):
+		case !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist):
 			return "", fmt.Errorf("reserving a socket for wireguard-go: %w", err)
 		}
 	}
@@ -56,7 +56,7 @@ func release(device string) error {
 	return nil
 }
 
-var socketFile = regexp.MustCompile(`^wl(\d+)-\d+\.sock$`)
+var socketFile = regexp.MustCompile(`^wl(\d+)-[0-9a-f]+\.sock$`)
 
 // sweep removes the sockets of processes that were killed.
 func sweep() error {
