@@ -9,10 +9,10 @@ import (
 // It changes nothing, and may be called beside a running node.
 func Check(cfg *config.Config) []hostnet.Finding {
 	env := hostnet.Environment{Spec: specOf(cfg)}
-	if anyPlaintext(cfg) {
+	if uses(cfg, false) {
 		env.VXLANPort = cfg.PortOf(&cfg.Self)
 	}
-	if anyEncrypted(cfg) {
+	if uses(cfg, true) {
 		env.WireGuardPort = cfg.WireGuardPortOf(&cfg.Self)
 	}
 	return append(hostnet.Check(env), checkKeys(cfg)...)

@@ -17,7 +17,7 @@ func checkKeys(cfg *config.Config) []hostnet.Finding {
 
 func checkOwnKey(cfg *config.Config) hostnet.Finding {
 	f := hostnet.Finding{Level: hostnet.Error, What: "key"}
-	if !anyEncrypted(cfg) {
+	if !uses(cfg, true) {
 		f.Level = hostnet.Warning // the node starts, and can encrypt nothing until a restart
 	}
 	file := filepath.Join(cfg.StateDir, key.File)
@@ -27,9 +27,7 @@ func checkOwnKey(cfg *config.Config) hostnet.Finding {
 		f.Level, f.Why = hostnet.OK, fmt.Sprintf("%s is made by the first start", file)
 		return f
 	case errors.Is(err, key.ErrNone):
-		f.Why = fmt.Sprintf("the list has publicKey %s for node %s, but there is no %s", cfg.Self.PublicKey, cfg.Node, file)
-		f.Mend = fmt.Sprintf("put the file back, or make a key with `warren key new` and put what it prints into publicKey "+
-			"of node %s on all nodes", cfg.Node)
+		f.Why, f.Mend = lostKey(cfg)
 		return f
 	case err != nil:
 		f.Why, f.Mend = err.Error(), "`warren key public` says when it is right"

@@ -293,8 +293,9 @@ func hasIPv6(list []netip.Prefix) bool {
 // underlayWarnings says which of the node's underlay devices cannot carry what the pods' MTU promises.
 func (p *plan) underlayWarnings() []string {
 	var out []string
+	encrypted := uses(p.cfg, true)
 	for _, u := range p.underlay {
-		more := overhead(u.Address, anyEncrypted(p.cfg))
+		more := overhead(u.Address, encrypted)
 		need := p.podMTU + more
 		switch {
 		case u.Device == "":

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/internal/key"
 	"github.com/warren-net/warren/internal/poll"
 	"github.com/warren-net/warren/node/config"
@@ -42,7 +43,7 @@ func (c controlWaiter) Wait(timeout time.Duration) error {
 // What fails ends the start only where it is needed now.
 func (n *Node) openSecure(lanes, workers int) error {
 	err := n.trySecure(lanes, workers)
-	if err == nil || anyEncrypted(n.cfg) {
+	if err == nil || uses(n.cfg, true) {
 		return err
 	}
 	n.secure = secure{why: err}
@@ -50,17 +51,11 @@ func (n *Node) openSecure(lanes, workers int) error {
 	return nil
 }
 
-// anyEncrypted reports whether the node itself asks for encryption, or a peer does.
-func anyEncrypted(cfg *config.Config) bool {
-	if !cfg.Self.Plaintext {
-		return true
-	}
-	for _, peer := range cfg.Peers(cfg.State) {
-		if cfg.Encrypted(&peer) {
-			return true
-		}
-	}
-	return false
+// uses reports whether this node itself, or a peer of it, is to be encrypted, or else whether one is to be plaintext.
+func uses(cfg *config.Config, encrypted bool) bool {
+	return cfg.Self.Plaintext != encrypted || slices.ContainsFunc(cfg.Peers(cfg.State), func(peer control.Node) bool {
+		return cfg.Encrypted(&peer) == encrypted
+	})
 }
 
 func (n *Node) trySecure(lanes, workers int) error {
@@ -142,14 +137,21 @@ func loadRing(cfg *config.Config) (ring key.Ring, created bool, err error) {
 	if cfg.Self.PublicKey.IsZero() {
 		ring, created, err = key.LoadOrCreate(cfg.StateDir)
 	} else if ring, err = key.Load(cfg.StateDir); errors.Is(err, key.ErrNone) {
-		return ring, false, fmt.Errorf("%s has publicKey %s for node %s, but there is no %s: put the file back, or make a "+
-			"key with `warren key new` and put what it prints into publicKey of node %s on all nodes", cfg.File,
-			cfg.Self.PublicKey, cfg.Node, filepath.Join(cfg.StateDir, key.File), cfg.Node)
+		why, mend := lostKey(cfg)
+		return ring, false, fmt.Errorf("%s: %s", why, mend)
 	}
 	if err != nil {
 		return ring, false, fmt.Errorf("this node's key: %w", err)
 	}
 	return ring, created, nil
+}
+
+// lostKey says what is wrong where the node's entry has a key and the node has none, and how to mend it.
+func lostKey(cfg *config.Config) (why, mend string) {
+	why = fmt.Sprintf("%s has publicKey %s for node %s, but there is no %s", cfg.File, cfg.Self.PublicKey, cfg.Node,
+		filepath.Join(cfg.StateDir, key.File))
+	return why, fmt.Sprintf("put the file back, or make a key with `warren key new` and put what it prints into "+
+		"publicKey of node %s on all nodes", cfg.Node)
 }
 
 // mayBeEndpoint refuses what nothing can be sent to: link-local addresses, whose interface is not known, and others

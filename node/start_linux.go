@@ -43,25 +43,12 @@ func tunMode(use bool) tun.Mode {
 // What fails ends the start only where they are needed now.
 func (n *Node) openSockets(lanes int) error {
 	err := n.tryVXLAN(lanes)
-	if err == nil || anyPlaintext(n.cfg) {
+	if err == nil || uses(n.cfg, false) {
 		return err
 	}
 	n.noVXLAN = err
 	n.opt.Log.Info("no VXLAN until a restart; no node asks for it now", "error", err)
 	return nil
-}
-
-// anyPlaintext reports whether the node itself asks for plaintext, or a peer does.
-func anyPlaintext(cfg *config.Config) bool {
-	if cfg.Self.Plaintext {
-		return true
-	}
-	for _, peer := range cfg.Peers(cfg.State) {
-		if !cfg.Encrypted(&peer) {
-			return true
-		}
-	}
-	return false
 }
 
 func (n *Node) tryVXLAN(lanes int) error {

@@ -110,7 +110,7 @@ func (c *cluster) configure(edits ...edit) {
 	}
 }
 
-// edit changes one node's configuration file. The daemon must not run: it would read a part of the file.
+// edit changes one node's configuration file, whole at a time, so that a running daemon never reads a part of it.
 func (c *cluster) edit(n *lab.Node, edits ...edit) {
 	c.t.Helper()
 	content, err := os.ReadFile(n.ConfigFile)
@@ -122,7 +122,8 @@ func (c *cluster) edit(n *lab.Node, edits ...edit) {
 	}
 	content, err = yaml.Marshal(file)
 	c.ok(err)
-	c.ok(os.WriteFile(n.ConfigFile, content, 0o644))
+	c.ok(os.WriteFile(n.ConfigFile+".new", content, 0o644))
+	c.ok(os.Rename(n.ConfigFile+".new", n.ConfigFile))
 }
 
 // set is the edit that gives a key of the file a value.

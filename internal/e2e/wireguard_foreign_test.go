@@ -332,11 +332,11 @@ func TestWrongKeys(t *testing.T) {
 	f.peer.Remotes[0] = remote
 	f.up()
 	f.silent(pod)
-	c.rewrite(a, setNode(f.node.Name, "presharedKeyFile", c.psk(a, key.NewPreshared().RevealText())))
+	c.edit(a, setNode(f.node.Name, "presharedKeyFile", c.psk(a, key.NewPreshared().RevealText())))
 	c.reload(a)
 	f.silent(pod)
 	counted("invalid")
-	c.rewrite(a, setNode(f.node.Name, "presharedKeyFile", c.psk(a, psk.RevealText())))
+	c.edit(a, setNode(f.node.Name, "presharedKeyFile", c.psk(a, psk.RevealText())))
 	c.reload(a)
 	f.reached(pod)
 	f.talksShortly(pod)

@@ -111,10 +111,10 @@ func TestEncryptedLifecycle(t *testing.T) {
 	// A reload with nothing new, one that takes the other node's key away and one that brings it back.
 	c.reload(a, b)
 	k.works()
-	c.rewrite(a, setNode(b.Name, "publicKey", key.NewPrivate().Public().String()))
+	c.edit(a, setNode(b.Name, "publicKey", key.NewPrivate().Public().String()))
 	c.reload(a)
 	time.Sleep(5 * quiet)
-	c.rewrite(a, setNode(b.Name, "publicKey", b.PublicKey.String()))
+	c.edit(a, setNode(b.Name, "publicKey", b.PublicKey.String()))
 	c.reload(a)
 	k.works()
 	// A key that nobody was told of before: no rotation, but it has to work in the end.
@@ -161,7 +161,7 @@ func TestKeyRotation(t *testing.T) {
 		before := g.handshakes()
 		for k := range nodes {
 			peer := nodes[(i+k)%len(nodes)]
-			c.rewrite(peer, setNode(n.Name, "publicKey", public))
+			c.edit(peer, setNode(n.Name, "publicKey", public))
 			c.reload(peer)
 			time.Sleep(quiet)
 		}

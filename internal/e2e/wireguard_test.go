@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
 
 	"github.com/warren-net/warren/internal/lab"
@@ -42,22 +41,6 @@ func (c *cluster) encrypted(name string) *lab.Node {
 	n.Settings.Encapsulation = "wireguard"
 	c.ok(n.MakeKey())
 	return n
-}
-
-// rewrite changes a running node's configuration file, whole at a time.
-func (c *cluster) rewrite(n *lab.Node, edits ...edit) {
-	c.t.Helper()
-	content, err := os.ReadFile(n.ConfigFile)
-	c.ok(err)
-	var file map[string]any
-	c.ok(yaml.Unmarshal(content, &file))
-	for _, e := range edits {
-		e(file)
-	}
-	content, err = yaml.Marshal(file)
-	c.ok(err)
-	c.ok(os.WriteFile(n.ConfigFile+".new", content, 0o644))
-	c.ok(os.Rename(n.ConfigFile+".new", n.ConfigFile))
 }
 
 // reload has running nodes read their files and keys now, and waits until they did, without an error.

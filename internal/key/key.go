@@ -42,9 +42,6 @@ func ParsePublic(s string) (Public, error) {
 // String is the key in base64.
 func (p Public) String() string { return base64.StdEncoding.EncodeToString(p[:]) }
 
-// Short is the beginning of the key, for log lines.
-func (p Public) Short() string { return p.String()[:8] + "…" }
-
 // IsZero reports whether p is no key.
 func (p Public) IsZero() bool { return p == Public{} }
 

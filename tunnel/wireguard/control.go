@@ -22,20 +22,19 @@ const loadTime = time.Second
 
 // handle takes a message that is not data, or that came to the control socket. The caller holds t.mu.
 func (t *Tunnel) handle(msg []byte, from netip.AddrPort) {
-	c := &t.Counters
-	switch {
-	case len(msg) == initiationLen && isType(msg, TypeInitiation, initiationLen):
+	switch typeOf(msg) {
+	case TypeInitiation:
 		if i := t.admit(msg, from); i != nil {
 			t.initiation(i, msg, from)
 		}
-	case len(msg) == responseLen && isType(msg, TypeResponse, responseLen):
+	case TypeResponse:
 		if i := t.admit(msg, from); i != nil {
 			t.response(msg, from)
 		}
-	case len(msg) == cookieReplyLen && isType(msg, TypeCookieReply, cookieReplyLen):
+	case TypeCookieReply:
 		t.cookieReply(msg)
 	default:
-		c.Invalid.Add(1)
+		t.Counters.Invalid.Add(1)
 	}
 }
 
@@ -213,7 +212,7 @@ func (t *Tunnel) initiate(p *Peer) {
 	if p.pending != nil {
 		t.forget(p)
 	} else {
-		p.pending = &pending{since: t.now, identity: p.identity}
+		p.pending = &pending{since: t.now}
 	}
 	h := p.pending
 	// While our key is being changed a peer may know only one of the two. Half as often as callAt changes its mind, so

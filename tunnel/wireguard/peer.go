@@ -16,7 +16,6 @@ import (
 // A Peer is one that we talk to. The methods are safe for concurrent use, and take no lock but where they say so.
 type Peer struct {
 	id     int32
-	name   string
 	tunnel *Tunnel
 	lane   int // that its sessions are steered to
 

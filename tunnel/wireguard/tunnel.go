@@ -216,7 +216,7 @@ func (t *Tunnel) SetPeers(peers []PeerConfig, preferred int) {
 
 func (t *Tunnel) newPeer(c PeerConfig, preferred int) *Peer {
 	p := &Peer{
-		id: c.ID, name: c.Name, tunnel: t, lane: int(c.ID) % t.config.Lanes, marks: make([]marks, t.config.Workers+1),
+		id: c.ID, tunnel: t, lane: int(c.ID) % t.config.Lanes, marks: make([]marks, t.config.Workers+1),
 	}
 	t.identify(p, preferred)
 	return p
@@ -262,9 +262,7 @@ func (t *Tunnel) Deliver(msg []byte, from netip.AddrPort) {
 		return
 	}
 	t.handed = append(t.handed, h)
-	if t.wake != nil {
-		t.wake()
-	}
+	t.wakeRun()
 }
 
 // want notes that a peer needs a session.
@@ -272,15 +270,18 @@ func (t *Tunnel) want(p *Peer) {
 	t.handMu.Lock()
 	defer t.handMu.Unlock()
 	t.wanting = append(t.wanting, p)
-	if t.wake != nil {
-		t.wake()
-	}
+	t.wakeRun()
 }
 
 // poke has Run look at everything.
 func (t *Tunnel) poke() {
 	t.handMu.Lock()
 	defer t.handMu.Unlock()
+	t.wakeRun()
+}
+
+// wakeRun wakes Run, once it runs. The caller holds t.handMu.
+func (t *Tunnel) wakeRun() {
 	if t.wake != nil {
 		t.wake()
 	}

@@ -26,8 +26,9 @@
 // # Clocks
 //
 // Times are nanoseconds of one clock, Config.Now, which only goes forward: a system whose clock is set neither prolongs
-// its keys nor stops calling. Tests turn it. The timestamps in initiations are of the system's clock, to 16 ms: where
-// that is set back, a peer refuses them until it has caught up.
+// its keys nor stops calling. Tests turn it. The timestamps in initiations are of the system's clock, to 16 ms, and
+// only grow while the process lives: where the clock was set back before its start, peers refuse them until it has
+// caught up.
 package wireguard
 
 import (
@@ -81,25 +82,28 @@ const (
 // identifier is what both sides mix in first: the protocol's name and version (whitepaper, 5.4).
 const identifier = "WireGuard v1 zx2c4 Jason@zx2c4.com"
 
-// isType reports whether a message is of the type, with the reserved bytes zero and at least so long.
-func isType(msg []byte, typ, least int) bool {
-	return len(msg) >= least && binary.LittleEndian.Uint32(msg) == uint32(typ)
+// typeOf is the type of a message by its first byte, with the length that goes with it and the reserved bytes zero; 0:
+// it is no message.
+func typeOf(msg []byte) uint32 {
+	if len(msg) < Overhead { // the shortest there is
+		return 0
+	}
+	typ, n := binary.LittleEndian.Uint32(msg), len(msg)
+	switch {
+	case typ == TypeInitiation && n == initiationLen, typ == TypeResponse && n == responseLen,
+		typ == TypeCookieReply && n == cookieReplyLen, typ == TypeData:
+		return typ
+	}
+	return 0
 }
 
 // IsData reports whether a datagram may be a data message: its header and an authentication tag are there.
-func IsData(msg []byte) bool { return isType(msg, TypeData, Overhead) }
+func IsData(msg []byte) bool { return typeOf(msg) == TypeData }
 
 // IsHandshake reports whether a datagram may be a message of a handshake, for Tunnel.Deliver.
 func IsHandshake(msg []byte) bool {
-	switch len(msg) {
-	case initiationLen:
-		return isType(msg, TypeInitiation, initiationLen)
-	case responseLen:
-		return isType(msg, TypeResponse, responseLen)
-	case cookieReplyLen:
-		return isType(msg, TypeCookieReply, cookieReplyLen)
-	}
-	return false
+	typ := typeOf(msg)
+	return typ != 0 && typ != TypeData
 }
 
 // Receiver is the index of a data message for which IsData holds.
