@@ -50,9 +50,9 @@ type OffloadState struct {
 
 // A Queue is one queue of the device.
 type Queue interface {
-	// Read reads one superpacket into buf, which has at least BufferSize bytes. The returned slice is a part of buf and
-	// begins with the IP header; it may be truncated or otherwise bad, which is the caller's to find out, as is
-	// metadata that lies. ErrWouldBlock: nothing there. ErrClosed: the device is gone.
+	// Read reads one superpacket into buf, which has at least BufferSize bytes. The returned slice is a part of buf, with
+	// the capacity up to buf's end, and begins with the IP header; it may be truncated or otherwise bad, which is the
+	// caller's to find out, as is metadata that lies. ErrWouldBlock: nothing there. ErrClosed: the device is gone.
 	Read(buf []byte) ([]byte, packet.Meta, error)
 
 	// Write hands the superpacket that the pieces make up (in order, the IP header in the first one) to the kernel in

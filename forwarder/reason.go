@@ -41,6 +41,7 @@ const (
 	UnknownSession
 	BadSeal
 	Replayed
+	LostPieces
 	Congestion
 	SourceNotPeer
 	NotForThisNode
@@ -77,6 +78,7 @@ var reasons = [NumReasons]struct{ name, text string }{
 	UnknownSession:     {"unknown-session", "encrypted for a session that this node does not have (any more)"},
 	BadSeal:            {"bad-seal", "encrypted data that does not decrypt"},
 	Replayed:           {"replayed", "encrypted data that came before, or much too late"},
+	LostPieces:         {"lost-pieces", "an encrypted superpacket of which not all pieces came"},
 	Congestion:         {"congestion", "marked congested by the underlay, though its sender knows no ECN (RFC 6040)"},
 	SourceNotPeer:      {"source-not-peer", "from the wire with an inner source that is not the sending peer's"},
 	NotForThisNode:     {"not-for-this-node", "from the wire to an address that is not on this node"},

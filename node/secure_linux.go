@@ -97,7 +97,7 @@ func (n *Node) trySecure(lanes, workers int) error {
 	n.closers = append(n.closers, p.Close)
 	n.secure = secure{sockets: group, waiter: controlWaiter{p}, ring: ring}
 	n.secure.tunnel = wireguard.New(wireguard.Config{
-		Lanes: lanes, Workers: workers,
+		Lanes: lanes, Workers: workers, Superframes: cfg.Offloads.Superframes, AES: wireguard.FastAES(),
 		Established: func(int32) {
 			for _, w := range n.workers {
 				w.SessionUp()

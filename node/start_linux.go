@@ -103,7 +103,7 @@ func (n *Node) makeWorkers(workers int) error {
 		var fds []poll.FD
 		for i := id; i < len(queues); i += workers {
 			k := len(lanes)
-			lane := worker.Lane{Queue: queues[i]}
+			lane := worker.Lane{Number: i, Queue: queues[i]}
 			fds = append(fds, poll.FD{FD: queues[i].FD(), Bit: worker.QueueBit(k)})
 			if n.sockets != nil {
 				lane.Socket = n.sockets[i]

@@ -237,7 +237,7 @@ func (q *Queue) Read(buf []byte) ([]byte, packet.Meta, error) {
 	e := &q.ring[q.head]
 	q.head, q.n = (q.head+1)%len(q.ring), q.n-1
 	n := device.Headroom + copy(buf[device.Headroom:], e.data)
-	return buf[device.Headroom:n:n], e.meta, nil
+	return buf[device.Headroom:n], e.meta, nil
 }
 
 // Write implements device.Queue. It refuses what device/tun refuses.

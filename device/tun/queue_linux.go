@@ -73,7 +73,7 @@ func (q *Queue) Read(buf []byte) ([]byte, packet.Meta, error) {
 	if n < vnetLen {
 		return nil, packet.Meta{}, nil // an empty packet, which the caller drops as truncated
 	}
-	return buf[vnetLen:n:n], decode((*[vnetLen]byte)(buf)), nil
+	return buf[vnetLen:n], decode((*[vnetLen]byte)(buf)), nil
 }
 
 // Write implements device.Queue.

@@ -31,7 +31,7 @@ func offloadsFrom(value string) (map[string]string, error) {
 // AllOffloads are the offloads that a configuration knows, each with the same mode.
 func AllOffloads(mode string) map[string]string {
 	all := map[string]string{}
-	for _, key := range []string{"checksum", "tso", "uso", "udpGSO", "udpGRO", "tunnelGSO"} {
+	for _, key := range []string{"checksum", "tso", "uso", "udpGSO", "udpGRO", "tunnelGSO", "superframes"} {
 		all[key] = mode
 	}
 	return all

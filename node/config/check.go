@@ -199,6 +199,7 @@ func (c *checker) offloads() error {
 	}{
 		{"checksum", r.Checksum, &o.Checksum}, {"tso", r.TSO, &o.TSO}, {"uso", r.USO, &o.USO},
 		{"udpGSO", r.UDPGSO, &o.UDPGSO}, {"udpGRO", r.UDPGRO, &o.UDPGRO}, {"tunnelGSO", r.TunnelGSO, &o.TunnelGSO},
+		{"superframes", r.Superframes, &o.Superframes},
 	} {
 		switch {
 		case k.value == "auto":

@@ -72,7 +72,7 @@ type Config struct {
 
 // Offloads says which offloads may be used; those that the kernel lacks are not, whatever stands here.
 type Offloads struct {
-	Checksum, TSO, USO, UDPGSO, UDPGRO, TunnelGSO bool
+	Checksum, TSO, USO, UDPGSO, UDPGRO, TunnelGSO, Superframes bool
 
 	AnyDriver bool // TunnelGSO also with network devices whose drivers were not tried with it
 }
@@ -117,7 +117,8 @@ type rawOffloads struct {
 	UDPGSO string `yaml:"udpGSO"`
 	UDPGRO string `yaml:"udpGRO"`
 
-	TunnelGSO string `yaml:"tunnelGSO"`
+	TunnelGSO   string `yaml:"tunnelGSO"`
+	Superframes string `yaml:"superframes"`
 }
 
 type rawRouting struct {
@@ -138,6 +139,7 @@ func defaults() raw {
 		Masquerade: true,
 		Offloads: rawOffloads{
 			Checksum: "auto", TSO: "auto", USO: "auto", UDPGSO: "auto", UDPGRO: "auto", TunnelGSO: "auto",
+			Superframes: "auto",
 		},
 		Routing:  rawRouting{Table: 8787, RulePriority: 5200},
 		RunDir:   "/run/warren",

@@ -35,8 +35,9 @@ func TestDefaults(t *testing.T) {
 		File: "w.yaml", Node: "a", Self: c.State.Nodes[0], State: c.State,
 		Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		Device:  "warren0", VNI: 1, Port: 4789, WireGuardPort: 51820, Masquerade: true,
-		Offloads: Offloads{Checksum: true, TSO: true, USO: true, UDPGSO: true, UDPGRO: true, TunnelGSO: true},
-		Table:    8787, RulePriority: 5200, RunDir: "/run/warren", StateDir: "/var/lib/warren", OnExit: Remove,
+		Offloads: Offloads{Checksum: true, TSO: true, USO: true, UDPGSO: true, UDPGRO: true, TunnelGSO: true,
+			Superframes: true},
+		Table: 8787, RulePriority: 5200, RunDir: "/run/warren", StateDir: "/var/lib/warren", OnExit: Remove,
 		LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 	if !reflect.DeepEqual(*c, want) {
@@ -61,7 +62,7 @@ wireguard: {persistentKeepalive: 25, port: 4789, presharedKeyFile: /etc/psk/}
 vxlan: {vni: 16777215, port: 8472}
 workers: 2
 masquerade: false
-offloads: {checksum: off, tso: off, uso: auto, udpGSO: off, udpGRO: "off", tunnelGSO: off}
+offloads: {checksum: off, tso: off, uso: auto, udpGSO: off, udpGRO: "off", tunnelGSO: off, superframes: off}
 routing: {table: 100, rulePriority: 7}
 metrics: "[::1]:9187"
 runDir: /tmp/run/

@@ -46,8 +46,8 @@ type clusterConfig struct {
 	now     func() time.Time
 	late    bool // the nodes' workers wait for start
 
-	encrypted bool // all traffic; VXLAN is refused
-	noVXLAN   bool // the nodes have no sockets for it
+	over    encapsulation // of all traffic; VXLAN is refused by those that encrypt
+	noVXLAN bool          // the nodes have no sockets for it
 }
 
 type testCluster struct {
@@ -70,7 +70,7 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 	c.lanes = max(c.lanes, 1)
 	if c.pathMTU == 0 {
 		c.pathMTU = 1450
-		if c.encrypted {
+		if c.over.encrypted {
 			c.pathMTU = 1420
 		}
 	}
@@ -92,7 +92,7 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 			n.gw = append(n.gw, p.Addr().Next())
 		}
 		n.mac = [6]byte(vxlan.MAC(n.addr))
-		if c.encrypted {
+		if c.over.encrypted {
 			n.addSecureEnd(t, network, c)
 		}
 		cluster.nodes = append(cluster.nodes, n)
@@ -113,7 +113,7 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 		}
 	}
 	for _, n := range cluster.nodes {
-		if c.encrypted {
+		if c.over.encrypted {
 			running++
 			n.meet(cluster.nodes)
 			ctx, stop := context.WithCancel(ctx)
@@ -132,6 +132,9 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 			}
 		}
 	})
+	if c.over.frames {
+		cluster.agree(t, c.late)
+	}
 	return cluster
 }
 
@@ -149,7 +152,7 @@ func (n *testNode) publish(t testing.TB, all []*testNode, c clusterConfig) {
 			Header4: tpl.V4[:], Header6: tpl.V6[:], Stats: forwarder.NewPeerStats(c.queues),
 		}
 		if p.secure != nil {
-			peer.Tunnel, peer.Encrypted, peer.RefusesPlaintext = p.secure.id, c.encrypted, c.encrypted
+			peer.Tunnel, peer.Encrypted, peer.RefusesPlaintext = p.secure.id, c.over.encrypted, c.over.encrypted
 		}
 		peers = append(peers, peer)
 	}

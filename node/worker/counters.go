@@ -20,10 +20,12 @@ type Counters struct {
 	Whole        atomic.Uint64 // superpackets sent uncut
 	WholeRefused atomic.Uint64 // superpackets cut after all: too long with headers, or refused by the kernel
 	Sealed       atomic.Uint64 // datagrams encrypted; SegmentsOut has them too, once they are sent
+	FramesSealed atomic.Uint64 // superpackets among these that left as superframes
 	Waited       atomic.Uint64 // superpackets kept until there is a session to encrypt them in
 	SegmentsIn   atomic.Uint64 // datagrams received
 	BytesIn      atomic.Uint64 // inner IP bytes accepted from peers
 	Opened       atomic.Uint64 // datagrams decrypted, those that hold no packet among them
+	FramesOpened atomic.Uint64 // superframes among these
 	Receives     atomic.Uint64 // receive slots filled; SegmentsIn/Receives says how well UDP_GRO joins
 	RunsIn       atomic.Uint64 // superpackets made of what was received
 	LocalPackets atomic.Uint64 // superpackets from local pods to this node

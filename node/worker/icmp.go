@@ -52,6 +52,6 @@ func (w *Worker) reject(p []byte, m packet.Meta, d *forwarder.Decision) error {
 		return nil
 	}
 	w.Counters.ICMPSent.Add(1)
-	w.pieces = append(w.pieces[:0], msg)
-	return w.deliver(w.lane.Queue, packet.Meta{}, w.pieces, 1)
+	w.iovecs = append(w.iovecs[:0], msg)
+	return w.deliver(w.lane.Queue, packet.Meta{}, w.iovecs, 1)
 }

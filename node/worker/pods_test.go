@@ -109,9 +109,9 @@ func transfer(from, to *netpod.Pod, addr netip.Addr, size int64) error {
 }
 
 // TestTransfers moves real TCP through two and three nodes under every kind of impairment.
-func TestTransfers(t *testing.T) { plainAndEncrypted(t, testTransfers) }
+func TestTransfers(t *testing.T) { eachEncapsulation(t, testTransfers) }
 
-func testTransfers(t *testing.T, encrypted bool) {
+func testTransfers(t *testing.T, over encapsulation) {
 	const mib = 1 << 20
 	for _, tt := range []struct {
 		name    string
@@ -139,9 +139,9 @@ func testTransfers(t *testing.T, encrypted bool) {
 			network: tunmem.Config{Seed: 4, Loss: 0.005, Reorder: 0.02, Duplicate: 0.02}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: tt.nodes, encrypted: encrypted, queues: tt.queues, lanes: tt.lanes,
+			c := newCluster(t, clusterConfig{nodes: tt.nodes, over: over, queues: tt.queues, lanes: tt.lanes,
 				network: tt.network, device: tt.device, v6: tt.v6})
-			if encrypted {
+			if over.encrypted {
 				tt.size /= 4 // the way is the same, and the race detector takes its time
 			}
 			pods := withPods(t, c, 1420, tt.offload)
@@ -163,6 +163,9 @@ func testTransfers(t *testing.T, encrypted bool) {
 					if r == forwarder.Replayed.Name() && tt.network.Duplicate > 0 {
 						continue // what came twice is taken once
 					}
+					if r == forwarder.LostPieces.Name() && tt.network.Loss > 0 {
+						continue
+					}
 					t.Errorf("%s dropped %d packets: %s", n.name, count, r)
 				}
 			}
@@ -171,11 +174,11 @@ func testTransfers(t *testing.T, encrypted bool) {
 }
 
 // TestPathNarrowerThanPods lets TCP find out: pods with an MTU of 1420 over paths that carry 1280.
-func TestPathNarrowerThanPods(t *testing.T) { plainAndEncrypted(t, testPathNarrowerThanPods) }
+func TestPathNarrowerThanPods(t *testing.T) { eachEncapsulation(t, testPathNarrowerThanPods) }
 
-func testPathNarrowerThanPods(t *testing.T, encrypted bool) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1280,
-		network: tunmem.Config{MTU: 1280 + overhead(encrypted)}})
+func testPathNarrowerThanPods(t *testing.T, over encapsulation) {
+	c := newCluster(t, clusterConfig{nodes: 2, over: over, pathMTU: 1280,
+		network: tunmem.Config{MTU: 1280 + overhead(over)}})
 	pods := withPods(t, c, 1420, netpod.OffloadFull)
 	for family := range 2 {
 		if err := transfer(pods[0], pods[2], pods[2].Addresses()[family], 4<<20); err != nil {
@@ -206,10 +209,10 @@ func TestPathShrinks(t *testing.T) {
 }
 
 // TestPing checks what is neither TCP nor UDP, with and without IPv4 fragments.
-func TestPing(t *testing.T) { plainAndEncrypted(t, testPing) }
+func TestPing(t *testing.T) { eachEncapsulation(t, testPing) }
 
-func testPing(t *testing.T, encrypted bool) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted})
+func testPing(t *testing.T, over encapsulation) {
+	c := newCluster(t, clusterConfig{nodes: 2, over: over})
 	pods := withPods(t, c, 1420, netpod.OffloadFull)
 	for _, to := range pods[2].Addresses() {
 		for _, payload := range []int{0, 56, 1372, 4000} {
@@ -223,10 +226,10 @@ func testPing(t *testing.T, encrypted bool) {
 }
 
 // TestUDPBatches sends what UDP_SEGMENT sends; every datagram has to arrive as it left, in order.
-func TestUDPBatches(t *testing.T) { plainAndEncrypted(t, testUDPBatches) }
+func TestUDPBatches(t *testing.T) { eachEncapsulation(t, testUDPBatches) }
 
-func testUDPBatches(t *testing.T, encrypted bool) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted})
+func testUDPBatches(t *testing.T, over encapsulation) {
+	c := newCluster(t, clusterConfig{nodes: 2, over: over})
 	pods := withPods(t, c, 1420, netpod.OffloadFull)
 	to := netip.AddrPortFrom(pods[2].Addresses()[0], 7000)
 	conn, err := pods[2].ListenUDP(to)

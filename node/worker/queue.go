@@ -91,8 +91,8 @@ func (w *Worker) fromQueue(p []byte, m packet.Meta) error {
 
 // giveBack writes a superpacket of the device back to it.
 func (w *Worker) giveBack(p []byte, m packet.Meta) error {
-	w.pieces = append(w.pieces[:0], p)
-	return w.deliver(w.lane.Queue, m, w.pieces, 1)
+	w.iovecs = append(w.iovecs[:0], p)
+	return w.deliver(w.lane.Queue, m, w.iovecs, 1)
 }
 
 // toPeer encapsulates a superpacket into w.out, for a peer whose traffic is not encrypted.

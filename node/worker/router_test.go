@@ -14,12 +14,13 @@ import (
 	"github.com/warren-net/warren/forwarder"
 	"github.com/warren-net/warren/forwarder/packet"
 	tunmem "github.com/warren-net/warren/tunnel/memory"
+	"github.com/warren-net/warren/tunnel/wireguard"
 )
 
 // TestPassesUnharmed sends packets of every awkward kind through two nodes; each has to arrive byte for byte.
-func TestPassesUnharmed(t *testing.T) { plainAndEncrypted(t, testPassesUnharmed) }
+func TestPassesUnharmed(t *testing.T) { eachEncapsulation(t, testPassesUnharmed) }
 
-func testPassesUnharmed(t *testing.T, encrypted bool) {
+func testPassesUnharmed(t *testing.T, over encapsulation) {
 	hop := append([]byte{protoUDP, 0, 1, 4, 0, 0, 0, 0}, []byte{}...) // hop-by-hop with PadN
 	tests := []struct {
 		name string
@@ -69,7 +70,7 @@ func testPassesUnharmed(t *testing.T, encrypted bool) {
 		{"destination options", build{payload: 100, ext: []byte{protoTCP, 0, 1, 4, 0, 0, 0, 0}, extType: 60}},
 	}
 	for _, underlay := range []bool{false, true} {
-		c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, v6: underlay})
+		c := newCluster(t, clusterConfig{nodes: 2, over: over, v6: underlay})
 		a, b := c.nodes[0], c.nodes[1]
 		run := func(family, name string, bld build, src, dst string) {
 			bld.src, bld.dst = src, dst
@@ -107,9 +108,9 @@ func testPassesUnharmed(t *testing.T, encrypted bool) {
 }
 
 // TestSuperpacketArrivesWhole sends 64 KiB superpackets; every one has to arrive in one piece, with the same bytes.
-func TestSuperpacketArrivesWhole(t *testing.T) { plainAndEncrypted(t, testSuperpacketArrivesWhole) }
+func TestSuperpacketArrivesWhole(t *testing.T) { eachEncapsulation(t, testSuperpacketArrivesWhole) }
 
-func testSuperpacketArrivesWhole(t *testing.T, encrypted bool) {
+func testSuperpacketArrivesWhole(t *testing.T, over encapsulation) {
 	for _, tt := range []struct {
 		name string
 		b    build
@@ -120,7 +121,8 @@ func testSuperpacketArrivesWhole(t *testing.T, encrypted bool) {
 		{"UDP over IPv6", build{src: "fd00:10:244:1::5", dst: "fd00:10:244:2::9", proto: protoUDP, payload: 60000}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, late: true})
+			c := newCluster(t, clusterConfig{nodes: 2, over: over, late: true})
+			agreed := c.net.Stats().Delivered
 			p, m := super(t, tt.b.bytes(t), 1360)
 			want := bytes.Clone(p)
 			if !c.nodes[0].dev.Inject(p, m) {
@@ -129,7 +131,12 @@ func testSuperpacketArrivesWhole(t *testing.T, encrypted bool) {
 			// The receiver begins when all of it is there: what arrives in two batches may be joined to two superpackets.
 			c.start(c.nodes[0])
 			arrive := uint64(45)
-			if encrypted {
+			switch {
+			case over.frames:
+				f := wireguard.Frame{Packet: want, Piece: 1420 + wireguard.Overhead}
+				_, pieces, _ := f.Bounds()
+				arrive = agreed + uint64(pieces)
+			case over.encrypted:
 				arrive += handshakeMessages
 			}
 			for c.net.Stats().Delivered < arrive {
@@ -155,9 +162,9 @@ func testSuperpacketArrivesWhole(t *testing.T, encrypted bool) {
 }
 
 // TestOffloadsMissing cuts what the device cannot take whole, from the start or once a write showed it.
-func TestOffloadsMissing(t *testing.T) { plainAndEncrypted(t, testOffloadsMissing) }
+func TestOffloadsMissing(t *testing.T) { eachEncapsulation(t, testOffloadsMissing) }
 
-func testOffloadsMissing(t *testing.T, encrypted bool) {
+func testOffloadsMissing(t *testing.T, over encapsulation) {
 	b := build{src: "10.244.1.5", dst: "10.244.2.9", payload: 10 * 1360, flags: 0x18, df: true}
 	for _, tt := range []struct {
 		name    string
@@ -173,7 +180,7 @@ func testOffloadsMissing(t *testing.T, encrypted bool) {
 			network: tunmem.Config{NoGSO: true, NoGRO: true}, dst: "10.244.2.9"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, device: tt.device, network: tt.network})
+			c := newCluster(t, clusterConfig{nodes: 2, over: over, device: tt.device, network: tt.network})
 			to := c.nodes[1]
 			if tt.dst == "10.244.1.9" {
 				to = c.nodes[0]
@@ -200,10 +207,10 @@ func testOffloadsMissing(t *testing.T, encrypted bool) {
 }
 
 // TestNoUDPGRO joins segments that arrive one by one.
-func TestNoUDPGRO(t *testing.T) { plainAndEncrypted(t, testNoUDPGRO) }
+func TestNoUDPGRO(t *testing.T) { eachEncapsulation(t, testNoUDPGRO) }
 
-func testNoUDPGRO(t *testing.T, encrypted bool) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, network: tunmem.Config{NoGSO: true, NoGRO: true}})
+func testNoUDPGRO(t *testing.T, over encapsulation) {
+	c := newCluster(t, clusterConfig{nodes: 2, over: over, network: tunmem.Config{NoGSO: true, NoGRO: true}})
 	p, m := super(t, build{src: "10.244.1.5", dst: "10.244.2.9", payload: 8 * 1360, df: true}.bytes(t), 1360)
 	want := bytes.Clone(p[40:])
 	c.nodes[0].dev.Inject(p, m)
@@ -234,9 +241,9 @@ func checkTCP(t *testing.T, p devmem.Packet) {
 }
 
 // TestRejects answers what cannot go on with the right ICMP error from the gateway address.
-func TestRejects(t *testing.T) { plainAndEncrypted(t, testRejects) }
+func TestRejects(t *testing.T) { eachEncapsulation(t, testRejects) }
 
-func testRejects(t *testing.T, encrypted bool) {
+func testRejects(t *testing.T, over encapsulation) {
 	tests := []struct {
 		name       string
 		b          build
@@ -269,7 +276,7 @@ func testRejects(t *testing.T, encrypted bool) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1400})
+			c := newCluster(t, clusterConfig{nodes: 2, over: over, pathMTU: 1400})
 			a := c.nodes[0]
 			if tt.b.src == "" {
 				tt.b.src = "10.244.1.5"
@@ -328,10 +335,10 @@ func TestICMPIsRateLimited(t *testing.T) {
 }
 
 // TestFragments splits IPv4 without DF for a path that is too narrow, a lone packet and a superpacket.
-func TestFragments(t *testing.T) { plainAndEncrypted(t, testFragments) }
+func TestFragments(t *testing.T) { eachEncapsulation(t, testFragments) }
 
-func testFragments(t *testing.T, encrypted bool) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1300})
+func testFragments(t *testing.T, over encapsulation) {
+	c := newCluster(t, clusterConfig{nodes: 2, over: over, pathMTU: 1300})
 	a, b := c.nodes[0], c.nodes[1]
 	whole := build{src: "10.244.1.5", dst: "10.244.2.9", proto: protoUDP, payload: 1392, id: 5}.bytes(t)
 	a.dev.Inject(bytes.Clone(whole), packet.Meta{})
@@ -370,10 +377,10 @@ func testFragments(t *testing.T, encrypted bool) {
 }
 
 // TestClampsMSS lowers the MSS of a SYN to the path, at both ends, and leaves the checksum right.
-func TestClampsMSS(t *testing.T) { plainAndEncrypted(t, testClampsMSS) }
+func TestClampsMSS(t *testing.T) { eachEncapsulation(t, testClampsMSS) }
 
-func testClampsMSS(t *testing.T, encrypted bool) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1300})
+func testClampsMSS(t *testing.T, over encapsulation) {
+	c := newCluster(t, clusterConfig{nodes: 2, over: over, pathMTU: 1300})
 	c.nodes[0].dev.Inject(build{src: "10.244.1.5", dst: "10.244.2.9", flags: 0x02, mss: 1380}.bytes(t), packet.Meta{})
 	got := c.nodes[1].next(t)
 	checkTCP(t, got)
@@ -381,7 +388,7 @@ func testClampsMSS(t *testing.T, encrypted bool) {
 		t.Errorf("MSS %d, want 1260", mss)
 	}
 	// The answering side alone knows of the narrow path.
-	d := newCluster(t, clusterConfig{nodes: 2, encrypted: encrypted, pathMTU: 1450})
+	d := newCluster(t, clusterConfig{nodes: 2, over: over, pathMTU: 1450})
 	spec := d.nodes[1].peers[0]
 	narrow := *spec
 	narrow.MTU = 1300

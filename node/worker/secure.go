@@ -56,14 +56,24 @@ func (w *Worker) encrypt(p []byte, m packet.Meta, d *forwarder.Decision) error {
 		packet.ClampMSS(p, i, m, d.MTU)
 	}
 	// The message shows its ECN field, which the underlay may change (RFC 6040), and nothing of the DSCP.
+	s := sealing{
+		session: session, receiver: session.To(w.lane.Number), mtu: d.Peer.MTU,
+		send: tunnel.Send{To: peer.Endpoint(), TOS: packet.EncapTOS(i.TOS) & packet.ECNMask, Peer: d.Peer.Index},
+	}
+	if n := w.frameSegments(p, m, d, session); n > 1 {
+		done, err := w.sealFrame(&s, p, m)
+		if done {
+			peer.Sent(w.ID, w.clock(), true)
+			w.countToPeer(d.Peer, n, len(p))
+		}
+		if done || err != nil {
+			return err
+		}
+	}
 	t := &w.seals
 	if e := t.segs.Segment(p, i, m, nil); e != packet.OK {
 		w.drop(forwarder.FromError(e), 1)
 		return nil
-	}
-	s := sealing{
-		session: session, mtu: d.Peer.MTU,
-		send: tunnel.Send{To: peer.Endpoint(), TOS: packet.EncapTOS(i.TOS) & packet.ECNMask, Peer: d.Peer.Index},
 	}
 	var n int
 	var err error
@@ -90,9 +100,10 @@ func (w *Worker) clock() int64 {
 
 // A sealing is a superpacket's way into a session.
 type sealing struct {
-	session *wireguard.Session
-	mtu     int
-	send    tunnel.Send
+	session  *wireguard.Session
+	receiver uint32
+	mtu      int
+	send     tunnel.Send
 }
 
 // sealSegments puts the segments into the batch and returns their number.
@@ -159,7 +170,7 @@ func (w *Worker) seal(s *sealing, counter uint64, header, payload []byte) error 
 		copy(p[copy(p, header):], payload)
 		clear(p[n:])
 	}
-	t.messages = s.session.Seal(t.messages, &t.nonce, counter, p)
+	t.messages = s.session.Seal(t.messages, &t.nonce, wireguard.Head{Receiver: s.receiver, Counter: counter}, p)
 	t.out.Append(s.send, t.messages[at:], nil)
 	return nil
 }
@@ -203,26 +214,38 @@ func (w *Worker) fromTunnel(s *tunnel.Datagrams) int {
 	var from sender
 	for rest := s.Buf[:s.N]; len(rest) > 0; n++ {
 		msg := rest[:min(size, len(rest))]
+		if wireguard.IsPiece(msg) {
+			pieces := w.fromPieces(rest, size, s, &from)
+			rest = rest[min(pieces*size, len(rest)):]
+			n += pieces - 1
+			continue
+		}
 		rest = rest[len(msg):]
 		if !wireguard.IsData(msg) {
 			w.notData(msg, s.From)
 			continue
 		}
-		if index := wireguard.Receiver(msg); from.session == nil || index != from.index {
-			w.heard(&from, s.From)
-			from = sender{index: index, session: w.Crypt.Session(index)}
-			if from.session != nil {
-				from.peer = w.snap.PeerByTunnel(from.session.Peer().ID())
-			}
+		if w.comes(wireguard.Receiver(msg), s, &from) {
+			w.open(msg, s.TOS, &from)
 		}
-		if from.session == nil {
-			w.drop(forwarder.UnknownSession, 1)
-			continue
-		}
-		w.open(msg, s.TOS, &from)
 	}
 	w.heard(&from, s.From)
 	return n
+}
+
+// comes makes from the sender of a message with this index, and reports whether there is its session.
+func (w *Worker) comes(index uint32, s *tunnel.Datagrams, from *sender) bool {
+	if from.session == nil || index != from.index {
+		w.heard(from, s.From)
+		*from = sender{index: index, session: w.Crypt.Session(index)}
+		if from.session != nil {
+			from.peer = w.snap.PeerByTunnel(from.session.Peer().ID())
+		}
+	}
+	if from.session == nil {
+		w.drop(forwarder.UnknownSession, 1)
+	}
+	return from.session != nil
 }
 
 // notData passes a message of a handshake on.
@@ -237,31 +260,43 @@ func (w *Worker) notData(msg []byte, from netip.AddrPort) {
 // open decrypts a data message, whose outer header had this TOS, and hands the packet in it to the coalescer.
 func (w *Worker) open(msg []byte, tos uint8, from *sender) {
 	inner, opened := from.session.Open(msg, &w.nonce)
-	switch opened {
-	case wireguard.BadSeal:
-		w.drop(forwarder.BadSeal, 1)
-		return
-	case wireguard.Replayed:
-		w.drop(forwarder.Replayed, 1)
-		return
-	case wireguard.Fresh:
-	}
-	from.opened++
-	if len(inner) == 0 {
+	if !w.authentic(opened, from) || len(inner) == 0 {
 		return
 	}
-	from.data = true
-	if from.peer == nil {
-		w.drop(forwarder.UnknownPeer, 1)
+	if wireguard.IsOffer(inner) {
+		from.session.Offered(inner)
 		return
 	}
-	if tos&packet.ECNMask != 0 && !w.congestion(inner, tos) {
+	if !w.mayPass(inner, tos, from) {
 		return
 	}
 	// Padding lies behind the length that the packet's header says.
 	if e := w.join.Add(inner, from.peer.Index); e != packet.OK {
 		w.drop(forwarder.FromError(e), 1)
 	}
+}
+
+// authentic counts what became of a message, and reports whether the peer made it and it is new.
+func (w *Worker) authentic(o wireguard.Opened, from *sender) bool {
+	switch o {
+	case wireguard.BadSeal:
+		w.drop(forwarder.BadSeal, 1)
+	case wireguard.Replayed:
+		w.drop(forwarder.Replayed, 1)
+	case wireguard.Fresh:
+		from.opened++
+	}
+	return o == wireguard.Fresh
+}
+
+// mayPass reports whether a packet of an authentic message may go on, with the ECN mark of its outer header.
+func (w *Worker) mayPass(inner []byte, tos uint8, from *sender) bool {
+	from.data = true
+	if from.peer == nil {
+		w.drop(forwarder.UnknownPeer, 1)
+		return false
+	}
+	return tos&packet.ECNMask == 0 || w.congestion(inner, tos)
 }
 
 // heard notes that authentic messages came from a sender, which is at this address now.

@@ -39,7 +39,7 @@ func (s *secureSource) seal() {
 	first, _ := s.session.Reserve(len(s.plain))
 	s.ready = s.from.Buf[:0]
 	for k, p := range s.plain {
-		s.ready = s.session.Seal(s.ready, &s.nonce, first+uint64(k), p)
+		s.ready = s.session.Seal(s.ready, &s.nonce, wireguard.Head{Receiver: s.session.To(0), Counter: first + uint64(k)}, p)
 	}
 }
 
@@ -69,7 +69,7 @@ func newSecureSource(t testing.TB, a, b *testNode, payload, size int) *secureSou
 // newSecurePair makes two nodes with a session whose workers don't run, and returns the first one's worker.
 func newSecurePair(t testing.TB) (a, b *testNode, w *Worker) {
 	t.Helper()
-	c := newCluster(t, clusterConfig{nodes: 2, late: true, encrypted: true})
+	c := newCluster(t, clusterConfig{nodes: 2, late: true, over: encrypted})
 	a, b = c.nodes[0], c.nodes[1]
 	a.connectLate(t, b)
 	a.secure.stop() // what they allocate is not the workers'

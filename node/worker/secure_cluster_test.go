@@ -16,18 +16,29 @@ import (
 const (
 	securePort = 51820
 	// handshakeMessages is how many datagrams a key exchange takes: initiation, response, and the keepalive that confirms.
+	// Offers follow once somebody reads that one.
 	handshakeMessages = 3
 )
 
-// plainAndEncrypted runs a test with VXLAN between the nodes, and with the encrypted tunnel.
-func plainAndEncrypted(t *testing.T, f func(t *testing.T, encrypted bool)) {
-	t.Run("VXLAN", func(t *testing.T) { f(t, false) })
-	t.Run("WireGuard", func(t *testing.T) { f(t, true) })
+// An encapsulation is how packets travel between the nodes of a test.
+type encapsulation struct {
+	encrypted bool
+	frames    bool // superpackets leave as superframes
+}
+
+// encrypted is WireGuard without anything else.
+var encrypted = encapsulation{encrypted: true}
+
+// eachEncapsulation runs a test with VXLAN between the nodes, with WireGuard alone, and with superframes beside it.
+func eachEncapsulation(t *testing.T, f func(t *testing.T, over encapsulation)) {
+	t.Run("VXLAN", func(t *testing.T) { f(t, encapsulation{}) })
+	t.Run("WireGuard", func(t *testing.T) { f(t, encrypted) })
+	t.Run("superframes", func(t *testing.T) { f(t, encapsulation{encrypted: true, frames: true}) })
 }
 
 // overhead is what the encapsulation adds to an inner packet on an IPv4 underlay, in bytes.
-func overhead(encrypted bool) int {
-	if encrypted {
+func overhead(over encapsulation) int {
+	if over.encrypted {
 		return wireguard.Overhead4
 	}
 	return 50
@@ -48,11 +59,14 @@ type secureEnd struct {
 func (n *testNode) addSecureEnd(t testing.TB, network *tunmem.Network, c clusterConfig) {
 	t.Helper()
 	e := &secureEnd{id: int32(n.name[1] - '0'), key: key.NewPrivate(), wait: runWaiter{newChanWaiter(1)}}
-	config := wireguard.Config{Lanes: c.queues, Workers: c.queues / c.lanes, Established: func(int32) {
-		for _, w := range n.workers {
-			w.SessionUp()
-		}
-	}}
+	config := wireguard.Config{
+		Lanes: c.queues, Workers: c.queues / c.lanes, Superframes: c.over.frames, AES: c.over.frames,
+		Established: func(int32) {
+			for _, w := range n.workers {
+				w.SessionUp()
+			}
+		},
+	}
 	if c.now != nil {
 		config.Now = func() int64 { return c.now().UnixNano() }
 	}
@@ -164,15 +178,50 @@ func (n *testNode) connectLate(t testing.TB, p *testNode) {
 			t.Fatalf("%s and %s have no session", n.name, p.name)
 		}
 		time.Sleep(time.Millisecond)
-		for _, w := range p.workers {
-			w.snap = w.Table.Load()
-			for k := range w.all {
-				w.lane = &w.all[k]
-				if _, _, err := w.drainSecure(); err != nil {
-					t.Fatal(err)
-				}
+		p.drainOnce(t)
+	}
+}
+
+// drainOnce does a worker's turn at the encrypted tunnel, for all lanes of a node whose workers don't run.
+func (n *testNode) drainOnce(t testing.TB) {
+	t.Helper()
+	for _, w := range n.workers {
+		w.snap = w.Table.Load()
+		for k := range w.all {
+			w.lane = &w.all[k]
+			if _, _, err := w.drainSecure(); err != nil {
+				t.Fatal(err)
 			}
-			w.lane = &w.all[0]
+		}
+		w.lane = &w.all[0]
+	}
+}
+
+// agree has all nodes offer superframes to each other, and waits until they have. late: the workers don't run.
+func (c *testCluster) agree(t testing.TB, late bool) {
+	t.Helper()
+	agreed := func(n, p *testNode) bool {
+		s := n.with(p).Current()
+		return s != nil && s.TakesFrames()
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		done := true
+		for k, n := range c.nodes {
+			for _, p := range c.nodes[k+1:] {
+				if n.with(p).Current() == nil {
+					n.with(p).Want()
+				}
+				done = done && agreed(n, p) && agreed(p, n)
+			}
+			if late {
+				n.drainOnce(t)
+			}
+		}
+		if done {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the nodes do not take superframes from each other")
 		}
 	}
 }

@@ -15,7 +15,7 @@ import (
 // came before, and anything else. Each message is accounted for once, and none opens, moves the peer or gets further.
 func FuzzSecureDatagrams(f *testing.F) {
 	var seen capture
-	c := newCluster(f, clusterConfig{nodes: 2, late: true, encrypted: true, network: tunmem.Config{Tap: seen.tap}})
+	c := newCluster(f, clusterConfig{nodes: 2, late: true, over: encrypted, network: tunmem.Config{Tap: seen.tap}})
 	a, b := c.nodes[0], c.nodes[1]
 	a.connectLate(f, b)
 	w := a.workers[0]

@@ -29,7 +29,7 @@ func (n *testNode) waitSealed(t *testing.T, want uint64) {
 
 // TestRoaming takes a node to another address in the middle of a transfer. Nobody tells the others.
 func TestRoaming(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true, queues: 2, lanes: 2})
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, queues: 2, lanes: 2})
 	a, b := c.nodes[0], c.nodes[1]
 	pods := withPods(t, c, 1420, netpod.OffloadFull)
 	done := make(chan error, 1)
@@ -53,7 +53,7 @@ func TestRoaming(t *testing.T) {
 
 // TestKeyChange gives a node another key in the middle of a transfer: nothing is lost.
 func TestKeyChange(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true})
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted})
 	a, b := c.nodes[0], c.nodes[1]
 	pods := withPods(t, c, 1420, netpod.OffloadFull)
 	done := make(chan error, 1)
@@ -91,7 +91,7 @@ func TestNothingLeaksInPlaintext(t *testing.T) {
 	src, dst := netip.MustParseAddr("10.244.1.5").As4(), netip.MustParseAddr("10.244.2.9").As4()
 	addresses := append(src[:], dst[:]...)
 	var leaks, datagrams atomic.Int64
-	c := newCluster(t, clusterConfig{nodes: 3, encrypted: true, late: true, network: tunmem.Config{
+	c := newCluster(t, clusterConfig{nodes: 3, over: encrypted, late: true, network: tunmem.Config{
 		Seed: 9, Loss: 0.1, Duplicate: 0.05, Reorder: 0.05,
 		Tap: func(d tunmem.Datagram) {
 			datagrams.Add(1)
@@ -124,7 +124,7 @@ func TestNothingLeaksInPlaintext(t *testing.T) {
 		func() { a.secure.tunnel.SetPeers(nil, 0) },
 		func() { a.meet(c.nodes) },
 		func() { a.publishPeers(t, nil) },
-		func() { a.publish(t, c.nodes, clusterConfig{queues: 1, pathMTU: 1300, encrypted: true}) },
+		func() { a.publish(t, c.nodes, clusterConfig{queues: 1, pathMTU: 1300, over: encrypted}) },
 		func() { b.secure.tunnel.SetPeers(nil, 0) },
 		func() { b.meet(c.nodes) },
 		func() { a.secure.key = key.NewPrivate(); a.secure.tunnel.SetKeys([]key.Private{a.secure.key}, 0) },
@@ -158,7 +158,7 @@ func TestTimersHearOfData(t *testing.T) {
 	var ahead atomic.Int64
 	var deaf atomic.Bool
 	here := netip.MustParseAddr("192.0.2.1")
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true,
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted,
 		network: tunmem.Config{Drop: func(d tunmem.Datagram) bool { return deaf.Load() && d.To.Addr() == here }},
 		now:     func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
 	a, b := c.nodes[0], c.nodes[1]

@@ -57,7 +57,7 @@ func sealed(t testing.TB, from, to *testNode, p []byte) []byte {
 	}
 	padded := make([]byte, wireguard.PaddedLen(len(p), 1<<16))
 	copy(padded, p)
-	return s.Seal(nil, new(wireguard.Nonce), counter, padded)
+	return s.Seal(nil, new(wireguard.Nonce), wireguard.Head{Receiver: s.To(0), Counter: counter}, padded)
 }
 
 // TestSecureWireIsNotTrusted sends what an attacker or a misconfigured peer would; each is a drop of its own reason,
@@ -93,7 +93,7 @@ func TestSecureWireIsNotTrusted(t *testing.T) {
 		{name: "congested, sender without ECN", b: good, tos: 3, moved: true, want: forwarder.Congestion},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCluster(t, clusterConfig{nodes: 3, encrypted: true})
+			c := newCluster(t, clusterConfig{nodes: 3, over: encrypted})
 			a, b := c.nodes[0], c.nodes[max(1, tt.by)]
 			a.connect(t, b)
 			msg := sealed(t, b, a, tt.b.bytes(t))
@@ -116,7 +116,7 @@ func TestSecureWireIsNotTrusted(t *testing.T) {
 // TestSecureReplay sends captured messages again, from elsewhere: they are dropped, and the peer stays where it is.
 func TestSecureReplay(t *testing.T) {
 	var seen capture
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true, network: tunmem.Config{Tap: seen.tap}})
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, network: tunmem.Config{Tap: seen.tap}})
 	a, b := c.nodes[0], c.nodes[1]
 	p, m := super(t, build{src: "10.244.2.5", dst: "10.244.1.9", payload: 20 * 1360, df: true}.bytes(t), 1360)
 	b.dev.Inject(p, m)
@@ -135,7 +135,7 @@ func TestSecureReplay(t *testing.T) {
 // TestPlaintextIsRefused: VXLAN from a peer whose traffic is encrypted is dropped, also when it is what the peer may
 // send.
 func TestPlaintextIsRefused(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true})
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted})
 	a, b := c.nodes[0], c.nodes[1]
 	h := vxlan.NewHeader(testVNI, a.mac, b.mac, vxlan.EtherTypeIPv4)
 	p := build{src: "10.244.2.5", dst: "10.244.1.9", payload: 100}.bytes(t)
@@ -152,7 +152,7 @@ func TestPlaintextIsRefused(t *testing.T) {
 // TestSecureStrayDatagrams sends what is no data to a lane: handshakes go to where they are answered, the rest is
 // dropped.
 func TestSecureStrayDatagrams(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true, late: true})
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, late: true})
 	a := c.nodes[0]
 	w := a.workers[0]
 	w.snap = w.Table.Load()
@@ -191,7 +191,7 @@ func TestSecureStrayDatagrams(t *testing.T) {
 // TestSecureCongestion follows RFC 6040 through the tunnel; the DSCP is not shown.
 func TestSecureCongestion(t *testing.T) {
 	var seen capture
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true, network: tunmem.Config{Tap: seen.tap}})
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, network: tunmem.Config{Tap: seen.tap}})
 	a, b := c.nodes[0], c.nodes[1]
 	a.connect(t, b)
 	const dscp = 46 << 2
@@ -222,7 +222,7 @@ func TestSecureCongestion(t *testing.T) {
 
 // TestSealedInOnePiece: the messages of a superpacket lie one behind the other, padded alike, and in counter order.
 func TestSealedInOnePiece(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true, late: true})
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, late: true})
 	a, b := c.nodes[0], c.nodes[1]
 	a.connectLate(t, b)
 	w := a.workers[0]
@@ -324,7 +324,7 @@ func (s *sealedSends) Send(o *tunnel.Outbound) (tunnel.SendResult, error) {
 
 // TestNoPlaintextSocket runs nodes that have no VXLAN socket; one of them also has a peer that is not encrypted to.
 func TestNoPlaintextSocket(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 3, encrypted: true, noVXLAN: true})
+	c := newCluster(t, clusterConfig{nodes: 3, over: encrypted, noVXLAN: true})
 	a, b := c.nodes[0], c.nodes[1]
 	p := build{src: "10.244.2.5", dst: "10.244.1.9", payload: 500, df: true}.bytes(t)
 	b.dev.Inject(bytes.Clone(p), packet.Meta{})

@@ -25,7 +25,7 @@ func numbered(t *testing.T, n int) (packets [][]byte) {
 
 // TestFirstPacketsAreNotLost sends before there is a session: all arrive in order, lone packets and superpackets.
 func TestFirstPacketsAreNotLost(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true})
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted})
 	a, b := c.nodes[0], c.nodes[1]
 	packets := numbered(t, 50)
 	for _, p := range packets[:49] {
@@ -59,7 +59,7 @@ func TestFirstPacketsAreNotLost(t *testing.T) {
 func TestWaitEnds(t *testing.T) {
 	var ahead atomic.Int64
 	var seen capture
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true, network: tunmem.Config{
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, network: tunmem.Config{
 		Tap: seen.tap, Drop: func(tunmem.Datagram) bool { return true },
 	}, now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
 	a := c.nodes[0]
@@ -85,7 +85,7 @@ func TestWaitEnds(t *testing.T) {
 
 // TestUnknownEndpoint: nothing waits for a peer that nobody can call. Once it has called, it gets what is for it.
 func TestUnknownEndpoint(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, encrypted: true, late: true})
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, late: true})
 	a, b := c.nodes[0], c.nodes[1]
 	config := b.peerConfig()
 	config.Endpoint = netip.AddrPort{}
@@ -113,7 +113,7 @@ func TestUnknownEndpoint(t *testing.T) {
 // TestWaitingFollowsTheSnapshot changes what is known of the peer while packets wait: they go where the new snapshot
 // says, also without encryption if that is what it says.
 func TestWaitingFollowsTheSnapshot(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 3, encrypted: true, network: tunmem.Config{
+	c := newCluster(t, clusterConfig{nodes: 3, over: encrypted, network: tunmem.Config{
 		Drop: func(d tunmem.Datagram) bool { return d.To.Port() == securePort },
 	}})
 	a, b, third := c.nodes[0], c.nodes[1], c.nodes[2]
@@ -194,7 +194,7 @@ func TestWaitForOneOfTwo(t *testing.T) {
 	var down atomic.Bool
 	down.Store(true)
 	mute := netip.MustParseAddr("192.0.2.3")
-	c := newCluster(t, clusterConfig{nodes: 3, encrypted: true, network: tunmem.Config{
+	c := newCluster(t, clusterConfig{nodes: 3, over: encrypted, network: tunmem.Config{
 		Drop: func(d tunmem.Datagram) bool { return down.Load() && d.To.Addr() == mute },
 	}})
 	a, b, third := c.nodes[0], c.nodes[1], c.nodes[2]
@@ -226,7 +226,7 @@ func TestWaitForOneOfTwo(t *testing.T) {
 // TestWaitingLeavesByItsLane: what waited leaves before what is read next, and by the lane that it came by, although
 // the session came up in the middle of another lane's turn.
 func TestWaitingLeavesByItsLane(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, queues: 2, lanes: 2, encrypted: true, late: true})
+	c := newCluster(t, clusterConfig{nodes: 2, queues: 2, lanes: 2, over: encrypted, late: true})
 	a, b := c.nodes[0], c.nodes[1]
 	w := a.workers[0]
 	w.snap = w.Table.Load()

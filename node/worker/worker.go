@@ -57,6 +57,7 @@ import (
 
 // A Lane is a queue of the device and the sockets for the same flows. One of the sockets may be nil.
 type Lane struct {
+	Number int // among the node's lanes
 	Queue  device.Queue
 	Socket tunnel.Socket // of VXLAN
 	Secure tunnel.Socket // of the encrypted tunnel
@@ -137,7 +138,8 @@ type Worker struct {
 	in      *tunnel.Inbound
 	slots   []tunnel.Datagrams // all that in can have
 	join    *packet.Coalescer
-	pieces  [][]byte
+	iovecs  [][]byte
+	frames  wireguard.Assembler
 	nonce   wireguard.Nonce
 	scratch []byte // an ICMP error, or a run that must be flattened because the device refused it
 
@@ -154,7 +156,7 @@ func New(c Config) *Worker {
 		Config: c,
 		in:     tunnel.NewInbound(socketSlots),
 		join:   packet.NewCoalescer(packet.CoalescerOptions{TCP: true, UDP: true}),
-		pieces: make([][]byte, 0, 4),
+		iovecs: make([][]byte, 0, 4),
 	}
 	w.segs.Arena = &w.arena
 	for _, l := range w.Lanes {
@@ -164,7 +166,7 @@ func New(c Config) *Worker {
 		}
 	}
 	w.lane = &w.all[0]
-	w.reads = make([]byte, queueBytes+device.BufferSize)
+	w.reads = make([]byte, queueBytes+device.BufferSize+64) // a superframe grows a little at its end
 	w.slots = w.in.Slots
 	if c.Crypt != nil {
 		w.seals.messages = make([]byte, 0, sealedBytes)
@@ -330,12 +332,12 @@ func (w *Worker) deliverCut(q device.Queue, m packet.Meta, pieces [][]byte) erro
 		return nil
 	}
 	for k := range w.segs.N() {
-		w.pieces = w.pieces[:0]
+		w.iovecs = w.iovecs[:0]
 		if h := w.segs.Header(k); len(h) > 0 {
-			w.pieces = append(w.pieces, h)
+			w.iovecs = append(w.iovecs, h)
 		}
-		w.pieces = append(w.pieces, w.segs.Payload(k))
-		err := q.Write(packet.Meta{}, w.pieces)
+		w.iovecs = append(w.iovecs, w.segs.Payload(k))
+		err := q.Write(packet.Meta{}, w.iovecs)
 		switch {
 		case err == nil:
 			w.Counters.QueueWrites.Add(1)

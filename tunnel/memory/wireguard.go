@@ -56,11 +56,12 @@ func (n *Network) WireGuard(lanes int, addrs ...netip.AddrPort) (*WireGuardGroup
 // receiver returns the Socket that a message is for. A closed one refuses it.
 func (g *WireGuardGroup) receiver(message []byte) *Socket {
 	const (
-		transportData = 4 // the message's type, in byte 0
-		receiverIndex = 4 // offset of its lowest byte
-		headerBytes   = 8 // up to the end of the receiver index
+		transportData   = 4    // the message's type, in byte 0
+		superframePiece = 0x57 // one of those that Warren adds
+		receiverIndex   = 4    // offset of its lowest byte
+		headerBytes     = 8    // up to the end of the receiver index
 	)
-	if len(message) < headerBytes || message[0] != transportData {
+	if len(message) < headerBytes || message[0] != transportData && message[0] != superframePiece {
 		return g.Control
 	}
 	return g.Lanes[int(message[receiverIndex])%len(g.Lanes)]

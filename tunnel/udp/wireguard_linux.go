@@ -89,15 +89,17 @@ func (g *WireGuardGroup) unsteered() error {
 // first, as a read beyond the end would give what is too short to lane 0.
 func byReceiverIndex(lanes int) []unix.SockFilter {
 	const (
-		transportData = 4 // the message's type, in byte 0
-		receiverIndex = 4 // offset of its lowest byte
-		headerBytes   = 8 // up to the end of the receiver index
+		transportData   = 4    // the message's type, in byte 0
+		superframePiece = 0x57 // one of those that Warren adds, see tunnel/wireguard
+		receiverIndex   = 4    // offset of its lowest byte
+		headerBytes     = 8    // up to the end of the receiver index
 	)
 	return []unix.SockFilter{
 		{Code: loadLength},
-		{Code: ifAtLeast, K: headerBytes, Jf: 5},
+		{Code: ifAtLeast, K: headerBytes, Jf: 6},
 		{Code: loadByte, K: 0},
-		{Code: ifEqual, K: transportData, Jf: 3},
+		{Code: ifEqual, K: transportData, Jt: 1},
+		{Code: ifEqual, K: superframePiece, Jf: 3},
 		{Code: loadByte, K: receiverIndex},
 		{Code: modulo, K: uint32(lanes)},
 		{Code: unix.BPF_RET | unix.BPF_A},

@@ -153,6 +153,10 @@ func (t *Tunnel) initiation(i *identity, msg []byte, from netip.AddrPort) {
 	if err == nil {
 		s, err = newSession(p, &send, &receive)
 	}
+	if err == nil && marked(c.stamp) {
+		s.extended.Store(true)
+		err = s.extend(&send, &receive)
+	}
 	if err != nil {
 		t.index.release(index)
 		return
@@ -182,6 +186,9 @@ func (t *Tunnel) response(msg []byte, from netip.AddrPort) {
 		return
 	}
 	s, err := newSession(p, &send, &receive)
+	if err == nil {
+		err = s.extend(&send, &receive) // our initiation had the mark
+	}
 	if err != nil {
 		return
 	}
@@ -269,7 +276,7 @@ func (t *Tunnel) keepalive(p *Peer) {
 		return
 	}
 	t.Counters.Keepalives.Add(1)
-	t.transmit(s.Seal(make([]byte, 0, Overhead), &t.nonce, counter, nil), to)
+	t.transmit(s.Seal(make([]byte, 0, Overhead), &t.nonce, Head{s.remote, counter}, nil), to)
 	p.marks[t.config.Workers].sent.Store(t.now)
 }
 
@@ -291,9 +298,11 @@ func (t *Tunnel) identify(p *Peer, n int) {
 	}
 }
 
-// stamp is the time of an initiation: later than that of all others, also when the system's clock was set back.
+// stamp is the time of an initiation, with the mark: later than that of all others, also when the system's clock was
+// set back.
 func (t *Tunnel) stamp() tai64n.Timestamp {
 	s := t.config.Stamp()
+	mark(&s)
 	if !s.After(t.stamped) {
 		s = t.stamped
 		const step, second = 1 << 24, 1_000_000_000 // tai64n has so many nanoseconds of one value
@@ -303,6 +312,7 @@ func (t *Tunnel) stamp() tai64n.Timestamp {
 			binary.BigEndian.PutUint64(s[:], binary.BigEndian.Uint64(s[:])+1)
 		}
 		binary.BigEndian.PutUint32(s[8:], nanos)
+		mark(&s)
 	}
 	t.stamped = s
 	return s

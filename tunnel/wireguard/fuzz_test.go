@@ -55,7 +55,7 @@ func FuzzDataMessages(f *testing.F) {
 	var nonce Nonce
 	for _, n := range []int{0, 16, 100, 1420} {
 		counter, _ := from.Reserve(1)
-		msg := from.Seal(nil, &nonce, counter, make([]byte, n))
+		msg := from.Seal(nil, &nonce, from.head(counter), make([]byte, n))
 		f.Add(msg)
 		if _, o := to.Open(bytes.Clone(msg), &nonce); o != Fresh {
 			f.Fatal(o)

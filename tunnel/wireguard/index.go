@@ -8,13 +8,15 @@ import (
 
 // An index is made of:
 //
-//	bits 0 to 7    a number that is the lane modulo the number of lanes: the kernel steers by it (tunnel/udp)
+//	bits 0 to 7    a number that is the lane modulo the number of lanes: the kernel steers by it (tunnel/udp). A peer
+//	               that has offered to may choose it by itself, for each message (see Session.To)
 //	bits 8 to 27   a slot in the table
 //	bits 28 to 31  random
 //
 // It need be neither secret nor unpredictable, only not be used again soon.
 const (
 	laneBits  = 8
+	laneMask  = 1<<laneBits - 1
 	slotBits  = 20
 	slotShift = laneBits
 	maxSlots  = 1 << slotBits
@@ -35,14 +37,14 @@ type slot struct {
 	session atomic.Pointer[Session]
 }
 
-// lookup returns the session of an index; nil: there is none (any more).
+// lookup returns the session of an index, whatever its lane; nil: there is none (any more).
 func (t *indexTable) lookup(index uint32) *Session {
 	slots := t.slots.Load()
 	n := index >> slotShift & slotMask
 	if slots == nil || int(n) >= len(*slots) {
 		return nil
 	}
-	if s := (*slots)[n].session.Load(); s != nil && s.local == index {
+	if s := (*slots)[n].session.Load(); s != nil && (s.local^index)&^laneMask == 0 {
 		return s
 	}
 	return nil

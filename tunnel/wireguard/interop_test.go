@@ -146,7 +146,7 @@ func TestWireGuardGo(t *testing.T) {
 				counter, _ := p.Current().Reserve(1)
 				padded := append(bytes.Clone(ping), make([]byte, PaddedLen(len(ping), 1420)-len(ping))...)
 				var nonce Nonce
-				l.toWG <- p.Current().Seal(nil, &nonce, counter, padded)
+				l.toWG <- p.Current().Seal(nil, &nonce, p.Current().head(counter), padded)
 				select {
 				case got := <-tun.Inbound:
 					if !bytes.Equal(got, ping) {

@@ -43,6 +43,7 @@ type Peer struct {
 	began      int64 // when the last initiation was sent to it
 	identity   int   // which of our keys it has answered to, or begun a handshake with
 	identified bool  // identity is from a handshake
+	health     health
 	greet      bool  // it is still to be called because it is new
 	silence    int64 // since when it owes an answer; 0: it does not
 	owed       int64 // since when we owe one
@@ -75,7 +76,10 @@ type marks struct {
 	sent     atomic.Int64 // the last message
 	dataGot  atomic.Int64 // the last authentic message that holds a packet
 	got      atomic.Int64 // the last authentic message
-	_        [128 - 4*8]byte
+
+	framesGot, framesLost atomic.Uint64 // superframes: their number
+
+	_ [128 - 6*8]byte
 }
 
 // ID is the number that SetPeers gave the peer.
@@ -152,6 +156,9 @@ func (p *Peer) confirm(s *Session) {
 		// Not when we responded: a peer with another preshared key cannot read that.
 		p.handshaken.Store(s.created)
 		p.tunnel.established(p)
+		if s.extended.Load() {
+			p.Want() // an offer is due
+		}
 	}
 }
 
@@ -217,3 +224,15 @@ func dataSent(m *marks) *atomic.Int64 { return &m.dataSent }
 func sent(m *marks) *atomic.Int64     { return &m.sent }
 func dataGot(m *marks) *atomic.Int64  { return &m.dataGot }
 func got(m *marks) *atomic.Int64      { return &m.got }
+
+// sum adds up all workers' counts of one kind.
+func (p *Peer) sum(of func(*marks) *atomic.Uint64) uint64 {
+	var n uint64
+	for k := range p.marks {
+		n += of(&p.marks[k]).Load()
+	}
+	return n
+}
+
+func framesGot(m *marks) *atomic.Uint64  { return &m.framesGot }
+func framesLost(m *marks) *atomic.Uint64 { return &m.framesLost }

@@ -139,6 +139,7 @@ func (t *Tunnel) round(in *tunnel.Inbound, now int64, ticked *int64) (active boo
 		t.handle(handed[k].msg[:handed[k].len], handed[k].from)
 	}
 	for _, p := range wanting {
+		t.offer(p)
 		t.satisfy(p)
 	}
 	active = true

@@ -24,6 +24,14 @@ type Session struct {
 	// before whether its response arrived (key confirmation).
 	answered atomic.Bool
 
+	// extended says that the peer is a Warren, see offer.go, and takes what it has offered since. frames has the keys.
+	extended atomic.Bool
+	heard    atomic.Bool // an offer of the peer's
+	asked    atomic.Bool // it waits for ours
+	takes    atomic.Uint32
+	frames   atomic.Pointer[frameKeys]
+	offers   offers
+
 	_       [64]byte
 	counter atomic.Uint64 // of the next message to the peer
 	_       [64]byte
@@ -41,6 +49,15 @@ func newSession(p *Peer, send, receive *[chacha20poly1305.KeySize]byte) (*Sessio
 	}
 	s.receive, err = chacha20poly1305.New(receive[:])
 	return s, err
+}
+
+// extend makes the session ready for what Warren nodes offer each other.
+func (s *Session) extend(send, receive *[chacha20poly1305.KeySize]byte) error {
+	k, err := newFrameKeys(send, receive)
+	if err == nil {
+		s.frames.Store(k)
+	}
+	return err
 }
 
 // Peer is whose session it is.
@@ -61,6 +78,21 @@ func (s *Session) Reserve(n int) (first uint64, ok bool) {
 	return end - uint64(n), true
 }
 
+// A Head is what tells a message to the peer from others.
+type Head struct {
+	Receiver uint32 // the index, see Session.To
+	Counter  uint64 // that Reserve gave for this message alone
+}
+
+// To is the receiver index of messages to the peer. One that has offered it sees by it which of this node's lanes a
+// flow has, so that it can have the same one there.
+func (s *Session) To(lane int) uint32 {
+	if s.takes.Load()&takesLanes == 0 {
+		return s.remote
+	}
+	return s.remote&^laneMask | uint32(lane)&laneMask
+}
+
 // A Nonce is the room that the AEAD's nonce needs beside the stack. The zero value is ready; it belongs to one worker.
 type Nonce [chacha20poly1305.NonceSize]byte
 
@@ -69,16 +101,15 @@ func (n *Nonce) set(counter uint64) []byte {
 	return n[:]
 }
 
-// Seal appends a data message to dst. The counter has to be one that Reserve gave for this message alone. The packet
-// must either lie exactly HeaderLen bytes behind the end of dst, in the same array, where it is encrypted in place, or
-// not overlap the room behind dst at all. It is padded by whoever made it, see PaddedLen. An empty packet is a
-// keepalive.
-func (s *Session) Seal(dst []byte, n *Nonce, counter uint64, packet []byte) []byte {
+// Seal appends a data message to dst. The packet must either lie exactly HeaderLen bytes behind the end of dst, in the
+// same array, where it is encrypted in place, or not overlap the room behind dst at all. It is padded by whoever made
+// it, see PaddedLen. An empty packet is a keepalive.
+func (s *Session) Seal(dst []byte, n *Nonce, h Head, packet []byte) []byte {
 	at := len(dst)
 	dst = append(dst, TypeData, 0, 0, 0)
-	dst = binary.LittleEndian.AppendUint32(dst, s.remote)
-	dst = binary.LittleEndian.AppendUint64(dst, counter)
-	return s.send.Seal(dst[:at+HeaderLen], n.set(counter), packet, nil)
+	dst = binary.LittleEndian.AppendUint32(dst, h.Receiver)
+	dst = binary.LittleEndian.AppendUint64(dst, h.Counter)
+	return s.send.Seal(dst[:at+HeaderLen], n.set(h.Counter), packet, nil)
 }
 
 // PaddedLen is how long a packet of so many bytes is sent: a multiple of 16, unless the path carries only less.
@@ -110,12 +141,15 @@ func (s *Session) Open(msg []byte, n *Nonce) ([]byte, Opened) {
 	if err != nil {
 		return nil, BadSeal
 	}
-	// Only what is authentic may move the window.
-	s.mu.Lock()
-	fresh := s.window.ValidateCounter(counter, RejectAfterMessages)
-	s.mu.Unlock()
-	if !fresh {
+	if !s.fresh(counter) {
 		return nil, Replayed
 	}
 	return packet, Fresh
+}
+
+// fresh moves the window, which only what is authentic may, and reports whether the counter is new.
+func (s *Session) fresh(counter uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.window.ValidateCounter(counter, RejectAfterMessages)
 }

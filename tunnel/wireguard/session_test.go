@@ -24,10 +24,10 @@ func TestSealInPlaceAndBeside(t *testing.T) {
 			packet[k] = byte(rand.Uint32())
 		}
 		first, _ := from.Reserve(2)
-		beside := from.Seal(nil, &nonce, first, packet)
+		beside := from.Seal(nil, &nonce, from.head(first), packet)
 		buf := make([]byte, 5+HeaderLen+n, 5+Overhead+n)
 		copy(buf[5+HeaderLen:], packet)
-		inPlace := from.Seal(buf[:5], &nonce, first, buf[5+HeaderLen:])[5:]
+		inPlace := from.Seal(buf[:5], &nonce, from.head(first), buf[5+HeaderLen:])[5:]
 		if !bytes.Equal(beside, inPlace) {
 			t.Fatalf("%d bytes: sealed in place and beside differ", n)
 		}
@@ -49,7 +49,7 @@ func TestWindow(t *testing.T) {
 	var nonce Nonce
 	first, _ := from.Reserve(20_000)
 	open := func(k uint64) Opened {
-		_, o := to.Open(from.Seal(nil, &nonce, first+k, nil), &nonce)
+		_, o := to.Open(from.Seal(nil, &nonce, from.head(first+k), nil), &nonce)
 		return o
 	}
 	for _, step := range []struct {
@@ -68,7 +68,7 @@ func TestSealAndOpenDoNotAllocate(t *testing.T) {
 	nonce, buf, packet := new(Nonce), make([]byte, 0, 2000), make([]byte, 1420)
 	if n := testing.AllocsPerRun(100, func() {
 		counter, _ := from.Reserve(1)
-		msg := from.Seal(buf, nonce, counter, packet)
+		msg := from.Seal(buf, nonce, from.head(counter), packet)
 		if _, o := to.Open(msg, nonce); o != Fresh {
 			t.Fatal(o)
 		}
@@ -89,7 +89,7 @@ func TestSessionConcurrently(t *testing.T) {
 			for k := range each {
 				n := uint64(1 + k%3)
 				first, _ := from.Reserve(int(n))
-				msgs <- from.Seal(nil, &nonce, first+n-1, []byte("x"))
+				msgs <- from.Seal(nil, &nonce, from.head(first+n-1), []byte("x"))
 			}
 		})
 	}

@@ -52,7 +52,8 @@ func newSim(t testing.TB, nodes int) *sim {
 		}
 		n.Tunnel = New(Config{
 			Lanes: 4, Workers: 1, Now: func() int64 { return s.now },
-			Stamp: s.stamp, Established: func(int32) { n.established++ }, Roamed: func(int32) { n.roamedCalls++ },
+			Superframes: true, AES: true, Stamp: s.stamp,
+			Established: func(int32) { n.established++ }, Roamed: func(int32) { n.roamedCalls++ },
 		})
 		n.limiter.Init()
 		t.Cleanup(n.limiter.Close)
@@ -147,6 +148,10 @@ func (n *simNode) data(m simMessage) {
 	if opened != Fresh {
 		return
 	}
+	if IsOffer(packet) {
+		s.Offered(packet)
+		packet = nil
+	}
 	s.Got(0, n.sim.now, len(packet) > 0, m.from)
 	if len(packet) > 0 {
 		n.got = append(n.got, packet)
@@ -166,7 +171,7 @@ func (n *simNode) send(to *simNode, packet string) bool {
 		return false
 	}
 	var nonce Nonce
-	n.transmitTo(s.Seal(nil, &nonce, counter, []byte(packet)), p.Endpoint())
+	n.transmitTo(s.Seal(nil, &nonce, s.head(counter), []byte(packet)), p.Endpoint())
 	p.Sent(0, n.sim.now, true)
 	return true
 }
@@ -234,5 +239,8 @@ func (s *sim) count(typ byte) int {
 	}
 	return n
 }
+
+// head is that of a message as it was before there were lanes.
+func (s *Session) head(counter uint64) Head { return Head{s.remote, counter} }
 
 func mustAddrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }

@@ -56,6 +56,7 @@ func (t *Tunnel) step(p *Peer) bool {
 	if s := p.Current(); s != nil {
 		t.rekey(p, s, lastSent, lastGot)
 	}
+	t.offer(p)
 	t.satisfy(p)
 	// A peer that does not answer may have lost its sessions: call it again.
 	switch {

@@ -32,7 +32,7 @@ func TestRekeyByTime(t *testing.T) {
 	late := s.find(b, first.local)
 	counter, _ := late.Reserve(1)
 	before := len(a.got)
-	b.transmitTo(late.Seal(nil, &nonce, counter, []byte("late")), a.addr)
+	b.transmitTo(late.Seal(nil, &nonce, late.head(counter), []byte("late")), a.addr)
 	s.settle()
 	if len(a.got) != before+1 {
 		t.Error("a message of the session before is not read")

@@ -23,6 +23,9 @@ type Config struct {
 	Lanes   int // of the node: sessions are dealt out to them, see tunnel/udp. 0: 1
 	Workers int // how many call Sent and Got; their numbers are 0 to Workers-1
 
+	Superframes bool // are made, and offered to peers that are Warren nodes too
+	AES         bool // these may be sealed with AES-256-GCM, see FastAES
+
 	Established func(peer int32)         // there is a session with the peer, and there was none before or another one
 	Roamed      func(peer int32)         // the address of Peer.Endpoint has changed
 	Reachable   func(netip.Addr) bool    // the address may be a peer's endpoint; nil: every one may
@@ -57,9 +60,10 @@ type Counters struct {
 type Tunnel struct {
 	Counters Counters
 
-	config Config
-	index  indexTable
-	byID   atomic.Pointer[[]*Peer]
+	config   Config
+	offering uint32 // to peers, see offer.go
+	index    indexTable
+	byID     atomic.Pointer[[]*Peer]
 
 	handMu  sync.Mutex
 	handed  []handed // by workers, for Run
@@ -109,7 +113,7 @@ func New(c Config) *Tunnel {
 		c.CallsPerTick = 64
 	}
 	t := &Tunnel{
-		config: c, index: indexTable{lanes: c.Lanes},
+		config: c, offering: c.offering(), index: indexTable{lanes: c.Lanes},
 		byKey: map[key.Public]*Peer{}, handshakes: map[uint32]*Peer{}, stamps: map[key.Public]tai64n.Timestamp{},
 	}
 	t.loadedAt = -int64(loadTime)
@@ -314,6 +318,7 @@ type PeerStatus struct {
 	Handshake time.Time      // the last one that was completed; zero: never
 	LastData  time.Time      // when the last packet came from it; zero: never
 	Session   bool           // there is one to send with
+	Frames    bool           // it takes superframes, and this node makes them
 	Silent    bool           // it was called for 90 s in vain, and has not been heard since
 }
 
@@ -323,7 +328,10 @@ func (t *Tunnel) Status(id int32) (PeerStatus, bool) {
 	if p == nil {
 		return PeerStatus{}, false
 	}
-	s := PeerStatus{Endpoint: p.Endpoint(), Session: p.Current() != nil, Silent: p.silent.Load()}
+	s := PeerStatus{Endpoint: p.Endpoint(), Silent: p.silent.Load()}
+	if c := p.Current(); c != nil {
+		s.Session, s.Frames = true, c.TakesFrames()
+	}
 	if k := p.public.Load(); k != nil {
 		s.Public = *k
 	}

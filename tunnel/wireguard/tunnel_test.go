@@ -19,8 +19,8 @@ func TestHandshake(t *testing.T) {
 		t.Fatal("sent without a session")
 	}
 	s.settle()
-	if got := [3]int{s.count(TypeInitiation), s.count(TypeResponse), s.count(TypeData)}; got != [3]int{1, 1, 1} {
-		t.Errorf("initiations, responses and keepalives: %v, want one of each", got)
+	if got := [3]int{s.count(TypeInitiation), s.count(TypeResponse), s.count(TypeData)}; got != [3]int{1, 1, 3} {
+		t.Errorf("initiations, responses, and data messages: %v, want 1, 1, and a keepalive and two offers", got)
 	}
 	if a.established != 1 || b.established != 1 {
 		t.Errorf("established %d and %d times, want once each", a.established, b.established)

@@ -1,0 +1,166 @@
+package wireguard
+
+import (
+	"encoding/binary"
+	"time"
+
+	"golang.zx2c4.com/wireguard/tai64n"
+)
+
+// Warren nodes tell each other what they take beyond WireGuard's messages. Nobody else is told anything, and nothing is
+// assumed:
+//
+//   - An initiation's timestamp, which is encrypted and authentic, has a mark in bits that are zero by WireGuard's rule
+//     against fine timestamps. Others don't look at them.
+//   - Who answers a marked initiation sends an offer once the session is confirmed: a data message whose packet has 0
+//     for an IP version. It is repeated for a few seconds, until there is one from the other side.
+//   - Who gets an offer answers with its own.
+//
+// An offer holds for its session, and until another one: the next session begins without. Its 16 bytes are 0, a
+// version, flags, 0, and offerText.
+const (
+	takesFrames = 1 << iota // superframes
+	takesAES                // and these with AES-256-GCM
+	takesLanes              // the lane of a message in the low byte of the receiver index
+	isAnswer    = 1 << 7    // the sender has an offer of the receiver's
+
+	offerVersion = 1
+	offerLen     = 16
+	offerText    = "Warren offer"
+
+	stampMark = 0x57524e // in the low 24 bits of a timestamp's nanoseconds, which stay below a second with it
+	stampMask = 1<<24 - 1
+
+	offerInterval = int64(time.Second) // between repetitions
+	maxOffers     = 8                  // that are not answered
+)
+
+// offers is what was said of offers in a session. Guarded by Tunnel.mu.
+type offers struct {
+	flags uint32 // of our last one
+	at    int64  // when it was sent; 0: never
+	n     int    // how many there were
+	got   uint64 // superframes that had come from the peer by then
+}
+
+// mark makes a timestamp show that a Warren made it.
+func mark(s *tai64n.Timestamp) {
+	nanos := binary.BigEndian.Uint32(s[8:])
+	binary.BigEndian.PutUint32(s[8:], nanos&^stampMask|stampMark)
+}
+
+// marked reports whether a Warren made the timestamp.
+func marked(s tai64n.Timestamp) bool { return binary.BigEndian.Uint32(s[8:])&stampMask == stampMark }
+
+// IsOffer reports whether what a data message held is an offer, for Session.Offered.
+func IsOffer(packet []byte) bool {
+	return len(packet) >= offerLen && packet[0] == 0 && packet[1] == offerVersion &&
+		string(packet[4:offerLen]) == offerText
+}
+
+// Offered takes the peer's offer. It may take a lock that is held for moments.
+func (s *Session) Offered(packet []byte) {
+	if s.frames.Load() == nil {
+		return // it began the session without the mark
+	}
+	flags := uint32(packet[2])
+	s.takes.Store(flags & s.peer.tunnel.offering)
+	s.heard.Store(true)
+	s.extended.Store(true)
+	if flags&isAnswer == 0 {
+		s.asked.Store(true)
+		s.peer.Want()
+	}
+}
+
+// TakesFrames reports whether the peer takes superframes in the session, and this node makes them.
+func (s *Session) TakesFrames() bool { return s.takes.Load()&takesFrames != 0 }
+
+// offering is what this node takes, and so uses too.
+func (c *Config) offering() uint32 {
+	flags := uint32(takesLanes)
+	if c.Superframes {
+		flags |= takesFrames
+		if c.AES {
+			flags |= takesAES
+		}
+	}
+	return flags
+}
+
+// offer sends the peer an offer when one is due. The caller holds t.mu.
+func (t *Tunnel) offer(p *Peer) {
+	s, to := p.Current(), p.Endpoint()
+	if s == nil || !s.extended.Load() || !to.IsValid() {
+		return
+	}
+	flags := t.offering
+	got := p.sum(framesGot)
+	if p.health.bad(t.now, got, p.sum(framesLost)) {
+		flags &^= takesFrames | takesAES
+	}
+	o, heard, asked := &s.offers, s.heard.Load(), s.asked.Swap(false)
+	late := o.at == 0 || t.now-o.at >= offerInterval
+	switch {
+	case asked, heard && o.flags != flags:
+	case !heard && late && o.n < maxOffers:
+	case heard && late && flags&takesFrames == 0 && o.got != got: // our last one was lost
+	default:
+		return
+	}
+	counter, ok := s.Reserve(1)
+	if !ok {
+		return
+	}
+	o.flags, o.at, o.n, o.got = flags, t.now, o.n+1, got
+	if heard {
+		flags |= isAnswer
+	}
+	packet := append([]byte{0, offerVersion, byte(flags), 0}, offerText...)
+	t.transmit(s.Seal(make([]byte, 0, Overhead+offerLen), &t.nonce, Head{s.remote, counter}, packet), to)
+	p.marks[t.config.Workers].sent.Store(t.now)
+}
+
+// TookFrame notes that a worker has opened a superframe of the peer's.
+func (p *Peer) TookFrame(worker int) { p.marks[worker].framesGot.Add(1) }
+
+// LostFrame notes that a worker has given up a superframe of the peer's, for want of pieces.
+func (p *Peer) LostFrame(worker int) { p.marks[worker].framesLost.Add(1) }
+
+// A health says whether superframes of a peer get through. One in 64 that does not costs about what they save: each is
+// sent again as a whole.
+type health struct {
+	since     int64 // when counting began
+	got, lost uint64
+	until     int64 // they are not wanted before
+	wait      int64
+}
+
+// The limits of health: how many are lost within healthWindow before anything is done, and how long superframes are not
+// asked for then; twice as long each time, and as at first after a good hour.
+const (
+	healthWindow = 10 * time.Second
+	lostLeast    = 8
+	lostShare    = 64
+	firstWait    = 30 * time.Second
+	longestWait  = 16 * time.Minute
+	goodTime     = time.Hour
+)
+
+// bad takes the numbers so far, and reports whether the peer is not to send superframes now.
+func (h *health) bad(now int64, got, lost uint64) bool {
+	if now < h.until || now-h.since >= int64(healthWindow) {
+		h.since, h.got, h.lost = now, got, lost
+		return now < h.until
+	}
+	n := lost - h.lost
+	if n < lostLeast || n*lostShare < got-h.got {
+		return false
+	}
+	if now-h.until > int64(goodTime) {
+		h.wait = 0
+	}
+	h.wait = min(max(2*h.wait, int64(firstWait)), int64(longestWait))
+	h.until = now + h.wait
+	return true
+}
