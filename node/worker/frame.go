@@ -64,7 +64,7 @@ func (w *Worker) openFrame(t *wireguard.Taken, tos uint8, from *sender) {
 	if !w.authentic(opened, from) {
 		return
 	}
-	from.session.Peer().TookFrame(w.ID)
+	from.session.Peer().TookFrame(w.ID, w.clock())
 	w.Counters.FramesOpened.Add(1)
 	if !w.mayPass(inner, tos, from) {
 		return

@@ -57,7 +57,7 @@ func (w *Worker) encrypt(p []byte, m packet.Meta, d *forwarder.Decision) error {
 	}
 	// The message shows its ECN field, which the underlay may change (RFC 6040), and nothing of the DSCP.
 	s := sealing{
-		session: session, receiver: session.To(w.lane.Number), mtu: d.Peer.MTU,
+		session: session, receiver: session.To(w.lane.Number, w.ID, w.clock()), mtu: d.Peer.MTU,
 		send: tunnel.Send{To: peer.Endpoint(), TOS: packet.EncapTOS(i.TOS) & packet.ECNMask, Peer: d.Peer.Index},
 	}
 	if n := w.frameSegments(p, m, d, session); n > 1 {

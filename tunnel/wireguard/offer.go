@@ -122,7 +122,28 @@ func (t *Tunnel) offer(p *Peer) {
 }
 
 // TookFrame notes that a worker has opened a superframe of the peer's.
-func (p *Peer) TookFrame(worker int) { p.marks[worker].framesGot.Add(1) }
+func (p *Peer) TookFrame(worker int, now int64) {
+	m := &p.marks[worker]
+	m.framesGot.Add(1)
+	m.frame.Store(now)
+}
+
+// streamTime is how long a stream goes on without a superframe.
+const streamTime = 10 * time.Millisecond
+
+// streams reports whether superframes come from the peer to this worker, and to no other.
+func (p *Peer) streams(worker int, now int64) bool {
+	late := now - int64(streamTime)
+	if p.marks[worker].frame.Load() <= late {
+		return false
+	}
+	for k := range p.marks {
+		if k != worker && p.marks[k].frame.Load() > late {
+			return false
+		}
+	}
+	return true
+}
 
 // LostFrame notes that a worker has given up a superframe of the peer's, for want of pieces.
 func (p *Peer) LostFrame(worker int) { p.marks[worker].framesLost.Add(1) }

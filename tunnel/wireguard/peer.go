@@ -77,9 +77,10 @@ type marks struct {
 	dataGot  atomic.Int64 // the last authentic message that holds a packet
 	got      atomic.Int64 // the last authentic message
 
-	framesGot, framesLost atomic.Uint64 // superframes: their number
+	frame                 atomic.Int64  // the last superframe
+	framesGot, framesLost atomic.Uint64 // their number
 
-	_ [128 - 6*8]byte
+	_ [128 - 7*8]byte
 }
 
 // ID is the number that SetPeers gave the peer.

@@ -84,11 +84,17 @@ type Head struct {
 	Counter  uint64 // that Reserve gave for this message alone
 }
 
-// To is the receiver index of messages to the peer. One that has offered it sees by it which of this node's lanes a
-// flow has, so that it can have the same one there.
-func (s *Session) To(lane int) uint32 {
+// To is the receiver index of messages to the peer from a lane of a worker's. A peer that has offered it sees by it
+// which lane a flow has here, so that it can have the same one there. The exception is a lone stream of superframes: the
+// peer's worker that sends it is busy, so what answers it (the acknowledgements) is sent to the next lane, which is
+// another worker's where there are several. That is worth a tenth of a stream's rate; with streams in several workers,
+// each of which is busy, it would cost as much.
+func (s *Session) To(lane, worker int, now int64) uint32 {
 	if s.takes.Load()&takesLanes == 0 {
 		return s.remote
+	}
+	if s.peer.streams(worker, now) {
+		lane ^= 1
 	}
 	return s.remote&^laneMask | uint32(lane)&laneMask
 }
