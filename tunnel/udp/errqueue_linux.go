@@ -1,6 +1,7 @@
 package udp
 
 import (
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,14 @@ func (s *Socket) PathEvents(dst []tunnel.PathEvent) []tunnel.PathEvent {
 func (s *Socket) drainErrors() {
 	for _, fd := range s.send {
 		if fd >= 0 {
+			s.errors.drain(fd)
+		}
+	}
+	if !s.onePort {
+		return
+	}
+	for _, fd := range s.receive { // the kernel reports to any socket of the port
+		if !slices.Contains(s.send[:], fd) {
 			s.errors.drain(fd)
 		}
 	}

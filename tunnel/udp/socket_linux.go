@@ -23,7 +23,7 @@ type Socket struct {
 	send      [families]int // descriptors of the send sockets; -1: the family is missing
 	port      uint16        // of the receive sockets
 	localPort uint16        // of the send sockets
-	onePort   bool          // send refers to descriptors of receive
+	onePort   bool          // send refers to descriptors of receive, or to others of the same port
 	rcvBuf    int
 	sndBuf    int
 	gso, gro  offload
@@ -89,7 +89,7 @@ func (s *Socket) closeAll() error {
 	var first error
 	fds := slices.Clone(s.receive)
 	for _, fd := range s.send {
-		if fd >= 0 && !s.onePort {
+		if fd >= 0 && !slices.Contains(fds, fd) {
 			fds = append(fds, fd)
 		}
 	}

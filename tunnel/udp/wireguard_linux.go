@@ -22,7 +22,8 @@ const controlBuffer = 256 << 10
 //
 // ICMP errors about what one socket sent arrive at any of them, so all have to be asked for PathEvents.
 type WireGuardGroup struct {
-	// Lanes receive transport data: lane i of n what has i in the lowest byte of its receiver index, modulo n.
+	// Lanes receive transport data, and pieces of superframes (see tunnel/wireguard): lane i of n what has i in the
+	// lowest byte of its receiver index, modulo n.
 	Lanes []*Socket
 
 	// Control receives all else: handshakes, cookies, garbage. A flood of these fills its small buffer and no lane's. It
@@ -33,6 +34,11 @@ type WireGuardGroup struct {
 
 // OpenWireGuard makes the sockets of a node with so many lanes. Errors are those of OpenGroup.
 func OpenWireGuard(lanes int, c Config) (*WireGuardGroup, error) {
+	return openWireGuard(lanes, c, byReceiverIndex)
+}
+
+// openWireGuard is OpenWireGuard with another program.
+func openWireGuard(lanes int, c Config, program func(lanes int) []unix.SockFilter) (*WireGuardGroup, error) {
 	if lanes < 1 || lanes > MaxWireGuardLanes {
 		return nil, fmt.Errorf("opening the sockets of %d WireGuard lanes: use 1 to %d", lanes, MaxWireGuardLanes)
 	}
@@ -46,6 +52,7 @@ func OpenWireGuard(lanes int, c Config) (*WireGuardGroup, error) {
 			return nil, err
 		}
 	}
+	buffer := g.SocketBuffer
 	g.SocketBuffer = min(g.SocketBuffer, controlBuffer)
 	control := g.newSocket()
 	// One by one, but not without UDP_GRO: whether the device joins datagrams of a flow (udp_gro_receive in the kernel)
@@ -54,13 +61,19 @@ func OpenWireGuard(lanes int, c Config) (*WireGuardGroup, error) {
 	if err := g.add(control); err != nil {
 		return nil, err
 	}
-	g.steer(byReceiverIndex(lanes))
+	g.steer(program(lanes))
 	out := &WireGuardGroup{Lanes: g.sockets[:lanes:lanes], Control: control}
 	if !control.steering.enabled() {
 		if err := out.unsteered(); err != nil {
 			g.close()
 			return nil, err
 		}
+		return out, nil
+	}
+	g.SocketBuffer = buffer
+	if err := g.openSenders(out.Lanes); err != nil {
+		g.close()
+		return nil, err
 	}
 	return out, nil
 }
@@ -84,9 +97,9 @@ func (g *WireGuardGroup) unsteered() error {
 	return nil
 }
 
-// byReceiverIndex gives transport data to one of so many lanes, by the lowest byte of the receiver index, which this
-// node chose at the handshake. Everything else is for the socket behind the lanes'. A message's length is looked at
-// first, as a read beyond the end would give what is too short to lane 0.
+// byReceiverIndex gives transport data and pieces of superframes to one of so many lanes, by the lowest byte of the
+// receiver index, which this node chose at the handshake. Everything else is for the socket behind the lanes'. A
+// message's length is looked at first, as a read beyond the end would give what is too short to lane 0.
 func byReceiverIndex(lanes int) []unix.SockFilter {
 	const (
 		transportData   = 4    // the message's type, in byte 0

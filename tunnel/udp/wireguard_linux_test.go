@@ -22,9 +22,15 @@ func (g *WireGuardGroup) sockets() []*Socket { return append(slices.Clone(g.Lane
 
 func (ns *netNS) openWireGuard(lanes int, c Config) *WireGuardGroup {
 	ns.t.Helper()
+	return ns.openWireGuardWith(lanes, c, byReceiverIndex)
+}
+
+// openWireGuardWith steers by another program.
+func (ns *netNS) openWireGuardWith(lanes int, c Config, program func(int) []unix.SockFilter) *WireGuardGroup {
+	ns.t.Helper()
 	var g *WireGuardGroup
 	var err error
-	ns.do(func() { g, err = OpenWireGuard(lanes, c) })
+	ns.do(func() { g, err = openWireGuard(lanes, c, program) })
 	ns.must(err, "opening sockets for wireguard")
 	ns.t.Cleanup(func() {
 		for _, s := range g.sockets() {
@@ -124,8 +130,9 @@ func TestWireGuardSteering(t *testing.T) {
 			data := int(receiver&0xff) % lanes
 			for _, size := range []int{8, 32, 1400} { // the shortest is no message, but one that names a lane
 				all = append(all, wanted{wireguardMessage(4, receiver, size), data})
+				all = append(all, wanted{wireguardMessage(0x57, receiver, size), data}) // a piece of a superframe
 			}
-			for typ, size := range map[byte]int{1: 148, 2: 92, 3: 64, 0: 100, 5: 100, 0x84: 100, 0xff: 100} {
+			for typ, size := range map[byte]int{1: 148, 2: 92, 3: 64, 0: 100, 5: 100, 0x47: 100, 0x84: 100, 0xff: 100} {
 				all = append(all, wanted{wireguardMessage(typ, receiver, size), lanes})
 			}
 			for size := range 8 {
@@ -157,18 +164,15 @@ func TestWireGuardSteering(t *testing.T) {
 	}
 }
 
-// TestWireGuardWithoutSteering takes the program away, as if the kernel had refused it: everything still arrives, and
-// nothing at Control, which goes on sending from the port.
+// TestWireGuardWithoutSteering has the kernel refuse the program: everything still arrives, and nothing at Control,
+// which goes on sending from the port.
 func TestWireGuardWithoutSteering(t *testing.T) {
 	a, b := newPair(t)
-	g := b.openWireGuard(3, Config{Port: wireguardPort})
-	for _, fd := range g.Lanes[0].receive {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := g.unsteered(); err != nil {
-		t.Fatal(err)
+	g := b.openWireGuardWith(3, Config{Port: wireguardPort}, func(int) []unix.SockFilter {
+		return []unix.SockFilter{{Code: 0xffff}}
+	})
+	if o := g.Lanes[0].Offloads(); o[2].Enabled {
+		t.Fatalf("the kernel took the program: %+v", o)
 	}
 	for _, addr := range []netip.Addr{a4, a6} {
 		other := a.openGroup(1, Config{})[0]

@@ -85,8 +85,8 @@ type Head struct {
 }
 
 // To is the receiver index of messages to the peer from a lane of a worker's. A peer that has offered it sees by it
-// which lane a flow has here, so that it can have the same one there. The exception is a lone stream of superframes: the
-// peer's worker that sends it is busy, so what answers it (the acknowledgements) is sent to the next lane, which is
+// which lane a flow has here, so that it can have the same one there. The exception is a lone stream of superframes:
+// the peer's worker that sends it is busy, so what answers it (the acknowledgements) is sent to the next lane, which is
 // another worker's where there are several. That is worth a tenth of a stream's rate; with streams in several workers,
 // each of which is busy, it would cost as much.
 func (s *Session) To(lane, worker int, now int64) uint32 {
