@@ -39,7 +39,8 @@ func (s *secureSource) seal() {
 	first, _ := s.session.Reserve(len(s.plain))
 	s.ready = s.from.Buf[:0]
 	for k, p := range s.plain {
-		s.ready = s.session.Seal(s.ready, &s.nonce, wireguard.Head{Receiver: s.session.To(0, 0, 0), Counter: first + uint64(k)}, p)
+		h := wireguard.Head{Receiver: s.session.To(0, 0, 0), Counter: first + uint64(k)}
+		s.ready = s.session.Seal(s.ready, &s.nonce, h, p)
 	}
 }
 
