@@ -11,7 +11,7 @@ import (
 //	bits 0 to 7    a number that is the lane modulo the number of lanes: the kernel steers by it (tunnel/udp). A peer
 //	               that has offered to may choose it by itself, for each message (see Session.To)
 //	bits 8 to 27   a slot in the table
-//	bits 28 to 31  random
+//	bits 28 to 31  random, and not 0: no index is
 //
 // It need be neither secret nor unpredictable, only not be used again soon.
 const (
@@ -21,6 +21,7 @@ const (
 	slotShift = laneBits
 	maxSlots  = 1 << slotBits
 	slotMask  = maxSlots - 1
+	maxRandom = 1<<(32-slotBits-laneBits) - 1
 )
 
 // An indexTable finds the session of an index. Lookups take no lock.
@@ -62,7 +63,7 @@ func (t *indexTable) reserve(lane int) (index uint32, ok bool) {
 	t.free = t.free[1:]
 	rounds := (1 << laneBits) / t.lanes
 	low := uint32(lane%t.lanes + t.lanes*rand.IntN(max(rounds, 1)))
-	return low | n<<slotShift | rand.Uint32()<<(slotShift+slotBits), true
+	return low | n<<slotShift | (1+rand.Uint32N(maxRandom))<<(slotShift+slotBits), true
 }
 
 // grow doubles the table.
