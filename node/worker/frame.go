@@ -48,25 +48,25 @@ func (w *Worker) fromPieces(b []byte, size int, s *tunnel.Datagrams, from *sende
 	if !w.comes(wireguard.Receiver(b), s, from) {
 		return 1
 	}
-	t := w.frames.Take(b, size)
+	t := w.frames.Take(b, size, s.TOS)
 	if t.Lost != 0 {
 		w.lostFrame(t.Lost)
 	}
 	if t.Sealed != nil {
-		w.openFrame(&t, s.TOS, from)
+		w.openFrame(&t, from)
 	}
 	return t.Pieces
 }
 
-// openFrame decrypts a superframe, whose outer headers had this TOS.
-func (w *Worker) openFrame(t *wireguard.Taken, tos uint8, from *sender) {
+// openFrame decrypts a superframe, and hands the superpacket in it to the coalescer.
+func (w *Worker) openFrame(t *wireguard.Taken, from *sender) {
 	inner, size, opened := from.session.OpenFrame(t.Head, t.Sealed, &w.nonce)
 	if !w.authentic(opened, from) {
 		return
 	}
 	from.session.Peer().TookFrame(w.ID, w.clock())
 	w.Counters.FramesOpened.Add(1)
-	if !w.mayPass(inner, tos, from) {
+	if !w.mayPass(inner, t.TOS, from) {
 		return
 	}
 	if e := w.join.AddUncut(inner, from.peer.Index, int(size)); e != packet.OK {

@@ -64,8 +64,10 @@ type taker struct {
 	Assembler
 	t       testing.TB
 	session func(index uint32) *Session
+	tos     uint8 // of what comes
 	packets [][]byte
 	sizes   []uint16
+	marks   []uint8 // TOS of what was complete
 	results map[Opened]int
 	lost    []uint32
 }
@@ -98,7 +100,7 @@ func (r *taker) take(train []byte, size int) {
 func (r *taker) takeFirst(s *Session, b []byte, size int) int {
 	r.t.Helper()
 	there := (len(b) + size - 1) / size
-	t := r.Take(b, size)
+	t := r.Take(b, size, r.tos)
 	if t.Pieces < 1 || t.Pieces > there {
 		r.t.Fatalf("took %d datagrams of %d", t.Pieces, there)
 	}
@@ -108,6 +110,7 @@ func (r *taker) takeFirst(s *Session, b []byte, size int) int {
 	if t.Sealed == nil {
 		return t.Pieces
 	}
+	r.marks = append(r.marks, t.TOS)
 	packet, n, opened := s.OpenFrame(t.Head, t.Sealed, new(Nonce))
 	r.results[opened]++
 	if opened == Fresh {
@@ -417,7 +420,7 @@ func testFramesDoNotAllocate(t *testing.T, from, to *Session) {
 			}
 			opened, taken := 0, 0
 			for ; len(train) > 0; train = train[min(step, len(train)):] {
-				k := a.Take(train[:min(step, len(train))], f.Piece)
+				k := a.Take(train[:min(step, len(train))], f.Piece, 0)
 				taken += k.Pieces
 				if k.Sealed != nil {
 					if _, _, o := to.OpenFrame(k.Head, k.Sealed, nonce); o == Fresh {

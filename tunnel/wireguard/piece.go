@@ -97,6 +97,7 @@ type assembled struct {
 	have  uint64 // pieces, by number
 	count int    // of all pieces; 0: the last one has not come
 	bytes int    // that have come
+	tos   uint8  // of their outer headers
 	born  uint64 // in the order of arrival; 0: free
 }
 
@@ -105,28 +106,31 @@ type Taken struct {
 	Head   PieceHead
 	Sealed []byte // the superframe, now complete; valid until Release. nil: it is not
 	Pieces int    // how many datagrams were taken: all of a superframe, or 1
+	TOS    uint8  // of the outer headers: of all pieces the one that says most of congestion
 	Lost   uint32 // index of a session whose superframe was given up, as pieces of it did not come; 0: none
 }
 
 // Take takes the first of the datagrams in b, which have size bytes each, the last maybe fewer, and for which IsPiece
-// holds; and when it is the first of all the pieces of a superframe, these. Sealed may be a part of b, which is
-// changed.
-func (a *Assembler) Take(b []byte, size int) Taken {
+// holds; and when it is the first of all the pieces of a superframe, these. All came with this TOS. Sealed may be a
+// part of b, which is changed.
+func (a *Assembler) Take(b []byte, size int, tos uint8) Taken {
 	h := readPiece(b)
 	if sealed, pieces := gather(b, size, h); pieces > 0 {
 		a.finish(h.of())
-		return Taken{Head: h.of(), Sealed: sealed, Pieces: pieces}
+		return Taken{Head: h.of(), Sealed: sealed, Pieces: pieces, TOS: tos}
 	}
-	sealed, lost := a.put(h, b[PieceHeader:min(size, len(b))])
-	return Taken{Head: h.of(), Sealed: sealed, Pieces: 1, Lost: lost}
+	t := Taken{Head: h.of(), Pieces: 1, TOS: tos}
+	a.put(&t, h, b[PieceHeader:min(size, len(b))])
+	return t
 }
 
 // put collects a piece that holds part.
-func (a *Assembler) put(h PieceHead, part []byte) (sealed []byte, lost uint32) {
-	if slices.Contains(a.done[:], h.of()) {
-		return nil, 0
+func (a *Assembler) put(t *Taken, h PieceHead, part []byte) {
+	if slices.Contains(a.done[:], t.Head) {
+		return
 	}
-	f, lost := a.frame(h.of())
+	f, lost := a.frame(t.Head)
+	t.Lost = lost
 	at := h.number() * len(part)
 	if h.last() {
 		at = h.total - len(part)
@@ -134,19 +138,29 @@ func (a *Assembler) put(h PieceHead, part []byte) (sealed []byte, lost uint32) {
 	}
 	bit := uint64(1) << h.number()
 	if at < 0 || at+len(part) > h.total || f.have&bit != 0 {
-		return nil, lost // came before, or is nonsense; what that spoils does not decrypt
+		return // came before, or is nonsense; what that spoils does not decrypt
 	}
 	copy(f.buf[at:], part)
+	if f.have == 0 || moreCongested(t.TOS, f.tos) {
+		f.tos = t.TOS
+	}
 	f.have |= bit
 	f.bytes += len(part)
 	if f.count == 0 || f.bytes != h.total || bits.OnesCount64(f.have) != f.count {
-		return nil, lost
+		return
 	}
 	a.finish(f.of)
 	a.lent = append(a.lent, f.buf)
-	sealed = f.buf[:h.total]
+	t.Sealed, t.TOS = f.buf[:h.total], f.tos
 	*f = assembled{}
-	return sealed, lost
+}
+
+// moreCongested reports whether the ECN field of x says more of congestion than that of y: as of fragments, the one
+// that says most counts (RFC 3168, 5.3; the order is that of RFC 6040, 4.2).
+func moreCongested(x, y uint8) bool {
+	const mask = 3
+	rank := [mask + 1]uint8{0b00: 0, 0b10: 1, 0b01: 2, 0b11: 3}
+	return rank[x&mask] > rank[y&mask]
 }
 
 // frame returns the superframe that pieces of this kind belong to, or a new one in place of the oldest.
