@@ -2,6 +2,7 @@ package wireguard
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ type link struct {
 	toWG   chan []byte
 	closed chan struct{}
 	once   sync.Once
+	sent   [][]byte // all that the node sent
 }
 
 func newLink(n *simNode) *link {
@@ -98,7 +100,35 @@ func (l *link) pump(t *testing.T, what string, until func() bool) {
 		for _, m := range l.node.sim.sent {
 			l.toWG <- m
 		}
+		l.sent = append(l.sent, l.node.sim.sent...)
 		l.node.sim.sent = nil
+	}
+}
+
+// noOffers wants that the node has offered nothing in the session, and takes the peer for no Warren.
+func (l *link) noOffers(t *testing.T, s *Session) {
+	t.Helper()
+	read := 0
+	for _, m := range l.sent {
+		if !IsData(m) || Receiver(m) != s.remote {
+			continue
+		}
+		packet, err := s.send.Open(nil, new(Nonce).set(binary.LittleEndian.Uint64(m[offsetCounter:])), m[HeaderLen:], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if read++; len(packet) > 0 {
+			t.Errorf("the peer was sent %x", packet)
+		}
+	}
+	if s.initiator && read == 0 {
+		t.Error("not even the keepalive that confirms the session was seen")
+	}
+	if s.extended.Load() || s.takes.Load() != 0 || s.offers.n > 0 || s.To(7) != s.remote {
+		t.Errorf("the peer is taken for a Warren: %v, %b, %d offers", s.extended.Load(), s.takes.Load(), s.offers.n)
+	}
+	if !s.initiator && s.frames.Load() != nil {
+		t.Error("its initiation is taken for a Warren's")
 	}
 }
 
@@ -163,6 +193,13 @@ func TestWireGuardGo(t *testing.T) {
 					t.Fatal("their packet is another one")
 				}
 			}
+			// What is ours to say would have been said by then: offers are due at once, and each second.
+			end := s.now + int64(1100*time.Millisecond)
+			l.pump(t, "a second", func() bool { return s.now > end })
+			if p.Current().initiator != tt.ours {
+				t.Errorf("a session that we began %v, want %v", p.Current().initiator, tt.ours)
+			}
+			l.noOffers(t, p.Current())
 		})
 	}
 }
