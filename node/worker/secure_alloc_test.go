@@ -15,7 +15,8 @@ import (
 type secureSource struct {
 	source
 	session *wireguard.Session
-	plain   [][]byte // a slot's packets
+	plain   [][]byte        // a slot's packets
+	frame   wireguard.Frame // in place of them: the superpacket, when it comes as a superframe
 	nonce   wireguard.Nonce
 	ready   []byte // a slot's messages, where they were sealed before
 }
@@ -36,6 +37,12 @@ func (s *secureSource) Receive(in *tunnel.Inbound) error {
 
 // seal makes a slot's messages.
 func (s *secureSource) seal() {
+	if s.frame.Packet != nil {
+		counter, _ := s.session.Reserve(1)
+		s.ready = s.session.SealFrame(s.from.Buf[:0], &s.nonce, wireguard.Head{Receiver: s.session.To(0), Counter: counter},
+			&s.frame)
+		return
+	}
 	first, _ := s.session.Reserve(len(s.plain))
 	s.ready = s.from.Buf[:0]
 	for k, p := range s.plain {
@@ -44,12 +51,20 @@ func (s *secureSource) seal() {
 	}
 }
 
-// newSecureSource makes one that delivers what node b sends, a superpacket with this payload, to node a.
+// newSecureSource makes one that delivers what node b sends, a superpacket with this payload, to node a: as a superframe
+// when it is one and a takes them.
 func newSecureSource(t testing.TB, a, b *testNode, payload, size int) *secureSource {
 	t.Helper()
 	s := &secureSource{session: b.with(a).Current()}
 	p := build{src: "10.244.2.5", dst: "10.244.1.9", payload: payload, df: true}.bytes(t)
 	p, m := super(t, p, size)
+	if s.session.TakesFrames() && payload > size {
+		p = append(make([]byte, 0, len(p)+64), p...)
+		s.frame = wireguard.Frame{Packet: p, SegmentSize: m.SegmentSize, Piece: 1420 + wireguard.Overhead}
+		s.from = tunnel.Datagrams{Buf: make([]byte, 1<<17), SegmentSize: s.frame.Piece,
+			From: netip.AddrPortFrom(b.addr, securePort)}
+		return s
+	}
 	var i packet.Info
 	var segs packet.Segments
 	if e := packet.Parse(p, &i); e != packet.OK {
@@ -68,9 +83,9 @@ func newSecureSource(t testing.TB, a, b *testNode, payload, size int) *secureSou
 }
 
 // newSecurePair makes two nodes with a session whose workers don't run, and returns the first one's worker.
-func newSecurePair(t testing.TB) (a, b *testNode, w *Worker) {
+func newSecurePair(t testing.TB, over encapsulation) (a, b *testNode, w *Worker) {
 	t.Helper()
-	c := newCluster(t, clusterConfig{nodes: 2, late: true, over: encrypted})
+	c := newCluster(t, clusterConfig{nodes: 2, late: true, over: over})
 	a, b = c.nodes[0], c.nodes[1]
 	a.connectLate(t, b)
 	a.secure.stop() // what they allocate is not the workers'
@@ -82,7 +97,12 @@ func newSecurePair(t testing.TB) (a, b *testNode, w *Worker) {
 
 // TestSecureLoopDoesNotAllocate is TestLoopDoesNotAllocate for what is encrypted.
 func TestSecureLoopDoesNotAllocate(t *testing.T) {
-	a, b, w := newSecurePair(t)
+	t.Run("WireGuard", func(t *testing.T) { testSecureLoopDoesNotAllocate(t, encrypted) })
+	t.Run("superframes", func(t *testing.T) { testSecureLoopDoesNotAllocate(t, superframes) })
+}
+
+func testSecureLoopDoesNotAllocate(t *testing.T, over encapsulation) {
+	a, b, w := newSecurePair(t, over)
 	for _, tt := range []struct {
 		name string
 		out  bool
@@ -126,42 +146,54 @@ func TestSecureLoopDoesNotAllocate(t *testing.T) {
 			t.Errorf("%s: %d were written; drops: %v", tt.name, s.written, a.allDrops())
 		}
 	}
+	c := &w.Counters
+	if c.FramesSealed.Load() > 0 != over.frames || c.FramesOpened.Load() > 0 != over.frames {
+		t.Errorf("%d superframes sealed, %d opened", c.FramesSealed.Load(), c.FramesOpened.Load())
+	}
 }
 
 // BenchmarkSecure measures one superpacket of 45 segments on its way from the device into messages, and back.
 func BenchmarkSecure(b *testing.B) {
-	const payload, size = 45 * 1380, 1380
-	b.Run("seal", func(b *testing.B) {
-		node, peer, w := newSecurePair(b)
-		s := newSecureSource(b, node, peer, payload, size)
-		s.packet, s.meta = super(b, build{src: "10.244.1.9", dst: "10.244.2.5", payload: payload, df: true}.bytes(b), size)
-		w.lane.Lane = Lane{Queue: s, Secure: s}
-		b.SetBytes(int64(len(s.packet)))
-		b.ReportAllocs()
-		for b.Loop() {
-			s.packets = 1
-			if _, _, err := w.drainQueue(); err != nil {
-				b.Fatal(err)
-			}
+	b.Run("seal", func(b *testing.B) { benchmarkSeal(b, encrypted) })
+	b.Run("open", func(b *testing.B) { benchmarkOpen(b, encrypted) })
+	b.Run("seal superframe", func(b *testing.B) { benchmarkSeal(b, superframes) })
+	b.Run("open superframe", func(b *testing.B) { benchmarkOpen(b, superframes) })
+}
+
+const benchmarkPayload, benchmarkSize = 45 * 1380, 1380
+
+func benchmarkSeal(b *testing.B, over encapsulation) {
+	node, peer, w := newSecurePair(b, over)
+	s := newSecureSource(b, node, peer, benchmarkPayload, benchmarkSize)
+	s.packet, s.meta = super(b, build{src: "10.244.1.9", dst: "10.244.2.5", payload: benchmarkPayload, df: true}.bytes(b),
+		benchmarkSize)
+	w.lane.Lane = Lane{Queue: s, Secure: s}
+	b.SetBytes(int64(len(s.packet)))
+	b.ReportAllocs()
+	for b.Loop() {
+		s.packets = 1
+		if _, _, err := w.drainQueue(); err != nil {
+			b.Fatal(err)
 		}
-	})
-	b.Run("open", func(b *testing.B) {
-		node, peer, w := newSecurePair(b)
-		s := newSecureSource(b, node, peer, payload, size)
-		w.lane.Lane, w.Writers = Lane{Queue: s, Secure: s}, []device.Queue{s}
-		b.SetBytes(payload + 40)
-		b.ReportAllocs()
-		for b.Loop() {
-			b.StopTimer()
-			s.seal()
-			s.batches = 1
-			b.StartTimer()
-			if _, _, err := w.drainSecure(); err != nil {
-				b.Fatal(err)
-			}
+	}
+}
+
+func benchmarkOpen(b *testing.B, over encapsulation) {
+	node, peer, w := newSecurePair(b, over)
+	s := newSecureSource(b, node, peer, benchmarkPayload, benchmarkSize)
+	w.lane.Lane, w.Writers = Lane{Queue: s, Secure: s}, []device.Queue{s}
+	b.SetBytes(benchmarkPayload + 40)
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		s.seal()
+		s.batches = 1
+		b.StartTimer()
+		if _, _, err := w.drainSecure(); err != nil {
+			b.Fatal(err)
 		}
-		if s.written == 0 {
-			b.Fatalf("nothing was taken: %v", node.allDrops())
-		}
-	})
+	}
+	if s.written == 0 {
+		b.Fatalf("nothing was taken: %v", node.allDrops())
+	}
 }

@@ -26,14 +26,17 @@ type encapsulation struct {
 	frames    bool // superpackets leave as superframes
 }
 
-// encrypted is WireGuard without anything else.
-var encrypted = encapsulation{encrypted: true}
+// encrypted is WireGuard without anything else, and superframes the same with these.
+var (
+	encrypted   = encapsulation{encrypted: true}
+	superframes = encapsulation{encrypted: true, frames: true}
+)
 
 // eachEncapsulation runs a test with VXLAN between the nodes, with WireGuard alone, and with superframes beside it.
 func eachEncapsulation(t *testing.T, f func(t *testing.T, over encapsulation)) {
 	t.Run("VXLAN", func(t *testing.T) { f(t, encapsulation{}) })
 	t.Run("WireGuard", func(t *testing.T) { f(t, encrypted) })
-	t.Run("superframes", func(t *testing.T) { f(t, encapsulation{encrypted: true, frames: true}) })
+	t.Run("superframes", func(t *testing.T) { f(t, superframes) })
 }
 
 // overhead is what the encapsulation adds to an inner packet on an IPv4 underlay, in bytes.

@@ -254,7 +254,7 @@ func TestSealedInOnePiece(t *testing.T) {
 
 // TestPadding: messages of lone packets, segments and fragments are padded with zeros up to what the path carries.
 func TestPadding(t *testing.T) {
-	a, b, w := newSecurePair(t)
+	a, b, w := newSecurePair(t, encrypted)
 	for _, tt := range []struct {
 		b    build
 		size int // of a superpacket's segments

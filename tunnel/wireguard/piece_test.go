@@ -205,6 +205,15 @@ func TestPieceBuffers(t *testing.T) {
 		r.Release()
 		r.bounded()
 	}
+	b := (&forged{total: 60000, index: to.local}).piece(100)
+	counter := uint64(1) << 41
+	if n := testing.AllocsPerRun(100, func() {
+		binary.LittleEndian.PutUint64(b[offsetCounter:], counter)
+		r.Take(b, len(b), 0)
+		counter++
+	}); n != 0 {
+		t.Errorf("%v allocations for a piece that another one has to go for", n)
+	}
 }
 
 // bounded wants that no more is kept than the Assembler promises.
