@@ -51,8 +51,8 @@ func (s *secureSource) seal() {
 	}
 }
 
-// newSecureSource makes one that delivers what node b sends, a superpacket with this payload, to node a: as a superframe
-// when it is one and a takes them.
+// newSecureSource makes one that delivers what node b sends, a superpacket with this payload, to node a: as a
+// superframe when a takes these.
 func newSecureSource(t testing.TB, a, b *testNode, payload, size int) *secureSource {
 	t.Helper()
 	s := &secureSource{session: b.with(a).Current()}
