@@ -30,7 +30,7 @@ func sealedFrame(t testing.TB, from, to *testNode, p []byte, size uint16) []byte
 	if !fits || !ok {
 		t.Fatalf("no superframe for %d bytes: %v, %v", len(p), fits, ok)
 	}
-	head := wireguard.Head{Receiver: s.To(0), Counter: counter}
+	head := wireguard.Head{Receiver: s.To(0, 0, 0), Counter: counter}
 	return s.SealFrame(make([]byte, 0, n), new(wireguard.Nonce), head, &f)
 }
 

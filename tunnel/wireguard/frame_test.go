@@ -48,7 +48,7 @@ func sealFrame(t testing.TB, s *Session, lane int, f Frame) []byte {
 	if !fits || !ok {
 		t.Fatalf("%d bytes in pieces of %d: fits %v, counter %v", len(f.Packet), f.Piece, fits, ok)
 	}
-	return s.SealFrame(make([]byte, 0, size), new(Nonce), Head{s.To(lane), counter}, &f)
+	return s.SealFrame(make([]byte, 0, size), new(Nonce), Head{s.To(lane, 0, 0), counter}, &f)
 }
 
 // cut is the datagrams of size bytes that lie in b, the last maybe shorter.
@@ -196,7 +196,7 @@ func testFrames(t *testing.T, from, to *Session) {
 			}
 			before := bytes.Clone(f.Packet)
 			counter, _ := from.Reserve(1)
-			h := Head{from.To(n), counter}
+			h := Head{from.To(n, 0, 0), counter}
 			const front = 7
 			dst := bytes.Repeat([]byte{0xee}, front+size+front)
 			all := from.SealFrame(dst[:front], new(Nonce), h, &f)
@@ -413,7 +413,7 @@ func testFramesDoNotAllocate(t *testing.T, from, to *Session) {
 	for _, apart := range []bool{false, true} {
 		if n := testing.AllocsPerRun(20, func() {
 			counter, _ := from.Reserve(1)
-			train := from.SealFrame(buf, nonce, Head{from.To(0), counter}, &f)
+			train := from.SealFrame(buf, nonce, Head{from.To(0, 0, 0), counter}, &f)
 			step := len(train)
 			if apart {
 				step = f.Piece

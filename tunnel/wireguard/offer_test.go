@@ -56,7 +56,7 @@ func TestOffers(t *testing.T) {
 						t.Errorf("%s: the status says %v", d[0].name, st.Frames)
 					}
 					for lane := range 300 {
-						index := own.To(lane)
+						index := own.To(lane, 0, 0)
 						if byte(index) != byte(lane) || d[1].Session(index) != other {
 							t.Fatalf("lane %d: index %x leads to %v", lane, index, d[1].Session(index))
 						}
@@ -80,7 +80,7 @@ func TestNoLaneUntilOffered(t *testing.T) {
 	s.peers(nil)
 	s.connect(a, b)
 	for lane := range 256 {
-		if a.toward(b).To(lane) != b.toward(a).local || b.toward(a).To(lane) != a.toward(b).local {
+		if a.toward(b).To(lane, 0, 0) != b.toward(a).local || b.toward(a).To(lane, 0, 0) != a.toward(b).local {
 			t.Fatalf("lane %d has an index of its own", lane)
 		}
 	}
@@ -213,7 +213,7 @@ func TestNoMoreFrames(t *testing.T) {
 	from := b.of(a)
 	some := func(got, lost int) {
 		for range got {
-			from.TookFrame(0)
+			from.TookFrame(0, s.now)
 		}
 		for range lost {
 			from.LostFrame(0)
@@ -244,7 +244,7 @@ func TestNoMoreFrames(t *testing.T) {
 	if a.toward(b).TakesFrames() || s.offersSent() != n+3 {
 		t.Errorf("said %d times, and the peer takes superframes: %v", s.offersSent()-n, a.toward(b).TakesFrames())
 	}
-	if b.toward(a).TakesFrames() == false || byte(a.toward(b).To(77)) != 77 {
+	if b.toward(a).TakesFrames() == false || byte(a.toward(b).To(77, 0, 0)) != 77 {
 		t.Error("the other direction has ended as well, or the lanes have")
 	}
 	s.exchange(a, b)
@@ -373,7 +373,7 @@ func TestNoOffers(t *testing.T) {
 	// In a session that began without the mark it is nothing.
 	old := &Session{peer: a.of(b)}
 	old.Offered(good)
-	if old.TakesFrames() || old.extended.Load() || old.To(5) != 0 {
+	if old.TakesFrames() || old.extended.Load() || old.To(5, 0, 0) != 0 {
 		t.Error("somebody who did not make the mark has offered something")
 	}
 }

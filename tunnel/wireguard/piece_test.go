@@ -110,7 +110,7 @@ func TestLostPieces(t *testing.T) {
 			t.Fatalf("%s: %d were given up, want %d", what, len(r.lost), n)
 		}
 		for k, index := range r.lost {
-			if index != from.To(first+k+1) {
+			if index != from.To(first+k+1, 0, 0) {
 				t.Errorf("%s: the one in lane %d was given up, want %d", what, index&laneMask, first+k+1)
 			}
 		}
