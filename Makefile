@@ -65,8 +65,8 @@ test-runtime: need-root deps build ## Pods under two real containerds, through c
 	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags runtime -count 1 -timeout $(TESTTIME) -v ./internal/lab/cri
 
 # Each switch of the configuration's `offloads` by itself, all of them, and the one that can be forced.
-OFFLOADS ?= checksum=off tso=off uso=off udpGSO=off udpGRO=off tunnelGSO=off \
-	checksum=off,tso=off,uso=off,udpGSO=off,udpGRO=off,tunnelGSO=off tunnelGSO=on
+OFFLOADS ?= checksum=off tso=off uso=off udpGSO=off udpGRO=off tunnelGSO=off superframes=off \
+	checksum=off,tso=off,uso=off,udpGSO=off,udpGRO=off,tunnelGSO=off,superframes=off tunnelGSO=on
 
 .PHONY: test-offloads
 test-offloads: need-root deps build ## The node's and the cluster's tests and the demo, with each offload off; twenty minutes

@@ -16,6 +16,7 @@ import (
 	"github.com/warren-net/warren/internal/key"
 	"github.com/warren-net/warren/internal/poll"
 	"github.com/warren-net/warren/node/config"
+	"github.com/warren-net/warren/tunnel"
 	"github.com/warren-net/warren/tunnel/udp"
 	"github.com/warren-net/warren/tunnel/wireguard"
 )
@@ -26,8 +27,10 @@ type secure struct {
 	tunnel  *wireguard.Tunnel
 	sockets *udp.WireGuardGroup
 	waiter  controlWaiter
-	why     error    // why there is none
-	ring    key.Ring // the node's private keys. Of the writer goroutine
+	why     error // why there is none
+
+	offloads []tunnel.OffloadState
+	ring     key.Ring // the node's private keys. Of the writer goroutine
 }
 
 // controlWaiter waits for the control socket.
@@ -95,9 +98,10 @@ func (n *Node) trySecure(lanes, workers int) error {
 		return err
 	}
 	n.closers = append(n.closers, p.Close)
-	n.secure = secure{sockets: group, waiter: controlWaiter{p}, ring: ring}
+	frames, fast := cfg.Offloads.Superframes, wireguard.FastAES()
+	n.secure = secure{sockets: group, waiter: controlWaiter{p}, ring: ring, offloads: superframes(frames, fast)}
 	n.secure.tunnel = wireguard.New(wireguard.Config{
-		Lanes: lanes, Workers: workers, Superframes: cfg.Offloads.Superframes, AES: wireguard.FastAES(),
+		Lanes: lanes, Workers: workers, Superframes: frames, AES: fast,
 		Established: func(int32) {
 			for _, w := range n.workers {
 				w.SessionUp()
@@ -112,6 +116,19 @@ func (n *Node) trySecure(lanes, workers int) error {
 		PathEvents: n.pathEvents,
 	})
 	return nil
+}
+
+// superframes says whether they are made, and with which cipher.
+func superframes(use, fastAES bool) []tunnel.OffloadState {
+	frames := tunnel.OffloadState{Name: "superframes", Enabled: use}
+	aes := tunnel.OffloadState{Name: "superframes-aes", Enabled: use && fastAES}
+	switch {
+	case !use:
+		frames.Reason, aes.Reason = "configuration", "configuration"
+	case !fastAES:
+		aes.Reason = "this processor has no instructions for AES-GCM, so they are sealed with ChaCha20-Poly1305"
+	}
+	return []tunnel.OffloadState{frames, aes}
 }
 
 // A roaming notes that encrypted peers were heard elsewhere. A peer may do that as often as it likes, and each time

@@ -51,6 +51,7 @@ func workerAnswer(w *worker.Worker) api.Worker {
 		ID:             w.ID,
 		TxSuperpackets: c.ToPeers.Load(), TxBytes: c.ToPeersBytes.Load(), TxSegments: c.SegmentsOut.Load(),
 		TxCalls: c.SendCalls.Load(), TxWhole: c.Whole.Load(), TxWholeRefused: c.WholeRefused.Load(),
+		TxSuperframes: c.FramesSealed.Load(), RxSuperframes: c.FramesOpened.Load(),
 		RxSuperpackets: c.RunsIn.Load(), RxBytes: c.BytesIn.Load(), RxSegments: c.SegmentsIn.Load(),
 		LocalPackets: c.LocalPackets.Load(), LocalBytes: c.LocalBytes.Load(),
 		OutsidePackets: c.KernelOut.Load(), OutsideBytes: c.KernelBytes.Load(),
@@ -87,6 +88,9 @@ func (a answers) offloads() []api.Offload {
 	}
 	g := a.n.gso.state.Load()
 	add("tunnel-gso", g.reason, g.enabled)
+	for _, o := range a.n.secure.offloads {
+		add(o.Name, o.Reason, o.Enabled)
+	}
 	return out
 }
 
@@ -120,7 +124,7 @@ func (a answers) secure(p *forwarder.Peer, out *api.Peer) {
 	if !ok {
 		return
 	}
-	out.PublicKey, out.Session = s.Public.String(), s.Session
+	out.PublicKey, out.Session, out.Superframes = s.Public.String(), s.Session, s.Frames
 	if !s.Handshake.IsZero() {
 		out.LastHandshake = &s.Handshake
 	}

@@ -84,6 +84,8 @@ type Worker struct {
 	TxCalls         uint64 `json:"txCalls"`         // system calls that sent these
 	TxWhole         uint64 `json:"txWhole"`         // superpackets that left uncut (offload tunnel-gso)
 	TxWholeRefused  uint64 `json:"txWholeRefused"`  // superpackets cut after all: too long with headers, or refused
+	TxSuperframes   uint64 `json:"txSuperframes"`   // superpackets encrypted as one (offload superframes)
+	RxSuperframes   uint64 `json:"rxSuperframes"`   // and decrypted
 	RxSuperpackets  uint64 `json:"rxSuperpackets"`  // from peers, after joining
 	RxBytes         uint64 `json:"rxBytes"`         // inner IP bytes
 	RxSegments      uint64 `json:"rxSegments"`      // datagrams received
@@ -132,6 +134,7 @@ type Peer struct {
 
 	PublicKey     string     `json:"publicKey,omitempty"`
 	Session       bool       `json:"session"`                 // there are keys to encrypt with now
+	Superframes   bool       `json:"superframes"`             // superpackets are encrypted to it as one
 	LastHandshake *time.Time `json:"lastHandshake,omitempty"` // nil: never
 }
 

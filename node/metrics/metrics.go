@@ -68,6 +68,7 @@ var specs = [...]struct {
 		[]string{"direction"}},
 	{"whole_superpackets_total", "Superpackets to peers that left uncut (sent), or were to and did not (refused).",
 		[]string{"outcome"}},
+	{"superframes_total", "Superpackets encrypted as one (tx), and decrypted (rx).", []string{"direction"}},
 	{"device_reads_total", "Superpackets read from the device.", nil},
 	{"device_writes_total", "Superpackets written to the device.", nil},
 	{"send_calls_total", "System calls that sent to peers.", nil},
@@ -195,6 +196,8 @@ func (o out) workers(workers []api.Worker) {
 		sum.TxCalls += w.TxCalls
 		sum.TxWhole += w.TxWhole
 		sum.TxWholeRefused += w.TxWholeRefused
+		sum.TxSuperframes += w.TxSuperframes
+		sum.RxSuperframes += w.RxSuperframes
 		sum.ICMPSent += w.ICMPSent
 		sum.ICMPRateLimited += w.ICMPRateLimited
 	}
@@ -208,6 +211,8 @@ func (o out) workers(workers []api.Worker) {
 	o.counter("superpackets_total", sum.OutsidePackets, "outside")
 	o.counter("whole_superpackets_total", sum.TxWhole, "sent")
 	o.counter("whole_superpackets_total", sum.TxWholeRefused, "refused")
+	o.counter("superframes_total", sum.TxSuperframes, "tx")
+	o.counter("superframes_total", sum.RxSuperframes, "rx")
 	o.counter("device_reads_total", sum.DeviceReads)
 	o.counter("device_writes_total", sum.DeviceWrites)
 	o.counter("send_calls_total", sum.TxCalls)
