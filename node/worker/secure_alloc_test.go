@@ -39,7 +39,8 @@ func (s *secureSource) Receive(in *tunnel.Inbound) error {
 func (s *secureSource) seal() {
 	if s.frame.Packet != nil {
 		counter, _ := s.session.Reserve(1)
-		s.ready = s.session.SealFrame(s.from.Buf[:0], &s.nonce, wireguard.Head{Receiver: s.session.To(0, 0, 0), Counter: counter},
+		h := wireguard.Head{Receiver: s.session.To(0, 0, 0), Counter: counter}
+		s.ready = s.session.SealFrame(s.from.Buf[:0], &s.nonce, h,
 			&s.frame)
 		return
 	}
