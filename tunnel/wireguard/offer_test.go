@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -82,6 +83,53 @@ func TestNoLaneUntilOffered(t *testing.T) {
 	for lane := range 256 {
 		if a.toward(b).To(lane, 0, 0) != b.toward(a).local || b.toward(a).To(lane, 0, 0) != a.toward(b).local {
 			t.Fatalf("lane %d has an index of its own", lane)
+		}
+	}
+}
+
+// TestLoneStream: what answers the only stream of superframes is sent to another lane, for as long as it lasts.
+func TestLoneStream(t *testing.T) {
+	const begin = int64(1_700_000_000_000_000_000)
+	const ms = int64(time.Millisecond)
+	type frame struct {
+		worker int
+		at     int64 // after begin
+	}
+	for _, tt := range []struct {
+		name   string
+		frames []frame
+		now    int64
+		others []int // workers that find the index of the other lane
+	}{
+		{name: "none", now: 0},
+		{name: "one", frames: []frame{{1, 0}}, now: 0, others: []int{1}},
+		{name: "one, some time later", frames: []frame{{1, 0}}, now: 9 * ms, others: []int{1}},
+		{name: "one, too long ago", frames: []frame{{1, 0}}, now: 10 * ms},
+		{name: "one that goes on", frames: []frame{{2, 0}, {2, 9 * ms}}, now: 18 * ms, others: []int{2}},
+		{name: "one by a clock that is a little behind", frames: []frame{{1, ms}}, now: 0, others: []int{1}},
+		{name: "two", frames: []frame{{0, 0}, {1, 5 * ms}}, now: 9 * ms},
+		{name: "two, one of which has ended", frames: []frame{{0, 0}, {1, 5 * ms}}, now: 12 * ms, others: []int{1}},
+		{name: "one in turns", frames: []frame{{0, 0}, {1, 9 * ms}, {2, 19 * ms}}, now: 20 * ms, others: []int{2}},
+	} {
+		s := &Session{peer: &Peer{marks: make([]marks, 4)}, remote: 0x12345607}
+		for _, f := range tt.frames {
+			s.peer.TookFrame(f.worker, begin+f.at)
+		}
+		for worker := range 3 {
+			for _, lane := range []int{0, 1, 6, 255} {
+				if got := s.To(lane, worker, begin+tt.now); got != s.remote {
+					t.Errorf("%s: %x for a peer that has not offered lanes", tt.name, got)
+				}
+				s.takes.Store(takesLanes)
+				want := s.remote&^laneMask | uint32(lane)
+				if slices.Contains(tt.others, worker) {
+					want ^= 1
+				}
+				if got := s.To(lane, worker, begin+tt.now); got != want {
+					t.Errorf("%s: worker %d in lane %d sends to %x, want %x", tt.name, worker, lane, got, want)
+				}
+				s.takes.Store(0)
+			}
 		}
 	}
 }
