@@ -39,6 +39,12 @@ func eachEncapsulation(t *testing.T, f func(t *testing.T, over encapsulation)) {
 	t.Run("superframes", func(t *testing.T) { f(t, superframes) })
 }
 
+// eachEncryption runs a test with WireGuard alone, and with superframes beside it.
+func eachEncryption(t *testing.T, f func(t *testing.T, over encapsulation)) {
+	t.Run("WireGuard", func(t *testing.T) { f(t, encrypted) })
+	t.Run("superframes", func(t *testing.T) { f(t, superframes) })
+}
+
 // overhead is what the encapsulation adds to an inner packet on an IPv4 underlay, in bytes.
 func overhead(over encapsulation) int {
 	if over.encrypted {

@@ -154,6 +154,52 @@ func TestFrameReplay(t *testing.T) {
 	}
 }
 
+// TestFramesInOrder reads more at once than the room for a batch holds, superpackets and lone packets of a flow: they
+// arrive as they are, and in order, the superpackets whole.
+func TestFramesInOrder(t *testing.T) {
+	c := newCluster(t, clusterConfig{nodes: 2, over: superframes, late: true})
+	a, b := c.nodes[0], c.nodes[1]
+	var want [][]byte
+	for k := range queueBatch {
+		x := build{src: "10.244.1.5", dst: "10.244.2.9", df: true, seq: uint32(k) << 20, id: uint16(k)}
+		p, m := []byte(nil), packet.Meta{}
+		switch k % 4 {
+		case 0:
+			x.payload = 60000 + k
+			p, m = super(t, x.bytes(t), 1380)
+		case 1:
+			x.payload = 9000 + k*100
+			p, m = super(t, x.bytes(t), 20+k)
+		case 2:
+			x.payload = 1381 // two segments
+			p, m = super(t, x.bytes(t), 1380)
+		case 3:
+			x.payload = k
+			p = x.bytes(t)
+		}
+		want = append(want, bytes.Clone(p))
+		if !a.dev.Inject(p, m) {
+			t.Fatal("the queue is full")
+		}
+	}
+	c.start(b)
+	c.start(a)
+	for k := range want {
+		if got := b.next(t).Data; !bytes.Equal(got, want[k]) {
+			t.Fatalf("packet %d of %d bytes arrived as %d bytes", k, len(want[k]), len(got))
+		}
+	}
+	b.nothing(t)
+	if n := a.workers[0].Counters.FramesSealed.Load(); n != queueBatch*3/4 {
+		t.Errorf("%d superframes, want %d", n, queueBatch*3/4)
+	}
+	for _, n := range c.nodes {
+		if d := n.allDrops(); len(d) > 0 {
+			t.Errorf("%s dropped %v", n.name, d)
+		}
+	}
+}
+
 // TestSmallerPieces: a path that became narrower takes superframes all the same, in smaller pieces, once it is known.
 func TestSmallerPieces(t *testing.T) {
 	const narrow = 1300

@@ -28,8 +28,10 @@ func (n *testNode) waitSealed(t *testing.T, want uint64) {
 }
 
 // TestRoaming takes a node to another address in the middle of a transfer. Nobody tells the others.
-func TestRoaming(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, queues: 2, lanes: 2})
+func TestRoaming(t *testing.T) { eachEncryption(t, testRoaming) }
+
+func testRoaming(t *testing.T, over encapsulation) {
+	c := newCluster(t, clusterConfig{nodes: 2, over: over, queues: 2, lanes: 2})
 	a, b := c.nodes[0], c.nodes[1]
 	pods := withPods(t, c, 1420, netpod.OffloadFull)
 	done := make(chan error, 1)
@@ -52,8 +54,10 @@ func TestRoaming(t *testing.T) {
 }
 
 // TestKeyChange gives a node another key in the middle of a transfer: nothing is lost.
-func TestKeyChange(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted})
+func TestKeyChange(t *testing.T) { eachEncryption(t, testKeyChange) }
+
+func testKeyChange(t *testing.T, over encapsulation) {
+	c := newCluster(t, clusterConfig{nodes: 2, over: over})
 	a, b := c.nodes[0], c.nodes[1]
 	pods := withPods(t, c, 1420, netpod.OffloadFull)
 	done := make(chan error, 1)
@@ -86,13 +90,17 @@ func TestKeyChange(t *testing.T) {
 
 // TestNothingLeaksInPlaintext watches the underlay while nodes start, lose their sessions and peers, change keys, stop
 // and come back, under loss. No datagram may hold any of what the pods sent.
-func TestNothingLeaksInPlaintext(t *testing.T) {
+func TestNothingLeaksInPlaintext(t *testing.T) { eachEncryption(t, testNothingLeaksInPlaintext) }
+
+func testNothingLeaksInPlaintext(t *testing.T, over encapsulation) {
 	const secret = "nobody may read this"
 	src, dst := netip.MustParseAddr("10.244.1.5").As4(), netip.MustParseAddr("10.244.2.9").As4()
 	addresses := append(src[:], dst[:]...)
 	var leaks, datagrams atomic.Int64
-	c := newCluster(t, clusterConfig{nodes: 3, over: encrypted, late: true, network: tunmem.Config{
-		Seed: 9, Loss: 0.1, Duplicate: 0.05, Reorder: 0.05,
+	var lossy atomic.Bool // not before the nodes have agreed on superframes
+	c := newCluster(t, clusterConfig{nodes: 3, over: over, late: true, network: tunmem.Config{
+		Seed: 9, Duplicate: 0.05, Reorder: 0.05,
+		Drop: func(tunmem.Datagram) bool { return lossy.Load() && datagrams.Load()%10 == 0 },
 		Tap: func(d tunmem.Datagram) {
 			datagrams.Add(1)
 			if d.To.Port() != securePort || bytes.Contains(d.Data, []byte(secret)) || bytes.Contains(d.Data, addresses) {
@@ -101,6 +109,7 @@ func TestNothingLeaksInPlaintext(t *testing.T) {
 		},
 	}})
 	a, b := c.nodes[0], c.nodes[1]
+	lossy.Store(true)
 	send := func() {
 		marked := func(n int) []byte {
 			p := build{src: "10.244.1.5", dst: "10.244.2.9", payload: n, df: true}.bytes(t)
@@ -124,7 +133,7 @@ func TestNothingLeaksInPlaintext(t *testing.T) {
 		func() { a.secure.tunnel.SetPeers(nil, 0) },
 		func() { a.meet(c.nodes) },
 		func() { a.publishPeers(t, nil) },
-		func() { a.publish(t, c.nodes, clusterConfig{queues: 1, pathMTU: 1300, over: encrypted}) },
+		func() { a.publish(t, c.nodes, clusterConfig{queues: 1, pathMTU: 1300, over: over}) },
 		func() { b.secure.tunnel.SetPeers(nil, 0) },
 		func() { b.meet(c.nodes) },
 		func() { a.secure.key = key.NewPrivate(); a.secure.tunnel.SetKeys([]key.Private{a.secure.key}, 0) },
@@ -144,6 +153,9 @@ func TestNothingLeaksInPlaintext(t *testing.T) {
 	}
 	if a.workers[0].Counters.Sealed.Load() == 0 || b.workers[0].Counters.BytesIn.Load() == 0 {
 		t.Errorf("nothing was carried: %v, %v", a.allDrops(), b.allDrops())
+	}
+	if n := a.workers[0].Counters.FramesSealed.Load(); n > 0 != over.frames {
+		t.Errorf("%d superframes", n)
 	}
 	for _, r := range []forwarder.Reason{forwarder.SourceNotPeer, forwarder.Plaintext, forwarder.NotForThisNode} {
 		if n := b.drops(r); n > 0 {
