@@ -113,16 +113,22 @@ func (n *testNode) meet(all []*testNode) {
 // with is the tunnel's peer for another node.
 func (n *testNode) with(p *testNode) *wireguard.Peer { return n.secure.tunnel.Peer(p.secure.id) }
 
-// connect has node n call another one, and waits until both can encrypt.
+// connect has node n call another one, and waits until both can encrypt and have nothing to say to each other any more.
 func (n *testNode) connect(t testing.TB, p *testNode) {
 	t.Helper()
 	n.with(p).Want()
-	for deadline := time.Now().Add(5 * time.Second); n.with(p).Current() == nil || p.with(n).Current() == nil; {
+	for deadline := time.Now().Add(5 * time.Second); !n.heardOffer(p) || !p.heardOffer(n); {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s and %s have no session", n.name, p.name)
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// heardOffer reports whether the node has a session with another one, and an offer of its in that.
+func (n *testNode) heardOffer(p *testNode) bool {
+	s := n.with(p).Current()
+	return s != nil && s.To(1, 0, 0) != s.To(2, 0, 0) // all offer lanes
 }
 
 // move takes the node's end of the tunnel to another address, as when its network has changed. Nobody is told.
