@@ -116,6 +116,7 @@ type Taken struct {
 func (a *Assembler) Take(b []byte, size int, tos uint8) Taken {
 	h := readPiece(b)
 	if sealed, pieces := gather(b, size, h); pieces > 0 {
+		a.forget(h.of())
 		a.finish(h.of())
 		return Taken{Head: h.of(), Sealed: sealed, Pieces: pieces, TOS: tos}
 	}
@@ -182,6 +183,16 @@ func (a *Assembler) frame(of PieceHead) (f *assembled, lost uint32) {
 	a.arrival++
 	*f = assembled{of: of, buf: a.buffer(of.total), born: a.arrival}
 	return f, lost
+}
+
+// forget ends the collecting of a superframe that is complete all the same: its first pieces came twice.
+func (a *Assembler) forget(of PieceHead) {
+	for k := range a.frames {
+		if f := &a.frames[k]; f.born != 0 && f.of == of {
+			a.keep(f.buf)
+			*f = assembled{}
+		}
+	}
 }
 
 // buffer returns one for so many bytes.

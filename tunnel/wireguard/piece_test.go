@@ -139,6 +139,26 @@ func TestLostPieces(t *testing.T) {
 	}
 }
 
+// Whichever piece comes twice, and next to its twin: the superframe opens, and nothing of it is left behind.
+func TestPiecesTwice(t *testing.T) {
+	from, to := framePair(t, true)
+	const piece = 100
+	r := newTaker(t, to)
+	for twice := range 6 {
+		datagrams := cut(sealFrame(t, from, 0, Frame{Packet: randomPacket(450), Piece: piece}), piece)
+		datagrams = slices.Insert(datagrams, twice, datagrams[twice])
+		for _, train := range trains(datagrams, piece, len(datagrams)) {
+			r.take(train, piece)
+		}
+		r.Release()
+		r.bounded()
+		if len(r.packets) != twice+1 || r.pending() > 0 {
+			t.Errorf("piece %d twice: %d superframes opened of %d, %d are under way", twice, len(r.packets), twice+1,
+				r.pending())
+		}
+	}
+}
+
 // What Take returned stays as it is until Release; then its memory is used again, and there is a bound to it.
 func TestPieceBuffers(t *testing.T) {
 	from, to := framePair(t, true)
