@@ -33,6 +33,7 @@ const (
 
 	offerInterval = int64(time.Second) // between repetitions
 	maxOffers     = 8                  // that are not answered
+	repeats       = 2                  // of one that asks for superframes again
 )
 
 // offers is what was said of offers in a session. Guarded by Tunnel.mu.
@@ -40,6 +41,7 @@ type offers struct {
 	flags uint32 // of our last one
 	at    int64  // when it was sent; 0: never
 	n     int    // how many there were
+	again int    // how often it is to be said again
 	got   uint64 // superframes that had come from the peer by then
 }
 
@@ -100,9 +102,10 @@ func (t *Tunnel) offer(p *Peer) {
 		flags &^= takesFrames | takesAES
 	}
 	o, heard, asked := &s.offers, s.heard.Load(), s.asked.Swap(false)
-	late := o.at == 0 || t.now-o.at >= offerInterval
+	late, changed := o.at == 0 || t.now-o.at >= offerInterval, heard && o.at != 0 && o.flags != flags
 	switch {
-	case asked, heard && o.flags != flags:
+	case asked, changed:
+	case heard && late && o.again > 0:
 	case !heard && late && o.n < maxOffers:
 	case heard && late && flags&takesFrames == 0 && o.got != got: // our last one was lost
 	default:
@@ -112,7 +115,10 @@ func (t *Tunnel) offer(p *Peer) {
 	if !ok {
 		return
 	}
-	o.flags, o.at, o.n, o.got = flags, t.now, o.n+1, got
+	o.flags, o.at, o.n, o.got, o.again = flags, t.now, o.n+1, got, max(o.again-1, 0)
+	if changed && flags&takesFrames != 0 {
+		o.again = repeats // nothing will show whether it has come
+	}
 	if heard {
 		flags |= isAnswer
 	}

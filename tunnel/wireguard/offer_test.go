@@ -297,7 +297,12 @@ func TestNoMoreFrames(t *testing.T) {
 	}
 	s.exchange(a, b)
 	some(1, 0) // that was on its way
-	s.pass(firstWait)
+	lost = true
+	for n = s.offersSent(); s.offersSent() == n; {
+		s.pass(tickTime)
+	}
+	lost = false
+	s.pass(2 * time.Second) // it is said again
 	if !a.toward(b).TakesFrames() || a.toward(b).takes.Load()&takesAES == 0 {
 		t.Error("not asked for again")
 	}
