@@ -25,17 +25,17 @@ func (o *Outbound) Append(s Send, header, payload []byte) {
 }
 
 // AppendCut adds a send of its own: datagrams of size bytes each, the last maybe shorter, that lie one behind the other
-// in b. s is as in Append.
+// in b, and are of no use without each other. s is as in Append.
 func (o *Outbound) AppendCut(s Send, b []byte, size int) {
 	s.First, s.N = len(o.Pieces), 1
-	s.Len, s.SegmentSize, s.Segments = len(b), min(size, len(b)), (len(b)+size-1)/size
+	s.Len, s.SegmentSize, s.Segments, s.Whole = len(b), min(size, len(b)), (len(b)+size-1)/size, true
 	o.Pieces = append(o.Pieces, b)
 	o.Sends = append(o.Sends, s)
 }
 
 // takes reports whether one more datagram of so many bytes, described by s, can be part of l.
 func (l *Send) takes(s *Send, size int) bool {
-	return l.To == s.To && l.TOS == s.TOS &&
+	return !l.Whole && l.To == s.To && l.TOS == s.TOS &&
 		size <= l.SegmentSize &&
 		l.Len == l.Segments*l.SegmentSize && // none of them is the short last one
 		l.Segments < MaxSendSegments &&

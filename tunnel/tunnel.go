@@ -33,6 +33,7 @@ type Send struct {
 	Segments    int            // number of datagrams
 	First, N    int            // Outbound.Pieces[First:First+N] are the bytes
 	TOS         uint8          // DSCP and ECN of the outer header (RFC 6040, RFC 2983)
+	Whole       bool           // its datagrams are of no use without each other
 	Peer        int32          // the peer's index in the snapshot, for counters; the socket leaves it alone
 }
 

@@ -142,6 +142,12 @@ func CompletePartial(p []byte, i *Info) bool {
 	return ok && CompleteChecksum(p[:i.Len], m)
 }
 
+// IsPartial reports whether p's transport checksum is to be completed: it is the pseudo header's sum and nothing else.
+func IsPartial(p []byte, i *Info) bool {
+	_, ok := partial(p, i)
+	return ok
+}
+
 // partial reports whether p's transport checksum is the pseudo header's sum and nothing else, and what completes it.
 func partial(p []byte, i *Info) (Meta, bool) {
 	m := Meta{NeedsChecksum: true, ChecksumStart: i.L4, ChecksumOffset: tcpChecksumOffset}

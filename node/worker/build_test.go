@@ -31,8 +31,8 @@ type build struct {
 }
 
 const (
-	protoICMP, protoTCP, protoICMP6 = 1, 6, 58
-	srcPort, dstPort                = 40000, 80
+	protoICMP, protoICMP6 = 1, 58
+	srcPort, dstPort      = 40000, 80
 )
 
 func (b build) bytes(t testing.TB) []byte {

@@ -8,12 +8,14 @@ import (
 )
 
 // frameSegments returns the number of segments of a superpacket that is to leave as a superframe, and less than 2 for
-// one that is not.
+// one that is not. Its transport checksum has to be one that the receiver knows as partial.
 func (w *Worker) frameSegments(p []byte, m packet.Meta, d *forwarder.Decision, s *wireguard.Session) int {
-	if m.Type == packet.GSONone || d.Edit&forwarder.Fragment != 0 || !s.TakesFrames() {
+	i := &w.info
+	if m.Type == packet.GSONone || d.Edit&forwarder.Fragment != 0 || !s.TakesFrames() || i.Is(packet.HasOptions) ||
+		!packet.IsPartial(p, i) {
 		return 0
 	}
-	return packet.CountSegments(p, &w.info, m)
+	return packet.CountSegments(p, i, m)
 }
 
 // sealFrame puts a superpacket into the batch as a superframe. False: it is to leave in segments.
@@ -42,36 +44,77 @@ func (w *Worker) sealFrame(s *sealing, p []byte, m packet.Meta) (done bool, err 
 	return true, nil
 }
 
+// maxLent is how many superframes that had to be collected a worker takes in one turn.
+const maxLent = 64
+
+// A lent is a superframe in a buffer of an Assembler's.
+type lent struct {
+	of    *wireguard.Assembler
+	taken wireguard.Taken
+}
+
 // fromPieces takes the first of the datagrams in b, of size bytes each, which is a piece of a superframe, and returns
 // how many of them it has taken. The superpacket in what is complete goes to the coalescer.
 func (w *Worker) fromPieces(b []byte, size int, s *tunnel.Datagrams, from *sender) int {
-	if !w.comes(wireguard.Receiver(b), s, from) {
+	index := wireguard.Receiver(b)
+	if !w.comes(index, s, from) {
 		return 1
 	}
-	t := w.frames.Take(b, size, s.TOS)
+	if !from.session.Takes() {
+		w.drop(forwarder.NotWireGuard, 1)
+		return 1
+	}
+	a := w.Crypt.Pieces(index)
+	t := a.Take(b, size, wireguard.Arrival{TOS: s.TOS, Now: w.clock(), Collect: from.session.Collects(b, s.From)})
+	if t.Useless {
+		w.drop(forwarder.Replayed, 1)
+	}
 	if t.Lost != 0 {
 		w.lostFrame(t.Lost)
 	}
-	if t.Sealed != nil {
+	if t.Sealed == nil {
+		return t.Pieces
+	}
+	switch {
+	case !t.Collected():
 		w.openFrame(&t, from)
+	case len(w.lent) == maxLent:
+		w.lostFrame(index)
+		a.Release(&t)
+	case w.openFrame(&t, from):
+		w.lent = append(w.lent, lent{a, t})
+	default:
+		a.Release(&t)
 	}
 	return t.Pieces
 }
 
-// openFrame decrypts a superframe, and hands the superpacket in it to the coalescer.
-func (w *Worker) openFrame(t *wireguard.Taken, from *sender) {
+// openFrame decrypts a superframe, and hands the superpacket in it to the coalescer, which then refers to it.
+func (w *Worker) openFrame(t *wireguard.Taken, from *sender) bool {
 	inner, size, opened := from.session.OpenFrame(t.Head, t.Sealed, &w.nonce)
 	if !w.authentic(opened, from) {
-		return
+		return false
 	}
+	from.opened += t.Of - 1
 	from.session.Peer().TookFrame(w.ID, w.clock())
 	w.Counters.FramesOpened.Add(1)
 	if !w.mayPass(inner, t.TOS, from) {
-		return
+		return false
 	}
 	if e := w.join.AddUncut(inner, from.peer.Index, int(size)); e != packet.OK {
 		w.drop(forwarder.FromError(e), 1)
+		return false
 	}
+	return true
+}
+
+// release gives back what was lent for a batch that was delivered.
+func (w *Worker) release() {
+	for k := range w.lent {
+		w.lent[k].of.Release(&w.lent[k].taken)
+	}
+	clear(w.lent)
+	w.lent = w.lent[:0]
 }
 
 // lostFrame counts a superframe of which not all pieces came.

@@ -57,7 +57,7 @@ func (w *Worker) encrypt(p []byte, m packet.Meta, d *forwarder.Decision) error {
 	}
 	// The message shows its ECN field, which the underlay may change (RFC 6040), and nothing of the DSCP.
 	s := sealing{
-		session: session, receiver: session.To(w.lane.Number, w.ID, w.clock()), mtu: d.Peer.MTU,
+		session: session, receiver: w.receiver(session, p, m), mtu: d.Peer.MTU,
 		send: tunnel.Send{To: peer.Endpoint(), TOS: packet.EncapTOS(i.TOS) & packet.ECNMask, Peer: d.Peer.Index},
 	}
 	if n := w.frameSegments(p, m, d, session); n > 1 {
@@ -88,6 +88,14 @@ func (w *Worker) encrypt(p []byte, m packet.Meta, d *forwarder.Decision) error {
 		w.countToPeer(d.Peer, n, len(p))
 	}
 	return err
+}
+
+// receiver is the index that the superpacket in w.info is sent to.
+func (w *Worker) receiver(s *wireguard.Session, p []byte, m packet.Meta) uint32 {
+	if i := &w.info; m.Type == packet.GSONone && i.Proto == protoTCP && i.HeaderLen() == len(p) {
+		return s.Acknowledge(w.lane.Number, w.ID, w.clock())
+	}
+	return s.To(w.lane.Number)
 }
 
 // clock is the turn's time as the encrypted tunnel goes by it, which no change of the system's clock moves.

@@ -39,14 +39,14 @@ func (s *secureSource) Receive(in *tunnel.Inbound) error {
 func (s *secureSource) seal() {
 	if s.frame.Packet != nil {
 		counter, _ := s.session.Reserve(1)
-		head := wireguard.Head{Receiver: s.session.To(0, 0, 0), Counter: counter}
+		head := wireguard.Head{Receiver: s.session.To(0), Counter: counter}
 		s.ready = s.session.SealFrame(s.from.Buf[:0], &s.nonce, head, &s.frame)
 		return
 	}
 	first, _ := s.session.Reserve(len(s.plain))
 	s.ready = s.from.Buf[:0]
 	for k, p := range s.plain {
-		h := wireguard.Head{Receiver: s.session.To(0, 0, 0), Counter: first + uint64(k)}
+		h := wireguard.Head{Receiver: s.session.To(0), Counter: first + uint64(k)}
 		s.ready = s.session.Seal(s.ready, &s.nonce, h, p)
 	}
 }

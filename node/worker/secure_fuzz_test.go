@@ -62,7 +62,11 @@ func FuzzSecureDatagrams(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, buf []byte, size uint16, tos uint8) {
 		m := bytes.Clone(buf)
-		w.frames = wireguard.Assembler{} // what waits in it is of other runs
+		*w.Crypt.Pieces(0) = wireguard.Assembler{} // what waits in it is of other runs
+		from := from
+		if tos&0x80 != 0 {
+			from = netip.AddrPortFrom(b.addr, securePort)
+		}
 		messages, handshakes, pieces := 0, 0, 0
 		for rest := m; messages == 0 || len(rest) > 0; messages++ {
 			one := rest

@@ -57,7 +57,7 @@ func sealed(t testing.TB, from, to *testNode, p []byte) []byte {
 	}
 	padded := make([]byte, wireguard.PaddedLen(len(p), 1<<16))
 	copy(padded, p)
-	return s.Seal(nil, new(wireguard.Nonce), wireguard.Head{Receiver: s.To(0, 0, 0), Counter: counter}, padded)
+	return s.Seal(nil, new(wireguard.Nonce), wireguard.Head{Receiver: s.To(0), Counter: counter}, padded)
 }
 
 // TestSecureWireIsNotTrusted sends what an attacker or a misconfigured peer would; each is a drop of its own reason,

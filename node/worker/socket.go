@@ -50,7 +50,7 @@ func (w *Worker) resize(n *int, bytes int) {
 // deliverRuns decides on what the coalescer made of a batch of so many datagrams.
 func (w *Worker) deliverRuns(datagrams int) error {
 	defer w.arena.Reset() // what was cut for the device has been written, and nothing waits to be sent
-	defer w.frames.Release()
+	defer w.release()
 	w.Counters.Receives.Add(uint64(w.in.N))
 	w.Counters.SegmentsIn.Add(uint64(datagrams))
 	w.Counters.RunsIn.Add(uint64(w.join.Len()))

@@ -44,7 +44,8 @@ func (w *Worker) uncutDatagram(s *tunnel.Datagrams, peer *forwarder.Peer) bool {
 
 const (
 	minIPHeader = 20
-	protoUDP    = 17 // IANA protocol number
+	protoTCP    = 6 // IANA protocol numbers
+	protoUDP    = 17
 )
 
 // ipLength is the length that an IP header claims; p has at least 6 bytes.

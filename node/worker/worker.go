@@ -139,7 +139,7 @@ type Worker struct {
 	slots   []tunnel.Datagrams // all that in can have
 	join    *packet.Coalescer
 	iovecs  [][]byte
-	frames  wireguard.Assembler
+	lent    []lent
 	nonce   wireguard.Nonce
 	scratch []byte // an ICMP error, or a run that must be flattened because the device refused it
 

@@ -31,6 +31,7 @@ func (s *Socket) PathEvents(dst []tunnel.PathEvent) []tunnel.PathEvent {
 	}
 	defer s.leave()
 	s.drainErrors()
+	s.drainSenders()
 	dst = append(dst, s.errors.stash...)
 	s.errors.stash = s.errors.stash[:0]
 	return dst
@@ -42,16 +43,17 @@ func (s *Socket) PathEvents(dst []tunnel.PathEvent) []tunnel.PathEvent {
 // else, and when a descriptor returned an error in place of data, as it does after an ICMP error. Whoever knows our
 // address and port can cause those, by forged ICMP messages, as cheaply as by sending datagrams, and at the same cost.
 func (s *Socket) drainErrors() {
-	for _, fd := range s.send {
-		if fd >= 0 {
+	if s.onePort {
+		for _, fd := range s.receive { // the kernel reports to any socket of the port
 			s.errors.drain(fd)
 		}
 	}
-	if !s.onePort {
-		return
-	}
-	for _, fd := range s.receive { // the kernel reports to any socket of the port
-		if !slices.Contains(s.send[:], fd) {
+}
+
+// drainSenders does it for descriptors that are only sent from, which nobody waits for.
+func (s *Socket) drainSenders() {
+	for _, fd := range s.send {
+		if fd >= 0 && (!s.onePort || !slices.Contains(s.receive, fd)) {
 			s.errors.drain(fd)
 		}
 	}

@@ -195,7 +195,8 @@ func (g *group) openSend(s *Socket) error {
 // from. The group's program never chooses them, so nothing has to be received from them. They are there because nobody
 // waits for them: whoever waits for a socket is looked up whenever the kernel is done with a datagram of it, 45 times
 // for a superpacket where the wire is given its segments one by one, 3 % of all processor time. The order of the
-// sockets that the program chooses from must not change any more.
+// sockets that the program chooses from must not change any more: closing one has the kernel put the last one, one of
+// these, in its place, so a group is closed as a whole.
 func (g *group) openSenders(sockets []*Socket) error {
 	for _, s := range sockets {
 		own := [families]int{-1, -1}

@@ -158,7 +158,7 @@ func (s *Socket) flush(o *tunnel.Outbound, b *batch) {
 	retried, tries := -1, 0
 	for k := 0; k < b.n && d.fatal == 0; {
 		m := b.messages[k]
-		if d.outcomes[m.send] == tooBig && m.length >= o.Sends[m.send].SegmentSize {
+		if s := &o.Sends[m.send]; d.outcomes[m.send] == tooBig && (s.Whole || m.length >= s.SegmentSize) {
 			// The others of that size are too big as well; a shorter last one, maybe of another flow, may pass.
 			k++
 			continue

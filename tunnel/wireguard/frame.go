@@ -165,11 +165,14 @@ func (s *Session) SealFrame(dst []byte, n *Nonce, h Head, f *Frame) []byte {
 // returns the superpacket, maybe with zeros behind it, and the payload bytes of its segments.
 func (s *Session) OpenFrame(h PieceHead, sealed []byte, n *Nonce) (packet []byte, size uint16, o Opened) {
 	keys := s.frames.Load()
-	if keys == nil {
+	if keys == nil || !s.Takes() {
 		return nil, 0, BadSeal
 	}
 	which := frameChaCha
 	if h.flags&pieceAES != 0 {
+		if s.peer.tunnel.offering&takesAES == 0 {
+			return nil, 0, BadSeal // nor would it be safe: see FastAES
+		}
 		which = frameAES
 	}
 	plain, err := keys.receive[which].Open(sealed[:0], n.set(h.Counter), sealed, nil)

@@ -48,7 +48,7 @@ func sealFrame(t testing.TB, s *Session, lane int, f Frame) []byte {
 	if !fits || !ok {
 		t.Fatalf("%d bytes in pieces of %d: fits %v, counter %v", len(f.Packet), f.Piece, fits, ok)
 	}
-	return s.SealFrame(make([]byte, 0, size), new(Nonce), Head{s.To(lane, 0, 0), counter}, &f)
+	return s.SealFrame(make([]byte, 0, size), new(Nonce), Head{s.To(lane), counter}, &f)
 }
 
 // cut is the datagrams of size bytes that lie in b, the last maybe shorter.
@@ -65,6 +65,9 @@ type taker struct {
 	t       testing.TB
 	session func(index uint32) *Session
 	tos     uint8 // of what comes
+	now     int64
+	step    int64 // by how much it grows with each piece
+	lent    []Taken
 	packets [][]byte
 	sizes   []uint16
 	marks   []uint8 // TOS of what was complete
@@ -100,7 +103,7 @@ func (r *taker) take(train []byte, size int) {
 func (r *taker) takeFirst(s *Session, b []byte, size int) int {
 	r.t.Helper()
 	there := (len(b) + size - 1) / size
-	t := r.Take(b, size, r.tos)
+	t := r.collect(b, size)
 	if t.Pieces < 1 || t.Pieces > there {
 		r.t.Fatalf("took %d datagrams of %d", t.Pieces, there)
 	}
@@ -117,6 +120,24 @@ func (r *taker) takeFirst(s *Session, b []byte, size int) int {
 		r.packets, r.sizes = append(r.packets, bytes.Clone(packet)), append(r.sizes, n)
 	}
 	return t.Pieces
+}
+
+// collect is Take, for giveBack.
+func (r *taker) collect(b []byte, size int) Taken {
+	r.now += r.step
+	t := r.Take(b, size, Arrival{TOS: r.tos, Now: r.now, Collect: true})
+	if t.Collected() {
+		r.lent = append(r.lent, t)
+	}
+	return t
+}
+
+// giveBack releases all that was collected.
+func (r *taker) giveBack() {
+	for k := range r.lent {
+		r.Release(&r.lent[k])
+	}
+	r.lent = r.lent[:0]
 }
 
 // naiveFrame makes a superframe of the AEAD's output, piece by piece.
@@ -196,7 +217,7 @@ func testFrames(t *testing.T, from, to *Session) {
 			}
 			before := bytes.Clone(f.Packet)
 			counter, _ := from.Reserve(1)
-			h := Head{from.To(n, 0, 0), counter}
+			h := Head{from.To(n), counter}
 			const front = 7
 			dst := bytes.Repeat([]byte{0xee}, front+size+front)
 			all := from.SealFrame(dst[:front], new(Nonce), h, &f)
@@ -413,22 +434,22 @@ func testFramesDoNotAllocate(t *testing.T, from, to *Session) {
 	for _, apart := range []bool{false, true} {
 		if n := testing.AllocsPerRun(20, func() {
 			counter, _ := from.Reserve(1)
-			train := from.SealFrame(buf, nonce, Head{from.To(0, 0, 0), counter}, &f)
+			train := from.SealFrame(buf, nonce, Head{from.To(0), counter}, &f)
 			step := len(train)
 			if apart {
 				step = f.Piece
 			}
 			opened, taken := 0, 0
 			for ; len(train) > 0; train = train[min(step, len(train)):] {
-				k := a.Take(train[:min(step, len(train))], f.Piece, 0)
+				k := a.Take(train[:min(step, len(train))], f.Piece, Arrival{Collect: true})
 				taken += k.Pieces
 				if k.Sealed != nil {
 					if _, _, o := to.OpenFrame(k.Head, k.Sealed, nonce); o == Fresh {
 						opened++
 					}
 				}
+				a.Release(&k)
 			}
-			a.Release()
 			if opened != 1 || taken != pieces {
 				t.Fatalf("%d opened, %d pieces taken of %d", opened, taken, pieces)
 			}

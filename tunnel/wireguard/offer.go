@@ -14,7 +14,7 @@ import (
 //     against fine timestamps. Others don't look at them.
 //   - Who answers a marked initiation sends an offer once the session is confirmed: a data message whose packet has 0
 //     for an IP version. It is repeated for a few seconds, until there is one from the other side.
-//   - Who gets an offer answers with its own.
+//   - Who gets an offer that is no answer answers with its own, once a second at most.
 //
 // An offer holds for its session, and until another one: the next session begins without. Its 16 bytes are 0, a
 // version, flags, 0, and offerText.
@@ -69,8 +69,7 @@ func (s *Session) Offered(packet []byte) {
 	s.takes.Store(flags & s.peer.tunnel.offering)
 	s.heard.Store(true)
 	s.extended.Store(true)
-	if flags&isAnswer == 0 {
-		s.asked.Store(true)
+	if flags&isAnswer == 0 && !s.asked.Swap(true) {
 		s.peer.Want()
 	}
 }
@@ -101,10 +100,10 @@ func (t *Tunnel) offer(p *Peer) {
 	if p.health.bad(t.now, got, p.sum(framesLost)) {
 		flags &^= takesFrames | takesAES
 	}
-	o, heard, asked := &s.offers, s.heard.Load(), s.asked.Swap(false)
+	o, heard, asked := &s.offers, s.heard.Load(), s.asked.Load()
 	late, changed := o.at == 0 || t.now-o.at >= offerInterval, heard && o.at != 0 && o.flags != flags
 	switch {
-	case asked, changed:
+	case asked && late, changed:
 	case heard && late && o.again > 0:
 	case !heard && late && o.n < maxOffers:
 	case heard && late && flags&takesFrames == 0 && o.got != got: // our last one was lost
@@ -121,6 +120,7 @@ func (t *Tunnel) offer(p *Peer) {
 	}
 	if heard {
 		flags |= isAnswer
+		s.asked.Store(false)
 	}
 	packet := append([]byte{0, offerVersion, byte(flags), 0}, offerText...)
 	t.transmit(s.Seal(make([]byte, 0, Overhead+offerLen), &t.nonce, Head{s.remote, counter}, packet), to)

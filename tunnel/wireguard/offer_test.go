@@ -57,7 +57,7 @@ func TestOffers(t *testing.T) {
 						t.Errorf("%s: the status says %v", d[0].name, st.Frames)
 					}
 					for lane := range 300 {
-						index := own.To(lane, 0, 0)
+						index := own.To(lane)
 						if byte(index) != byte(lane) || d[1].Session(index) != other {
 							t.Fatalf("lane %d: index %x leads to %v", lane, index, d[1].Session(index))
 						}
@@ -81,7 +81,7 @@ func TestNoLaneUntilOffered(t *testing.T) {
 	s.peers(nil)
 	s.connect(a, b)
 	for lane := range 256 {
-		if a.toward(b).To(lane, 0, 0) != b.toward(a).local || b.toward(a).To(lane, 0, 0) != a.toward(b).local {
+		if a.toward(b).To(lane) != b.toward(a).local || b.toward(a).To(lane) != a.toward(b).local {
 			t.Fatalf("lane %d has an index of its own", lane)
 		}
 	}
@@ -117,7 +117,7 @@ func TestLoneStream(t *testing.T) {
 		}
 		for worker := range 3 {
 			for _, lane := range []int{0, 1, 6, 255} {
-				if got := s.To(lane, worker, begin+tt.now); got != s.remote {
+				if got := s.Acknowledge(lane, worker, begin+tt.now); got != s.remote {
 					t.Errorf("%s: %x for a peer that has not offered lanes", tt.name, got)
 				}
 				s.takes.Store(takesLanes)
@@ -125,7 +125,7 @@ func TestLoneStream(t *testing.T) {
 				if slices.Contains(tt.others, worker) {
 					want ^= 1
 				}
-				if got := s.To(lane, worker, begin+tt.now); got != want {
+				if got := s.Acknowledge(lane, worker, begin+tt.now); got != want {
 					t.Errorf("%s: worker %d in lane %d sends to %x, want %x", tt.name, worker, lane, got, want)
 				}
 				s.takes.Store(0)
@@ -292,7 +292,7 @@ func TestNoMoreFrames(t *testing.T) {
 	if a.toward(b).TakesFrames() || s.offersSent() != n+3 {
 		t.Errorf("said %d times, and the peer takes superframes: %v", s.offersSent()-n, a.toward(b).TakesFrames())
 	}
-	if b.toward(a).TakesFrames() == false || byte(a.toward(b).To(77, 0, 0)) != 77 {
+	if b.toward(a).TakesFrames() == false || byte(a.toward(b).To(77)) != 77 {
 		t.Error("the other direction has ended as well, or the lanes have")
 	}
 	s.exchange(a, b)
@@ -417,7 +417,7 @@ func TestNoOffers(t *testing.T) {
 	if x, y := a.toward(b).takes.Load(), b.toward(a).takes.Load(); x != a.offering || y != takesLanes {
 		t.Errorf("who gets an offer of everything uses %b and %b", x, y)
 	}
-	s.settle() // both answer, which ends it
+	s.pass(2 * time.Second) // both answer, which ends it
 	sent := len(s.sent)
 	s.pass(5 * time.Second)
 	if n := len(s.sent) - sent; n > 1 {
@@ -426,7 +426,7 @@ func TestNoOffers(t *testing.T) {
 	// In a session that began without the mark it is nothing.
 	old := &Session{peer: a.of(b)}
 	old.Offered(good)
-	if old.TakesFrames() || old.extended.Load() || old.To(5, 0, 0) != 0 {
+	if old.TakesFrames() || old.extended.Load() || old.To(5) != 0 {
 		t.Error("somebody who did not make the mark has offered something")
 	}
 }

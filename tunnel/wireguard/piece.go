@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"slices"
+	"sync"
+	"time"
 )
 
 // A PieceHead is the header of a piece of a superframe.
@@ -71,67 +73,96 @@ func gather(b []byte, size int, h PieceHead) (sealed []byte, pieces int) {
 	return b[PieceHeader:at], pieces
 }
 
-// maxAssembled is how many superframes are collected at the same time, and how many buffers for them are kept.
-const maxAssembled = 8
+// Bounds of an Assembler.
+const (
+	maxAssembled = 16       // superframes that are collected at the same time; as many buffers are kept for the next
+	bufferUnit   = 16 << 10 // what the size of a buffer is a multiple of, in bytes, so that the next one may fit too
 
-// bufferUnit is what the size of a buffer is a multiple of, in bytes, so that the next superframe may fit too.
-const bufferUnit = 16 << 10
+	// A superframe no piece of which has come for stallTime may be given up for another one, and for giveUpTime is.
+	stallTime  = int64(5 * time.Millisecond)
+	giveUpTime = int64(time.Second)
+)
 
-// An Assembler puts superframes together. In most cases all pieces of one come in one receive; else the wire lost or
-// delayed some, or whoever joined them (UDP_GRO) did not take all at once, and they are collected here. It belongs to
-// one worker. Nothing it holds is authentic: a stranger who knows an index can fill it, which costs others'
-// superframes, and no memory beyond that of maxAssembled. The zero value is ready.
+// An Assembler puts superframes of one lane together. In most cases all pieces of one come in one receive; else the
+// wire lost or delayed some, or whoever joins them (UDP_GRO) did not take all at once or behind a datagram of another
+// lane, and they are collected here, whichever worker they came to. Nothing it holds is authentic: a stranger whom the
+// caller takes for the peer can fill it, which costs others' superframes, and no memory beyond that of maxAssembled.
+// The zero value is ready. Safe for concurrent use.
 type Assembler struct {
+	mu       sync.Mutex
 	frames   [maxAssembled]assembled
-	arrival  uint64
+	used     int // of frames
 	free     [][]byte
-	lent     [][]byte                    // until Release
-	done     [2 * maxAssembled]PieceHead // those that were completed last, as their pieces may come twice
+	done     [2 * maxAssembled]PieceHead // those that ended last, as pieces of them may still come
 	finished int
 }
 
 // An assembled is a superframe some of whose pieces have come.
 type assembled struct {
 	of    PieceHead
-	buf   []byte
+	buf   []byte // nil: there is none
 	have  uint64 // pieces, by number
 	count int    // of all pieces; 0: the last one has not come
 	bytes int    // that have come
 	tos   uint8  // of their outer headers
-	born  uint64 // in the order of arrival; 0: free
+	at    int64  // when the last one came
+}
+
+// An Arrival is where and how datagrams came.
+type Arrival struct {
+	TOS     uint8 // of their outer headers
+	Now     int64 // on the tunnel's clock
+	Collect bool  // what is not complete may be kept, see Session.Collects
 }
 
 // A Taken is what became of a piece.
 type Taken struct {
-	Head   PieceHead
-	Sealed []byte // the superframe, now complete; valid until Release. nil: it is not
-	Pieces int    // how many datagrams were taken: all of a superframe, or 1
-	TOS    uint8  // of the outer headers: of all pieces the one that says most of congestion
-	Lost   uint32 // index of a session whose superframe was given up, as pieces of it did not come; 0: none
+	Head    PieceHead
+	Sealed  []byte // the superframe, now complete, until Release. nil: it is not
+	Of      int    // how many pieces that has
+	Pieces  int    // how many datagrams were taken: all of a superframe, or 1
+	TOS     uint8  // of the outer headers: of all pieces the one that says most of congestion
+	Useless bool   // it came before, or is nonsense, or must not be kept
+	Lost    uint32 // index of a session whose superframe was given up, as pieces of it did not come; 0: none
+	buf     []byte // of the Assembler's that Sealed is in
 }
 
+// Collected reports whether Sealed is in a buffer of the Assembler's, which has to be given back by Release.
+func (t *Taken) Collected() bool { return t.buf != nil }
+
 // Take takes the first of the datagrams in b, which have size bytes each, the last maybe fewer, and for which IsPiece
-// holds; and when it is the first of all the pieces of a superframe, these. All came with this TOS. Sealed may be a
-// part of b, which is changed.
-func (a *Assembler) Take(b []byte, size int, tos uint8) Taken {
+// holds; and when it is the first of all the pieces of a superframe, these. Sealed may be a part of b, which is
+// changed.
+func (a *Assembler) Take(b []byte, size int, in Arrival) Taken {
 	h := readPiece(b)
-	if sealed, pieces := gather(b, size, h); pieces > 0 {
-		a.forget(h.of())
-		a.finish(h.of())
-		return Taken{Head: h.of(), Sealed: sealed, Pieces: pieces, TOS: tos}
+	t := Taken{Head: h.of(), Pieces: 1, TOS: in.TOS}
+	sealed, pieces := gather(b, size, h)
+	if pieces == 0 && !in.Collect {
+		t.Useless = true
+		return t
 	}
-	t := Taken{Head: h.of(), Pieces: 1, TOS: tos}
-	a.put(&t, h, b[PieceHeader:min(size, len(b))])
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if pieces > 0 {
+		a.forget(t.Head)
+		a.end(t.Head)
+		t.Sealed, t.Of, t.Pieces = sealed, pieces, pieces
+		return t
+	}
+	a.put(&t, h, b[PieceHeader:min(size, len(b))], in.Now)
 	return t
 }
 
 // put collects a piece that holds part.
-func (a *Assembler) put(t *Taken, h PieceHead, part []byte) {
+func (a *Assembler) put(t *Taken, h PieceHead, part []byte, now int64) {
 	if slices.Contains(a.done[:], t.Head) {
+		t.Useless = true
 		return
 	}
-	f, lost := a.frame(t.Head)
-	t.Lost = lost
+	f, lost := a.frame(t.Head, now)
+	if t.Lost = lost; f == nil {
+		return
+	}
 	at := h.number() * len(part)
 	if h.last() {
 		at = h.total - len(part)
@@ -139,7 +170,8 @@ func (a *Assembler) put(t *Taken, h PieceHead, part []byte) {
 	}
 	bit := uint64(1) << h.number()
 	if at < 0 || at+len(part) > h.total || f.have&bit != 0 {
-		return // came before, or is nonsense; what that spoils does not decrypt
+		t.Useless = true // what it spoils does not decrypt
+		return
 	}
 	copy(f.buf[at:], part)
 	if f.have == 0 || moreCongested(t.TOS, f.tos) {
@@ -147,13 +179,14 @@ func (a *Assembler) put(t *Taken, h PieceHead, part []byte) {
 	}
 	f.have |= bit
 	f.bytes += len(part)
+	f.at = now
 	if f.count == 0 || f.bytes != h.total || bits.OnesCount64(f.have) != f.count {
 		return
 	}
-	a.finish(f.of)
-	a.lent = append(a.lent, f.buf)
-	t.Sealed, t.TOS = f.buf[:h.total], f.tos
+	t.Sealed, t.Of, t.TOS, t.buf = f.buf[:h.total], f.count, f.tos, f.buf
+	a.end(f.of)
 	*f = assembled{}
+	a.used--
 }
 
 // moreCongested reports whether the ECN field of x says more of congestion than that of y: as of fragments, the one
@@ -164,33 +197,49 @@ func moreCongested(x, y uint8) bool {
 	return rank[x&mask] > rank[y&mask]
 }
 
-// frame returns the superframe that pieces of this kind belong to, or a new one in place of the oldest.
-func (a *Assembler) frame(of PieceHead) (f *assembled, lost uint32) {
-	f = &a.frames[0]
+// frame returns the superframe that pieces of this kind belong to, or a new one; nil: there is no room, as pieces of
+// all others have come just now, so that these have a chance to become complete. One that was given up is lost then:
+// the oldest, or this one.
+func (a *Assembler) frame(of PieceHead, now int64) (f *assembled, lost uint32) {
+	var oldest *assembled
 	for k := range a.frames {
 		g := &a.frames[k]
-		if g.born != 0 && g.of == of {
-			return g, 0
-		}
-		if g.born < f.born {
+		switch {
+		case g.buf == nil:
 			f = g
+		case g.of == of:
+			return g, 0
+		case oldest == nil || g.at < oldest.at:
+			oldest = g
 		}
 	}
-	if f.born != 0 {
-		lost = f.of.Index
-		a.keep(f.buf)
+	if oldest != nil && (f == nil && now-oldest.at >= stallTime || now-oldest.at >= giveUpTime) {
+		lost = oldest.of.Index
+		a.end(oldest.of)
+		a.drop(oldest)
+		f = oldest
 	}
-	a.arrival++
-	*f = assembled{of: of, buf: a.buffer(of.total), born: a.arrival}
+	if f == nil {
+		a.end(of)
+		return nil, of.Index
+	}
+	*f = assembled{of: of, buf: a.buffer(of.total), at: now}
+	a.used++
 	return f, lost
 }
 
-// forget ends the collecting of a superframe that is complete all the same: its first pieces came twice.
+// drop ends the collecting of a superframe.
+func (a *Assembler) drop(f *assembled) {
+	a.keep(f.buf)
+	*f = assembled{}
+	a.used--
+}
+
+// forget drops a superframe that is complete all the same: its first pieces came twice.
 func (a *Assembler) forget(of PieceHead) {
 	for k := range a.frames {
-		if f := &a.frames[k]; f.born != 0 && f.of == of {
-			a.keep(f.buf)
-			*f = assembled{}
+		if f := &a.frames[k]; a.used > 0 && f.buf != nil && f.of == of {
+			a.drop(f)
 		}
 	}
 }
@@ -216,17 +265,19 @@ func (a *Assembler) keep(b []byte) {
 	}
 }
 
-// finish notes that a superframe is complete.
-func (a *Assembler) finish(of PieceHead) {
+// end notes that a superframe is complete, or was given up.
+func (a *Assembler) end(of PieceHead) {
 	a.done[a.finished%len(a.done)] = of
 	a.finished++
 }
 
 // Release ends the use of what Take has returned.
-func (a *Assembler) Release() {
-	for _, b := range a.lent {
-		a.keep(b)
+func (a *Assembler) Release(t *Taken) {
+	if t.buf == nil {
+		return
 	}
-	clear(a.lent)
-	a.lent = a.lent[:0]
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.keep(t.buf)
+	t.Sealed, t.buf = nil, nil
 }

@@ -60,10 +60,10 @@ func testPieces(t *testing.T, from, to *Session) {
 		for _, train := range trains(datagrams, piece, 1+rand.IntN(70)) {
 			r.take(bytes.Clone(train), piece)
 			if rand.IntN(2) == 0 {
-				r.Release()
+				r.giveBack()
 			}
 		}
-		r.Release()
+		r.giveBack()
 		if len(r.packets) != frames || r.results[BadSeal] > 0 || len(r.lost) > 0 {
 			t.Fatalf("round %d: %d of %d superframes opened, %d lost; so far %v", round, len(r.packets), frames, len(r.lost),
 				r.results)
@@ -87,7 +87,7 @@ func testPieces(t *testing.T, from, to *Session) {
 // pending is how many superframes are collected now.
 func (a *Assembler) pending() (n int) {
 	for k := range a.frames {
-		if a.frames[k].born != 0 {
+		if a.frames[k].buf != nil {
 			n++
 		}
 	}
@@ -100,6 +100,7 @@ func TestLostPieces(t *testing.T) {
 	const piece = 100
 	r := newTaker(t, to)
 	frames := make([][][]byte, 3*maxAssembled)
+	r.step = stallTime
 	for k := range frames { // the lane says which one it is
 		frames[k] = cut(sealFrame(t, from, k+1, Frame{Packet: randomPacket(400), Piece: piece}), piece)
 		r.take(bytes.Clone(frames[k][k%len(frames[k])]), piece)
@@ -110,7 +111,7 @@ func TestLostPieces(t *testing.T) {
 			t.Fatalf("%s: %d were given up, want %d", what, len(r.lost), n)
 		}
 		for k, index := range r.lost {
-			if index != from.To(first+k+1, 0, 0) {
+			if index != from.To(first+k+1) {
 				t.Errorf("%s: the one in lane %d was given up, want %d", what, index&laneMask, first+k+1)
 			}
 		}
@@ -150,7 +151,7 @@ func TestPiecesTwice(t *testing.T) {
 		for _, train := range trains(datagrams, piece, len(datagrams)) {
 			r.take(train, piece)
 		}
-		r.Release()
+		r.giveBack()
 		r.bounded()
 		if len(r.packets) != twice+1 || r.pending() > 0 {
 			t.Errorf("piece %d twice: %d superframes opened of %d, %d are under way", twice, len(r.packets), twice+1,
@@ -180,7 +181,7 @@ func TestPieceBuffers(t *testing.T) {
 			datagrams := cut(train, piece)
 			slices.Reverse(datagrams)
 			for k, d := range datagrams {
-				taken := r.Take(d, len(d), 0)
+				taken := r.collect(d, len(d))
 				if (taken.Sealed != nil) != (k == len(datagrams)-1) {
 					t.Fatalf("complete after %d pieces of %d", k+1, len(datagrams))
 				}
@@ -201,35 +202,36 @@ func TestPieceBuffers(t *testing.T) {
 			}
 			seen[at], memory[at] = true, true
 		}
-		r.Release()
+		r.giveBack()
 		r.bounded()
 	}
 	// Of the same size again and again: no buffer is made any more.
 	before := len(memory)
 	for range 100 {
 		for _, d := range cut(sealFrame(t, from, 0, Frame{Packet: randomPacket(3000), Piece: piece}), piece) {
-			if taken := r.Take(d, len(d), 0); taken.Sealed != nil {
+			if taken := r.collect(d, len(d)); taken.Sealed != nil {
 				memory[unsafe.SliceData(taken.Sealed)] = true
 			}
 		}
-		r.Release()
+		r.giveBack()
 	}
 	if len(memory) > before+1 {
 		t.Errorf("%d new buffers for 100 superframes", len(memory)-before)
 	}
 	// Strangers who know the index.
+	r.step = stallTime
 	for k := range 5000 {
 		h := forged{counter: uint64(1)<<40 + uint64(k), total: leastFrame + k*13, index: to.local}
 		b := h.piece(1 + k%16)
 		r.take(b, len(b))
-		r.Release()
+		r.giveBack()
 		r.bounded()
 	}
 	b := (&forged{total: 60000, index: to.local}).piece(100)
 	counter := uint64(1) << 41
 	if n := testing.AllocsPerRun(100, func() {
 		binary.LittleEndian.PutUint64(b[offsetCounter:], counter)
-		r.Take(b, len(b), 0)
+		r.collect(b, len(b))
 		counter++
 	}); n != 0 {
 		t.Errorf("%v allocations for a piece that another one has to go for", n)
@@ -430,7 +432,7 @@ func FuzzPieces(f *testing.F) {
 		}
 		end()
 		r.take(bytes.Clone(raw), step)
-		r.Release()
+		r.giveBack()
 		r.bounded()
 		seen := map[string]bool{}
 		for _, p := range r.packets {

@@ -3,6 +3,7 @@ package wireguard
 import (
 	"crypto/cipher"
 	"encoding/binary"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 
@@ -38,6 +39,7 @@ type Session struct {
 
 	mu     sync.Mutex
 	window replay.Filter
+	latest atomic.Uint64 // counter of an authentic message; written under mu
 }
 
 // newSession makes a session of the two keys that a handshake derived.
@@ -84,19 +86,24 @@ type Head struct {
 	Counter  uint64 // that Reserve gave for this message alone
 }
 
-// To is the receiver index of messages to the peer from a lane of a worker's. A peer that has offered it sees by it
-// which lane a flow has here, so that it can have the same one there. The exception is a lone stream of superframes:
-// the peer's worker that sends it is busy, so what answers it (the acknowledgements) is sent to the next lane, which is
-// another worker's where there are several. That is worth a tenth of a stream's rate; with streams in several workers,
-// each of which is busy, it would cost as much.
-func (s *Session) To(lane, worker int, now int64) uint32 {
+// To is the receiver index of messages to the peer from a lane. A peer that has offered it sees by it which lane a flow
+// has here, so that it can have the same one there.
+func (s *Session) To(lane int) uint32 {
 	if s.takes.Load()&takesLanes == 0 {
 		return s.remote
 	}
+	return s.remote&^laneMask | uint32(lane)&laneMask
+}
+
+// Acknowledge is To for a packet that acknowledges and carries nothing itself, from a worker's lane. When a lone stream
+// of superframes comes to the worker, the peer's that sends it has enough to do: then it is the next lane's, which is
+// another worker's where there are several. That is worth a tenth of the stream's rate. With streams in several
+// workers, each of which is busy, it would cost as much.
+func (s *Session) Acknowledge(lane, worker int, now int64) uint32 {
 	if s.peer.streams(worker, now) {
 		lane ^= 1
 	}
-	return s.remote&^laneMask | uint32(lane)&laneMask
+	return s.To(lane)
 }
 
 // A Nonce is the room that the AEAD's nonce needs beside the stack. The zero value is ready; it belongs to one worker.
@@ -157,5 +164,27 @@ func (s *Session) Open(msg []byte, n *Nonce) ([]byte, Opened) {
 func (s *Session) fresh(counter uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.window.ValidateCounter(counter, RejectAfterMessages)
+	fresh := s.window.ValidateCounter(counter, RejectAfterMessages)
+	if fresh && counter > s.latest.Load() {
+		s.latest.Store(counter)
+	}
+	return fresh
+}
+
+// Takes reports whether the peer may send superframes in the session: this node has offered to take them.
+func (s *Session) Takes() bool {
+	return s.peer.tunnel.offering&takesFrames != 0 && s.frames.Load() != nil
+}
+
+// The counters that Collects lets pass, by their distance from the latest: what is older is out of the window.
+const (
+	collectBehind = 1 << 13
+	collectAhead  = 1 << 16
+)
+
+// Collects reports whether a piece from this address may be kept until the others have come. It may be a stranger's all
+// the same, who knows where the peer is, the index, and how many messages there were.
+func (s *Session) Collects(msg []byte, from netip.AddrPort) bool {
+	counter, latest := binary.LittleEndian.Uint64(msg[offsetCounter:]), s.latest.Load()
+	return s.peer.Endpoint().Addr() == from.Addr() && counter+collectBehind > latest && counter < latest+collectAhead
 }

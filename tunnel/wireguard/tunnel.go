@@ -63,6 +63,7 @@ type Tunnel struct {
 	config   Config
 	offering uint32 // to peers, see offer.go
 	index    indexTable
+	pieces   []Assembler // by lane
 	byID     atomic.Pointer[[]*Peer]
 
 	handMu  sync.Mutex
@@ -114,7 +115,8 @@ func New(c Config) *Tunnel {
 	}
 	t := &Tunnel{
 		config: c, offering: c.offering(), index: indexTable{lanes: c.Lanes},
-		byKey: map[key.Public]*Peer{}, handshakes: map[uint32]*Peer{}, stamps: map[key.Public]tai64n.Timestamp{},
+		pieces: make([]Assembler, c.Lanes),
+		byKey:  map[key.Public]*Peer{}, handshakes: map[uint32]*Peer{}, stamps: map[key.Public]tai64n.Timestamp{},
 	}
 	t.loadedAt = -int64(loadTime)
 	t.byID.Store(new([]*Peer))
@@ -126,6 +128,11 @@ func (t *Tunnel) Now() int64 { return t.config.Now() }
 
 // Session finds the session of a data message by its index; nil: there is none.
 func (t *Tunnel) Session(index uint32) *Session { return t.index.lookup(index) }
+
+// Pieces is where pieces of superframes with this index are collected.
+func (t *Tunnel) Pieces(index uint32) *Assembler {
+	return &t.pieces[index&laneMask%uint32(len(t.pieces))]
+}
 
 // Peer finds a peer by its number; nil: there is none.
 func (t *Tunnel) Peer(id int32) *Peer {
