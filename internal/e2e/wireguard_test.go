@@ -72,8 +72,9 @@ type guard struct {
 	mu          sync.Mutex
 	bad         int
 	first       []string
-	initiations int // of handshakes, as often as ports saw them
-	data        int // messages with encrypted packets, or superpackets of them
+	initiations int                // of handshakes, as often as ports saw them
+	data        int                // messages with encrypted packets, or superpackets of them
+	pieces      map[netip.Addr]int // the same of pieces of superframes, by sender
 }
 
 // guardUnderlay begins to look at every port of the switch.
@@ -85,7 +86,7 @@ func (c *cluster) guardUnderlay() *guard {
 // guardPairs begins to look at every port of the switch for what some pairs of underlay addresses say to each other.
 func (c *cluster) guardPairs(pairs func(a, b netip.Addr) bool) *guard {
 	c.t.Helper()
-	g := &guard{c: c, plain: lab.NewPlaintext(), pairs: pairs}
+	g := &guard{c: c, plain: lab.NewPlaintext(), pairs: pairs, pieces: map[netip.Addr]int{}}
 	ports := []string{lab.OutsidePort}
 	for _, n := range c.lab.Nodes() {
 		ports = append(ports, n.Port())
@@ -104,6 +105,7 @@ const (
 	typeInitiation = 1
 	typeResponse   = 2
 	typeData       = 4
+	typePiece      = 0x57 // Warren's own
 )
 
 func (g *guard) see(port string, protocol uint16, b []byte) {
@@ -140,6 +142,8 @@ func (g *guard) see(port string, protocol uint16, b []byte) {
 			g.initiations++
 		case typeData:
 			g.data++
+		case typePiece:
+			g.pieces[p.src]++
 		}
 	}
 }
