@@ -104,11 +104,11 @@ func (x *attacker) kinds() []kind {
 		{name: "initiations from one address", share: 4, next: func(d *flood.Datagram) {
 			d.From, d.Payload = itself(), pick(x.initiations)
 		}},
-		{name: "initiations in trains", share: 24,
+		{name: "initiations in trains", share: 20,
 			size: func() int { return flood.InitiationLen },
 			fill: func(_ int, msg []byte) { copy(msg, pick(x.initiations)) }},
 		// The kernel chooses the socket by the first datagram of a train: a worker gets all of it.
-		{name: "initiations behind data", share: 10,
+		{name: "initiations behind data", share: 6,
 			size: func() int { return flood.InitiationLen },
 			fill: func(i int, msg []byte) {
 				copy(msg, pick(x.initiations))
@@ -159,6 +159,26 @@ func (x *attacker) kinds() []kind {
 			binary.LittleEndian.PutUint64(msg[8:], rand.Uint64N(1<<40))
 			d.From, d.Payload = anywhere(), msg
 		}},
+		{name: "pieces of superframes for the session", share: 4, next: func(d *flood.Datagram) {
+			msg := buf[:17+rand.IntN(flood.MaxPayload-17)]
+			random(msg)
+			msg[0] = typePiece
+			copy(msg[4:], live[4:8])
+			d.From, d.Payload = anywhere(), msg
+		}},
+		{name: "superframes for the session in trains", share: 4,
+			size: func() int { return flood.MaxPayload },
+			fill: func(i int, msg []byte) { // complete every ten datagrams
+				const pieces = 10
+				random(msg)
+				msg[0], msg[1] = typePiece, byte(i%pieces)
+				if i%pieces == pieces-1 {
+					msg[1] |= 1 << 6 // the last one
+				}
+				binary.LittleEndian.PutUint16(msg[2:], uint16(pieces*(len(msg)-16)))
+				copy(msg[4:], live[4:8])
+				binary.LittleEndian.PutUint64(msg[8:], 1<<30)
+			}},
 	}
 }
 
