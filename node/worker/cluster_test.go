@@ -182,7 +182,7 @@ func (n *testNode) addWorker(cluster *testCluster, id int, c clusterConfig) {
 	for i := id; i < c.queues; i += c.queues / c.lanes {
 		queue := n.dev.Queues()[i]
 		queue.SetNotify(wait.Wake)
-		l := Lane{Queue: queue}
+		l := Lane{Number: i, Queue: queue}
 		if !c.noVXLAN {
 			sock := cluster.net.Socket(netip.AddrPortFrom(n.addr, testPort))
 			sock.SetNotify(wait.Wake)

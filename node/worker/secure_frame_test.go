@@ -23,12 +23,17 @@ const testPiece = 1420 + wireguard.Overhead
 // sealedFrame is a superpacket as node from sends it to node to in a superframe: its pieces, one behind the other.
 func sealedFrame(t testing.TB, from, to *testNode, p []byte, size uint16) []byte {
 	t.Helper()
+	return sealedIn(t, from, to, wireguard.Frame{Packet: p, SegmentSize: size, Piece: testPiece})
+}
+
+// sealedIn does it with any frame.
+func sealedIn(t testing.TB, from, to *testNode, f wireguard.Frame) []byte {
+	t.Helper()
 	s := from.with(to).Current()
-	f := wireguard.Frame{Packet: p, SegmentSize: size, Piece: testPiece}
 	n, _, fits := f.Bounds()
 	counter, ok := s.Reserve(1)
 	if !fits || !ok {
-		t.Fatalf("no superframe for %d bytes: %v, %v", len(p), fits, ok)
+		t.Fatalf("no superframe for %d bytes: %v, %v", len(f.Packet), fits, ok)
 	}
 	head := wireguard.Head{Receiver: s.To(0), Counter: counter}
 	return s.SealFrame(make([]byte, 0, n), new(wireguard.Nonce), head, &f)

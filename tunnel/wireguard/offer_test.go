@@ -500,3 +500,56 @@ func TestOffersAfterARestart(t *testing.T) {
 	}
 	s.exchange(a, b)
 }
+
+// A peer that offers again and again is answered once a second.
+func TestOffersAreAnsweredSeldom(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(a, b)
+	before := s.offersSent()
+	again := append([]byte{0, offerVersion, takesLanes, 0}, offerText...)
+	for range 1000 {
+		a.toward(b).Offered(again)
+		s.settle()
+	}
+	if n := s.offersSent() - before; n > 1 {
+		t.Errorf("%d answers at once", n)
+	}
+	for range 100 {
+		a.toward(b).Offered(again)
+		s.pass(100 * time.Millisecond)
+	}
+	if n := s.offersSent() - before; n < 5 || n > 12 {
+		t.Errorf("%d answers in ten seconds", n)
+	}
+}
+
+// What a node has not offered it does not open.
+func TestFramesNotOffered(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		offer Config // of the receiver
+		use   uint32 // what the sender does all the same
+		open  bool
+	}{
+		{name: "as offered", offer: Config{Superframes: true, AES: true}, use: takesFrames | takesAES, open: true},
+		{name: "no AES", offer: Config{Superframes: true}, use: takesFrames | takesAES},
+		{name: "no AES, not used", offer: Config{Superframes: true}, use: takesFrames, open: true},
+		{name: "none", use: takesFrames},
+		{name: "none, with AES", use: takesFrames | takesAES},
+	} {
+		s := newSim(t, 2)
+		a, b := s.nodes[0], s.nodes[1]
+		b.offering = tt.offer.offering()
+		s.peers(nil)
+		s.connect(a, b)
+		from, to := a.toward(b), b.toward(a)
+		from.takes.Store(tt.use)
+		r := newTaker(t, to)
+		r.take(sealFrame(t, from, 0, Frame{Packet: randomPacket(500), Piece: 100}), 100)
+		if (len(r.packets) == 1) != tt.open || to.Takes() != tt.offer.Superframes {
+			t.Errorf("%s: %v", tt.name, r.results)
+		}
+	}
+}

@@ -93,7 +93,7 @@ type Assembler struct {
 	frames   [maxAssembled]assembled
 	used     int // of frames
 	free     [][]byte
-	done     [2 * maxAssembled]PieceHead // those that ended last, as pieces of them may still come
+	done     [4 * maxAssembled]PieceHead // those that ended last, as pieces of them may still come
 	finished int
 }
 

@@ -140,6 +140,35 @@ func TestLostPieces(t *testing.T) {
 	}
 }
 
+// More superframes at once than there is room for: those that began first become complete, and each of the others is
+// lost once.
+func TestManySenders(t *testing.T) {
+	from, to := framePair(t, true)
+	const piece, senders = 100, 2*maxAssembled + 7
+	r := newTaker(t, to)
+	var frames [senders][][]byte
+	for k := range frames {
+		frames[k] = cut(sealFrame(t, from, 0, Frame{Packet: randomPacket(900), Piece: piece}), piece)
+	}
+	for n := range frames[0] {
+		for k := range frames {
+			r.take(bytes.Clone(frames[k][n]), piece)
+		}
+	}
+	if len(r.packets) != maxAssembled || len(r.lost) != senders-maxAssembled || r.pending() > 0 {
+		t.Errorf("%d of %d opened, %d were lost, %d are under way", len(r.packets), senders, len(r.lost), r.pending())
+	}
+	// One that gets no further has to go, as another one comes much later, room or not.
+	r.lost = nil
+	old := cut(sealFrame(t, from, 0, Frame{Packet: randomPacket(900), Piece: piece}), piece)
+	r.take(bytes.Clone(old[3]), piece)
+	r.now += giveUpTime
+	r.take(bytes.Clone(cut(sealFrame(t, from, 0, Frame{Packet: randomPacket(900), Piece: piece}), piece)[1]), piece)
+	if len(r.lost) != 1 || r.pending() != 1 {
+		t.Errorf("%d were lost, %d are under way", len(r.lost), r.pending())
+	}
+}
+
 // Whichever piece comes twice, and next to its twin: the superframe opens, and nothing of it is left behind.
 func TestPiecesTwice(t *testing.T) {
 	from, to := framePair(t, true)
