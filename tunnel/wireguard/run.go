@@ -29,8 +29,8 @@ const (
 )
 
 // Run answers handshakes, begins them and keeps the timers until ctx ends (and returns nil) or the socket is gone. The
-// socket is Run's own. It takes at most half of a processor: what comes while it rests and finds the socket full is
-// lost, and costs nothing.
+// socket is Run's own. It takes at most half of a processor for what comes to it: what comes while it rests and finds
+// the socket full is lost, and costs nothing.
 func (t *Tunnel) Run(ctx context.Context, socket tunnel.Socket, waiter Waiter) error {
 	t.handMu.Lock()
 	t.wake = waiter.Wake

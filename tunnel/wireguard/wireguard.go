@@ -15,7 +15,8 @@
 // Tunnel.Session, Peer.Current) take no lock that anybody else holds for long, allocate nothing and wait for nobody.
 // Everything else (handshakes, timers, cookies) belongs to the goroutine of Tunnel.Run, which has a socket of its own
 // on the same port: a flood of handshakes fills that socket's buffer and takes that goroutine's share of a processor,
-// and data passes beside it. Nobody who has not proved to hold a known key gets any state here.
+// and data passes beside it. Nobody who has not proved to hold a known key gets any state here, but for a bounded room
+// in which pieces of superframes wait for each other (Assembler).
 //
 // # What comes from libraries
 //
