@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -62,6 +63,8 @@ func up(ctx context.Context, cfg *config.Config, stderr io.Writer, keepLevel boo
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // the second signal ends the process as signals do by default
+	opt.Ready = func() { notify(opt.Log, daemon.SdNotifyReady) }
+	context.AfterFunc(ctx, func() { notify(opt.Log, daemon.SdNotifyStopping) })
 
 	hangUp := make(chan os.Signal, 1)
 	signal.Notify(hangUp, syscall.SIGHUP)
