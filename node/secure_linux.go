@@ -112,6 +112,20 @@ func (n *Node) trySecure(lanes, workers int) error {
 				poke(n.pokeLink)
 			}
 		},
+		Paused: func(id int32, paused bool) {
+			name := "peer" // its number says nothing to anybody
+			if v := n.view.Load(); v != nil {
+				if p := v.snapshot.PeerByTunnel(id); p != nil {
+					name = p.Name
+				}
+			}
+			if paused {
+				n.opt.Log.Warn("superframes lose pieces on their way here, so the peer is asked for single packets for a while; "+
+					"see lost-pieces in docs/operations.md", "peer", name)
+				return
+			}
+			n.opt.Log.Info("superframes are asked for again", "peer", name)
+		},
 		Reachable:  n.mayBeEndpoint,
 		PathEvents: n.pathEvents,
 	})

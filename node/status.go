@@ -124,7 +124,7 @@ func (a answers) secure(p *forwarder.Peer, out *api.Peer) {
 	if !ok {
 		return
 	}
-	out.PublicKey, out.Session, out.Superframes = s.Public.String(), s.Session, s.Frames
+	out.PublicKey, out.Session, out.Superframes, out.Paused = s.Public.String(), s.Session, s.Frames, s.Paused
 	if !s.Handshake.IsZero() {
 		out.LastHandshake = &s.Handshake
 	}

@@ -2,10 +2,13 @@ package e2e_test
 
 import (
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/tunnel/wireguard"
 )
 
@@ -25,6 +28,14 @@ func TestSuperframesLossy(t *testing.T) {
 	const soon = 30 * time.Second
 	p.sendsFrames(soon, p.a, p.b, false)
 	stopped := time.Now()
+	for _, peer := range ask[[]api.Peer](p.cluster, p.b, "peers") {
+		if peer.Name == p.a.Name && !peer.Paused {
+			t.Error("node b does not say that it has asked its peer to send none")
+		}
+	}
+	if log, err := os.ReadFile(p.b.Daemon().Log); err != nil || !strings.Contains(string(log), "superframes lose pieces") {
+		t.Errorf("the log of node b does not say why (%v)", err)
+	}
 	if p.drops(p.b, "lost-pieces") == 0 {
 		t.Error("node b has not counted what it lost")
 	}

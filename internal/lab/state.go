@@ -29,7 +29,8 @@ func stateCommands() map[string][]string {
 }
 
 // volatile matches what differs from one look to the next without anybody having changed anything.
-var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|expires \S+|(counter )?packets \d+ bytes \d+|tentative`)
+var volatile = regexp.MustCompile(
+	`valid_lft \S+|preferred_lft \S+|expires \S+|(counter )?packets \d+ bytes \d+|tentative`)
 
 // derived matches the lines of what nobody configures: the kernel makes the routes of its table local from the
 // addresses, which are listed themselves, and those of IPv6 a moment later than the address; and with forwarding on it

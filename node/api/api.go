@@ -135,6 +135,7 @@ type Peer struct {
 	PublicKey     string     `json:"publicKey,omitempty"`
 	Session       bool       `json:"session"`                 // there are keys to encrypt with now
 	Superframes   bool       `json:"superframes"`             // superpackets are encrypted to it as one
+	Paused        bool       `json:"superframesPaused"`       // it was asked not to, as pieces are lost on their way here
 	LastHandshake *time.Time `json:"lastHandshake,omitempty"` // nil: never
 }
 

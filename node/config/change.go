@@ -29,7 +29,9 @@ func (c *Config) NeedsRestart(next *Config) []string {
 	add("wireguard.port", c.WireGuardPort, next.WireGuardPort)
 	add("wireguardPort of this node", c.WireGuardPortOf(&c.Self), next.WireGuardPortOf(&next.Self))
 	add("workers", c.Workers, next.Workers)
-	add("offloads", c.Offloads, next.Offloads)
+	for k, o := range c.Offloads.modes() {
+		add("offloads."+o.key, o.mode, next.Offloads.modes()[k].mode)
+	}
 	add("routing.table", c.Table, next.Table)
 	add("routing.rulePriority", c.RulePriority, next.RulePriority)
 	add("metrics", c.Metrics, next.Metrics)

@@ -210,6 +210,9 @@ func (c *checker) offloads() error {
 		case k.use == &o.TunnelGSO:
 			return c.wrong("offloads."+k.key, k.value, "is neither auto, on nor off",
 				"write auto (used with the drivers it was tried with), on (with any that says it cuts) or off")
+		case k.use == &o.Superframes:
+			return c.wrong("offloads."+k.key, k.value, "is neither auto nor off",
+				"write auto (used with peers that take them) or off")
 		default:
 			return c.wrong("offloads."+k.key, k.value, "is neither auto nor off",
 				"write auto (used where the kernel has it) or off")

@@ -77,6 +77,27 @@ type Offloads struct {
 	AnyDriver bool // TunnelGSO also with network devices whose drivers were not tried with it
 }
 
+// A keyMode is what the file says of an offload.
+type keyMode struct{ key, mode string }
+
+// modes spells the offloads as the file does.
+func (o *Offloads) modes() []keyMode {
+	mode := func(use bool) string {
+		if use {
+			return "auto"
+		}
+		return "off"
+	}
+	tunnelGSO := mode(o.TunnelGSO)
+	if o.TunnelGSO && o.AnyDriver {
+		tunnelGSO = "on"
+	}
+	return []keyMode{
+		{"checksum", mode(o.Checksum)}, {"tso", mode(o.TSO)}, {"uso", mode(o.USO)}, {"udpGSO", mode(o.UDPGSO)},
+		{"udpGRO", mode(o.UDPGRO)}, {"tunnelGSO", tunnelGSO}, {"superframes", mode(o.Superframes)},
+	}
+}
+
 // OnExit says what an orderly end does with what the node made in the kernel.
 type OnExit string
 

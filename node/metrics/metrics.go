@@ -90,6 +90,8 @@ var specs = [...]struct {
 	{"peer_bytes_total", "Inner IP bytes by peer and direction.", []string{"peer", "direction"}},
 	{"peer_mtu_bytes", "The largest inner packet that the path to the peer carries.", []string{"peer"}},
 	{"handshakes_total", "What the encrypted tunnel did and met beside data, by kind.", []string{"kind"}},
+	{"peer_superframes", "1 when superpackets are encrypted to the peer as one.", []string{"peer"}},
+	{"peer_superframes_paused", "1 when the peer was asked to send none, as pieces of them are lost.", []string{"peer"}},
 	{"peer_session", "1 when there are keys to encrypt with.", []string{"peer"}},
 	{"peer_last_handshake_timestamp_seconds", "When the last key exchange with the peer was completed, Unix time.",
 		[]string{"peer"}},
@@ -169,6 +171,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		o.gauge("peer_mtu_bytes", float64(p.MTU), p.Name)
 		if p.PublicKey != "" {
 			o.gauge("peer_session", flag(p.Session), p.Name)
+			o.gauge("peer_superframes", flag(p.Superframes), p.Name)
+			o.gauge("peer_superframes_paused", flag(p.Paused), p.Name)
 		}
 		if p.LastHandshake != nil {
 			o.gauge("peer_last_handshake_timestamp_seconds", float64(p.LastHandshake.UnixMilli())/1000, p.Name)

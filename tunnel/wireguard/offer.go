@@ -97,8 +97,12 @@ func (t *Tunnel) offer(p *Peer) {
 	}
 	flags := t.offering
 	got := p.sum(framesGot)
-	if p.health.bad(t.now, got, p.sum(framesLost)) {
+	bad := p.health.bad(t.now, got, p.sum(framesLost))
+	if bad {
 		flags &^= takesFrames | takesAES
+	}
+	if p.paused.Swap(bad) != bad && t.config.Paused != nil {
+		t.config.Paused(p.id, bad)
 	}
 	o, heard, asked := &s.offers, s.heard.Load(), s.asked.Load()
 	late, changed := o.at == 0 || t.now-o.at >= offerInterval, heard && o.at != 0 && o.flags != flags

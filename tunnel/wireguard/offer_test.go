@@ -295,6 +295,9 @@ func TestNoMoreFrames(t *testing.T) {
 	if b.toward(a).TakesFrames() == false || byte(a.toward(b).To(77)) != 77 {
 		t.Error("the other direction has ended as well, or the lanes have")
 	}
+	if st, _ := b.Status(b.of(a).ID()); !st.Paused || st.Frames == false {
+		t.Errorf("status %+v", st)
+	}
 	s.exchange(a, b)
 	some(1, 0) // that was on its way
 	lost = true

@@ -23,6 +23,7 @@ type Peer struct {
 	endpoint atomic.Pointer[netip.AddrPort] // where it was heard last, or is said to be; nil: not known
 	wanted   atomic.Bool                    // it is in Tunnel.wanting
 	silent   atomic.Bool                    // the last calls were given up
+	paused   atomic.Bool                    // its superframes are not wanted now
 	marks    []marks                        // one per worker, and one for Run
 
 	mu       sync.Mutex // guards the sessions; never held while another lock is taken but the index table's

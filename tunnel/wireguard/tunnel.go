@@ -27,6 +27,7 @@ type Config struct {
 	AES         bool // these may be sealed with AES-256-GCM, see FastAES
 
 	Established func(peer int32)         // there is a session with the peer, and there was none before or another one
+	Paused      func(peer int32, p bool) // superframes of the peer are not wanted, as pieces are lost; or are again
 	Roamed      func(peer int32)         // the address of Peer.Endpoint has changed
 	Reachable   func(netip.Addr) bool    // the address may be a peer's endpoint; nil: every one may
 	PathEvents  func([]tunnel.PathEvent) // of the control socket
@@ -326,6 +327,7 @@ type PeerStatus struct {
 	LastData  time.Time      // when the last packet came from it; zero: never
 	Session   bool           // there is one to send with
 	Frames    bool           // it takes superframes, and this node makes them
+	Paused    bool           // it was asked for data messages in place of superframes, as pieces of these are lost
 	Silent    bool           // it was called for 90 s in vain, and has not been heard since
 }
 
@@ -335,7 +337,7 @@ func (t *Tunnel) Status(id int32) (PeerStatus, bool) {
 	if p == nil {
 		return PeerStatus{}, false
 	}
-	s := PeerStatus{Endpoint: p.Endpoint(), Silent: p.silent.Load()}
+	s := PeerStatus{Endpoint: p.Endpoint(), Paused: p.paused.Load(), Silent: p.silent.Load()}
 	if c := p.Current(); c != nil {
 		s.Session, s.Frames = true, c.TakesFrames()
 	}
