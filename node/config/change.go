@@ -29,8 +29,9 @@ func (c *Config) NeedsRestart(next *Config) []string {
 	add("wireguard.port", c.WireGuardPort, next.WireGuardPort)
 	add("wireguardPort of this node", c.WireGuardPortOf(&c.Self), next.WireGuardPortOf(&next.Self))
 	add("workers", c.Workers, next.Workers)
-	for k, o := range c.Offloads.modes() {
-		add("offloads."+o.key, o.mode, next.Offloads.modes()[k].mode)
+	now := offloadSwitches(new(rawOffloads), &c.Offloads)
+	for k, then := range offloadSwitches(new(rawOffloads), &next.Offloads) {
+		add("offloads."+then.key, c.Offloads.mode(&now[k]), next.Offloads.mode(&then))
 	}
 	add("routing.table", c.Table, next.Table)
 	add("routing.rulePriority", c.RulePriority, next.RulePriority)

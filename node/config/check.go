@@ -192,29 +192,22 @@ func (c *checker) workers() error {
 }
 
 func (c *checker) offloads() error {
-	o, r := &c.out.Offloads, &c.raw.Offloads
-	for _, k := range []struct {
-		key, value string
-		use        *bool
-	}{
-		{"checksum", r.Checksum, &o.Checksum}, {"tso", r.TSO, &o.TSO}, {"uso", r.USO, &o.USO},
-		{"udpGSO", r.UDPGSO, &o.UDPGSO}, {"udpGRO", r.UDPGRO, &o.UDPGRO}, {"tunnelGSO", r.TunnelGSO, &o.TunnelGSO},
-		{"superframes", r.Superframes, &o.Superframes},
-	} {
+	o := &c.out.Offloads
+	for _, k := range offloadSwitches(&c.raw.Offloads, o) {
 		switch {
-		case k.value == "auto":
+		case *k.said == "auto":
 			*k.use = true
-		case k.value == "on" && k.use == &o.TunnelGSO:
+		case *k.said == "on" && k.use == &o.TunnelGSO:
 			*k.use, o.AnyDriver = true, true
-		case k.value == "off":
+		case *k.said == "off":
 		case k.use == &o.TunnelGSO:
-			return c.wrong("offloads."+k.key, k.value, "is neither auto, on nor off",
+			return c.wrong("offloads."+k.key, *k.said, "is neither auto, on nor off",
 				"write auto (used with the drivers it was tried with), on (with any that says it cuts) or off")
 		case k.use == &o.Superframes:
-			return c.wrong("offloads."+k.key, k.value, "is neither auto nor off",
+			return c.wrong("offloads."+k.key, *k.said, "is neither auto nor off",
 				"write auto (used with peers that take them) or off")
 		default:
-			return c.wrong("offloads."+k.key, k.value, "is neither auto nor off",
+			return c.wrong("offloads."+k.key, *k.said, "is neither auto nor off",
 				"write auto (used where the kernel has it) or off")
 		}
 	}

@@ -77,25 +77,30 @@ type Offloads struct {
 	AnyDriver bool // TunnelGSO also with network devices whose drivers were not tried with it
 }
 
-// A keyMode is what the file says of an offload.
-type keyMode struct{ key, mode string }
+// An offloadSwitch is one of the offloads: its key, what the file says of it, and what follows.
+type offloadSwitch struct {
+	key  string
+	said *string
+	use  *bool
+}
 
-// modes spells the offloads as the file does.
-func (o *Offloads) modes() []keyMode {
-	mode := func(use bool) string {
-		if use {
-			return "auto"
-		}
+func offloadSwitches(r *rawOffloads, o *Offloads) []offloadSwitch {
+	return []offloadSwitch{
+		{"checksum", &r.Checksum, &o.Checksum}, {"tso", &r.TSO, &o.TSO}, {"uso", &r.USO, &o.USO},
+		{"udpGSO", &r.UDPGSO, &o.UDPGSO}, {"udpGRO", &r.UDPGRO, &o.UDPGRO},
+		{"tunnelGSO", &r.TunnelGSO, &o.TunnelGSO}, {"superframes", &r.Superframes, &o.Superframes},
+	}
+}
+
+// mode spells what a switch of o is set to as the file does.
+func (o *Offloads) mode(s *offloadSwitch) string {
+	switch {
+	case !*s.use:
 		return "off"
+	case s.use == &o.TunnelGSO && o.AnyDriver:
+		return "on"
 	}
-	tunnelGSO := mode(o.TunnelGSO)
-	if o.TunnelGSO && o.AnyDriver {
-		tunnelGSO = "on"
-	}
-	return []keyMode{
-		{"checksum", mode(o.Checksum)}, {"tso", mode(o.TSO)}, {"uso", mode(o.USO)}, {"udpGSO", mode(o.UDPGSO)},
-		{"udpGRO", mode(o.UDPGRO)}, {"tunnelGSO", tunnelGSO}, {"superframes", mode(o.Superframes)},
-	}
+	return "auto"
 }
 
 // OnExit says what an orderly end does with what the node made in the kernel.
