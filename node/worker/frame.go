@@ -18,22 +18,24 @@ func (w *Worker) frameSegments(p []byte, m packet.Meta, d *forwarder.Decision, s
 	return packet.CountSegments(p, i, m)
 }
 
-// sealFrame puts a superpacket into the batch as a superframe. False: it is to leave in segments.
-func (w *Worker) sealFrame(s *sealing, p []byte, m packet.Meta) (done bool, err error) {
+// sealFrame puts a superpacket into the batch as a superframe, and returns how many segments it has. 0: it is to leave
+// in segments.
+func (w *Worker) sealFrame(s *sealing, p []byte, m packet.Meta, d *forwarder.Decision) (segments int, err error) {
+	if segments = w.frameSegments(p, m, d, s.session); segments < 2 {
+		return 0, nil
+	}
 	t := &w.seals
 	f := wireguard.Frame{Packet: p, SegmentSize: m.SegmentSize, Piece: s.mtu + wireguard.Overhead}
 	bytes, pieces, fits := f.Bounds()
 	if !fits || bytes > cap(t.messages) {
-		return false, nil
+		return 0, nil
 	}
-	if cap(t.messages)-len(t.messages) < bytes {
-		if err := w.flush(); err != nil {
-			return false, err
-		}
+	if err := w.makeRoom(bytes); err != nil {
+		return 0, err
 	}
 	counter, ok := s.session.Reserve(1)
 	if !ok {
-		return false, nil // neither will there be one for the segments
+		return 0, nil // neither will there be one for the segments
 	}
 	at := len(t.messages)
 	head := wireguard.Head{Receiver: s.receiver, Counter: counter}
@@ -41,7 +43,7 @@ func (w *Worker) sealFrame(s *sealing, p []byte, m packet.Meta) (done bool, err 
 	t.out.AppendCut(s.send, t.messages[at:], f.Piece)
 	w.Counters.Sealed.Add(uint64(pieces))
 	w.Counters.FramesSealed.Add(1)
-	return true, nil
+	return segments, nil
 }
 
 // maxLent is how many superframes that had to be collected a worker takes in one turn.
@@ -60,7 +62,7 @@ func (w *Worker) fromPieces(b []byte, size int, s *tunnel.Datagrams, from *sende
 	if !w.comes(index, s, from) {
 		return 1
 	}
-	if !from.session.Takes() {
+	if !from.session.OpensFrames() {
 		w.drop(forwarder.NotWireGuard, 1)
 		return 1
 	}

@@ -60,34 +60,30 @@ func (w *Worker) encrypt(p []byte, m packet.Meta, d *forwarder.Decision) error {
 		session: session, receiver: w.receiver(session, p, m), mtu: d.Peer.MTU,
 		send: tunnel.Send{To: peer.Endpoint(), TOS: packet.EncapTOS(i.TOS) & packet.ECNMask, Peer: d.Peer.Index},
 	}
-	if n := w.frameSegments(p, m, d, session); n > 1 {
-		done, err := w.sealFrame(&s, p, m)
-		if done {
-			peer.Sent(w.ID, w.clock(), true)
-			w.countToPeer(d.Peer, n, len(p))
-		}
-		if done || err != nil {
-			return err
-		}
-	}
-	t := &w.seals
-	if e := t.segs.Segment(p, i, m, nil); e != packet.OK {
-		w.drop(forwarder.FromError(e), 1)
-		return nil
-	}
-	var n int
-	var err error
-	if d.Edit&forwarder.Fragment == 0 {
-		n, err = w.sealSegments(&s)
-	} else {
-		n, err = w.sealFragments(&s, d.MTU)
+	n, err := w.sealFrame(&s, p, m, d)
+	if n == 0 && err == nil {
+		n, err = w.sealCut(&s, p, m, d)
 	}
 	if n > 0 {
 		peer.Sent(w.ID, w.clock(), true)
-		w.Counters.Sealed.Add(uint64(n))
 		w.countToPeer(d.Peer, n, len(p))
 	}
 	return err
+}
+
+// sealCut puts the segments of a superpacket into the batch, or their fragments, and returns their number.
+func (w *Worker) sealCut(s *sealing, p []byte, m packet.Meta, d *forwarder.Decision) (n int, err error) {
+	if e := w.seals.segs.Segment(p, &w.info, m, nil); e != packet.OK {
+		w.drop(forwarder.FromError(e), 1)
+		return 0, nil
+	}
+	if d.Edit&forwarder.Fragment == 0 {
+		n, err = w.sealSegments(s)
+	} else {
+		n, err = w.sealFragments(s, d.MTU)
+	}
+	w.Counters.Sealed.Add(uint64(n))
+	return n, err
 }
 
 // receiver is the index that the superpacket in w.info is sent to.
@@ -160,16 +156,22 @@ func (w *Worker) sealFragments(s *sealing, mtu int) (n int, err error) {
 	return n, nil
 }
 
+// makeRoom has the buffer of messages take so many bytes more: what is in it leaves where they don't fit.
+func (w *Worker) makeRoom(bytes int) error {
+	if cap(w.seals.messages)-len(w.seals.messages) >= bytes {
+		return nil
+	}
+	return w.flush()
+}
+
 // seal puts a packet made of header and payload into the batch as one message. A packet in one piece that needs no
 // padding is not copied.
 func (w *Worker) seal(s *sealing, counter uint64, header, payload []byte) error {
 	t := &w.seals
 	n := len(header) + len(payload)
 	padded := wireguard.PaddedLen(n, s.mtu)
-	if cap(t.messages)-len(t.messages) < padded+wireguard.Overhead {
-		if err := w.flush(); err != nil {
-			return err
-		}
+	if err := w.makeRoom(padded + wireguard.Overhead); err != nil {
+		return err
 	}
 	at := len(t.messages)
 	p := payload

@@ -154,8 +154,7 @@ func (t *Tunnel) initiation(i *identity, msg []byte, from netip.AddrPort) {
 		s, err = newSession(p, &send, &receive)
 	}
 	if err == nil && marked(c.stamp) {
-		s.extended.Store(true)
-		err = s.extend(&send, &receive)
+		s.frames, err = newFrameKeys(&send, &receive)
 	}
 	if err != nil {
 		t.index.release(index)
@@ -187,7 +186,7 @@ func (t *Tunnel) response(msg []byte, from netip.AddrPort) {
 	}
 	s, err := newSession(p, &send, &receive)
 	if err == nil {
-		err = s.extend(&send, &receive) // our initiation had the mark
+		s.frames, err = newFrameKeys(&send, &receive) // our initiation had the mark
 	}
 	if err != nil {
 		return
@@ -267,17 +266,24 @@ func (t *Tunnel) forget(p *Peer) {
 
 // keepalive sends an empty packet.
 func (t *Tunnel) keepalive(p *Peer) {
+	if t.say(p, nil) {
+		t.Counters.Keepalives.Add(1)
+	}
+}
+
+// say sends a packet that is no pod's in the current session. False: it can't.
+func (t *Tunnel) say(p *Peer, packet []byte) bool {
 	s, to := p.Current(), p.Endpoint()
 	if s == nil || !to.IsValid() {
-		return
+		return false
 	}
 	counter, ok := s.Reserve(1)
 	if !ok {
-		return
+		return false
 	}
-	t.Counters.Keepalives.Add(1)
-	t.transmit(s.Seal(make([]byte, 0, Overhead), &t.nonce, Head{s.remote, counter}, nil), to)
+	t.transmit(s.Seal(make([]byte, 0, Overhead+len(packet)), &t.nonce, Head{s.remote, counter}, packet), to)
 	p.marks[t.config.Workers].sent.Store(t.now)
+	return true
 }
 
 // number is which of our identities i is.

@@ -130,7 +130,7 @@ func (f *Frame) padded() int {
 // f.Packet, up to its capacity, are overwritten; where they are too few it is copied.
 func (s *Session) SealFrame(dst []byte, n *Nonce, h Head, f *Frame) []byte {
 	size, pieces, _ := f.Bounds()
-	keys, which := s.frames.Load(), frameChaCha
+	keys, which := s.frames, frameChaCha
 	var flags byte
 	if s.takes.Load()&takesAES != 0 {
 		which, flags = frameAES, pieceAES
@@ -164,8 +164,7 @@ func (s *Session) SealFrame(dst []byte, n *Nonce, h Head, f *Frame) []byte {
 // OpenFrame decrypts a superframe in place: the header of one of its pieces, and what the pieces hold together. It
 // returns the superpacket, maybe with zeros behind it, and the payload bytes of its segments.
 func (s *Session) OpenFrame(h PieceHead, sealed []byte, n *Nonce) (packet []byte, size uint16, o Opened) {
-	keys := s.frames.Load()
-	if keys == nil || !s.Takes() {
+	if !s.OpensFrames() {
 		return nil, 0, BadSeal
 	}
 	which := frameChaCha
@@ -175,7 +174,7 @@ func (s *Session) OpenFrame(h PieceHead, sealed []byte, n *Nonce) (packet []byte
 		}
 		which = frameAES
 	}
-	plain, err := keys.receive[which].Open(sealed[:0], n.set(h.Counter), sealed, nil)
+	plain, err := s.frames.receive[which].Open(sealed[:0], n.set(h.Counter), sealed, nil)
 	if err != nil || len(plain) < segmentSize {
 		return nil, 0, BadSeal
 	}

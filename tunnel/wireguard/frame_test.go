@@ -152,7 +152,7 @@ func naiveFrame(s *Session, aes bool, h Head, f *Frame) (all []byte) {
 	}
 	plain = append(plain, byte(f.SegmentSize), byte(f.SegmentSize>>8))
 	nonce := binary.LittleEndian.AppendUint64(make([]byte, 4), h.Counter)
-	sealed := s.frames.Load().send[which].Seal(nil, nonce, plain, nil)
+	sealed := s.frames.send[which].Seal(nil, nonce, plain, nil)
 	parts := cut(sealed, f.Piece-16)
 	for k, part := range parts {
 		number := byte(k) | flags

@@ -124,10 +124,10 @@ func (l *link) noOffers(t *testing.T, s *Session) {
 	if s.initiator && read == 0 {
 		t.Error("not even the keepalive that confirms the session was seen")
 	}
-	if s.extended.Load() || s.takes.Load() != 0 || s.offers.n > 0 || s.To(7) != s.remote {
-		t.Errorf("the peer is taken for a Warren: %v, %b, %d offers", s.extended.Load(), s.takes.Load(), s.offers.n)
+	if s.extended() || s.takes.Load() != 0 || s.offers.n > 0 || s.To(7) != s.remote {
+		t.Errorf("the peer is taken for a Warren: %v, %b, %d offers", s.extended(), s.takes.Load(), s.offers.n)
 	}
-	if !s.initiator && s.frames.Load() != nil {
+	if !s.initiator && s.frames != nil {
 		t.Error("its initiation is taken for a Warren's")
 	}
 }

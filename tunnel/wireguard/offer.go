@@ -62,13 +62,12 @@ func IsOffer(packet []byte) bool {
 
 // Offered takes the peer's offer. It may take a lock that is held for moments.
 func (s *Session) Offered(packet []byte) {
-	if s.frames.Load() == nil {
+	if s.frames == nil {
 		return // it began the session without the mark
 	}
 	flags := uint32(packet[2])
 	s.takes.Store(flags & s.peer.tunnel.offering)
 	s.heard.Store(true)
-	s.extended.Store(true)
 	if flags&isAnswer == 0 && !s.asked.Swap(true) {
 		s.peer.Want()
 	}
@@ -91,8 +90,8 @@ func (c *Config) offering() uint32 {
 
 // offer sends the peer an offer when one is due. The caller holds t.mu.
 func (t *Tunnel) offer(p *Peer) {
-	s, to := p.Current(), p.Endpoint()
-	if s == nil || !s.extended.Load() || !to.IsValid() {
+	s := p.Current()
+	if s == nil || !s.extended() {
 		return
 	}
 	flags := t.offering
@@ -114,19 +113,18 @@ func (t *Tunnel) offer(p *Peer) {
 	default:
 		return
 	}
-	counter, ok := s.Reserve(1)
-	if !ok {
+	said := flags
+	if heard {
+		said |= isAnswer
+	}
+	if !t.say(p, append([]byte{0, offerVersion, byte(said), 0}, offerText...)) {
 		return
+	}
+	if heard {
+		s.asked.Store(false)
 	}
 	o.flags, o.at, o.n, o.got, o.again = flags, t.now, o.n+1, got, max(o.again-1, 0)
 	if changed && flags&takesFrames != 0 {
 		o.again = repeats // nothing will show whether it has come
 	}
-	if heard {
-		flags |= isAnswer
-		s.asked.Store(false)
-	}
-	packet := append([]byte{0, offerVersion, byte(flags), 0}, offerText...)
-	t.transmit(s.Seal(make([]byte, 0, Overhead+offerLen), &t.nonce, Head{s.remote, counter}, packet), to)
-	p.marks[t.config.Workers].sent.Store(t.now)
 }

@@ -139,7 +139,7 @@ func TestOffersEnd(t *testing.T) {
 	if n := s.offersSent(); n != maxOffers {
 		t.Errorf("%d offers that nobody answered, want %d", n, maxOffers)
 	}
-	if a.toward(b).extended.Load() || a.toward(b).TakesFrames() || b.toward(a).TakesFrames() {
+	if a.toward(b).extended() || a.toward(b).TakesFrames() || b.toward(a).TakesFrames() {
 		t.Error("agreed on something")
 	}
 }
@@ -243,7 +243,7 @@ func TestNoOffers(t *testing.T) {
 	// In a session that began without the mark it is nothing.
 	old := &Session{peer: a.of(b)}
 	old.Offered(good)
-	if old.TakesFrames() || old.extended.Load() || old.To(5) != 0 {
+	if old.TakesFrames() || old.extended() || old.To(5) != 0 {
 		t.Error("somebody who did not make the mark has offered something")
 	}
 }
@@ -365,7 +365,7 @@ func TestFramesNotOffered(t *testing.T) {
 		from.takes.Store(tt.use)
 		r := newTaker(t, to)
 		r.take(sealFrame(t, from, 0, Frame{Packet: randomPacket(500), Piece: 100}), 100)
-		if (len(r.packets) == 1) != tt.open || to.Takes() != tt.offer.Superframes {
+		if (len(r.packets) == 1) != tt.open || to.OpensFrames() != tt.offer.Superframes {
 			t.Errorf("%s: %v", tt.name, r.results)
 		}
 	}

@@ -158,7 +158,7 @@ func (p *Peer) confirm(s *Session) {
 		// Not when we responded: a peer with another preshared key cannot read that.
 		p.handshaken.Store(s.created)
 		p.tunnel.established(p)
-		if s.extended.Load() {
+		if s.extended() {
 			p.Want() // an offer is due
 		}
 	}

@@ -91,7 +91,6 @@ const (
 type Assembler struct {
 	mu       sync.Mutex
 	frames   [maxAssembled]assembled
-	used     int // of frames
 	free     [][]byte
 	done     [4 * maxAssembled]PieceHead // those that ended last, as pieces of them may still come
 	finished int
@@ -186,7 +185,6 @@ func (a *Assembler) put(t *Taken, h PieceHead, part []byte, now int64) {
 	t.Sealed, t.Of, t.TOS, t.buf = f.buf[:h.total], f.count, f.tos, f.buf
 	a.end(f.of)
 	*f = assembled{}
-	a.used--
 }
 
 // moreCongested reports whether the ECN field of x says more of congestion than that of y: as of fragments, the one
@@ -224,7 +222,6 @@ func (a *Assembler) frame(of PieceHead, now int64) (f *assembled, lost uint32) {
 		return nil, of.Index
 	}
 	*f = assembled{of: of, buf: a.buffer(of.total), at: now}
-	a.used++
 	return f, lost
 }
 
@@ -232,13 +229,12 @@ func (a *Assembler) frame(of PieceHead, now int64) (f *assembled, lost uint32) {
 func (a *Assembler) drop(f *assembled) {
 	a.keep(f.buf)
 	*f = assembled{}
-	a.used--
 }
 
 // forget drops a superframe that is complete all the same: its first pieces came twice.
 func (a *Assembler) forget(of PieceHead) {
 	for k := range a.frames {
-		if f := &a.frames[k]; a.used > 0 && f.buf != nil && f.of == of {
+		if f := &a.frames[k]; f.buf != nil && f.of == of {
 			a.drop(f)
 		}
 	}

@@ -25,13 +25,12 @@ type Session struct {
 	// before whether its response arrived (key confirmation).
 	answered atomic.Bool
 
-	// extended says that the peer is a Warren, see offer.go, and takes what it has offered since. frames has the keys.
-	extended atomic.Bool
-	heard    atomic.Bool // an offer of the peer's
-	asked    atomic.Bool // it waits for ours
-	takes    atomic.Uint32
-	frames   atomic.Pointer[frameKeys]
-	offers   offers
+	// What Warren nodes tell each other, see offer.go.
+	frames *frameKeys    // nil: its initiation had no mark; set before anybody else knows the session
+	heard  atomic.Bool   // an offer of the peer's
+	asked  atomic.Bool   // it waits for ours
+	takes  atomic.Uint32 // what it has offered, of what this node knows
+	offers offers
 
 	_       [64]byte
 	counter atomic.Uint64 // of the next message to the peer
@@ -53,14 +52,8 @@ func newSession(p *Peer, send, receive *[chacha20poly1305.KeySize]byte) (*Sessio
 	return s, err
 }
 
-// extend makes the session ready for what Warren nodes offer each other.
-func (s *Session) extend(send, receive *[chacha20poly1305.KeySize]byte) error {
-	k, err := newFrameKeys(send, receive)
-	if err == nil {
-		s.frames.Store(k)
-	}
-	return err
-}
+// extended reports whether the peer is a Warren: its initiation had the mark, or it has made an offer.
+func (s *Session) extended() bool { return s.frames != nil && (!s.initiator || s.heard.Load()) }
 
 // Peer is whose session it is.
 func (s *Session) Peer() *Peer { return s.peer }
@@ -171,9 +164,9 @@ func (s *Session) fresh(counter uint64) bool {
 	return fresh
 }
 
-// Takes reports whether the peer may send superframes in the session: this node has offered to take them.
-func (s *Session) Takes() bool {
-	return s.peer.tunnel.offering&takesFrames != 0 && s.frames.Load() != nil
+// OpensFrames reports whether the peer may send superframes in the session: this node has offered to take them.
+func (s *Session) OpensFrames() bool {
+	return s.peer.tunnel.offering&takesFrames != 0 && s.frames != nil
 }
 
 // The counters that Collects lets pass, by their distance from the latest: what is older is out of the window.
