@@ -64,7 +64,16 @@ func up(ctx context.Context, cfg *config.Config, stderr io.Writer, keepLevel boo
 	defer stop()
 	context.AfterFunc(ctx, stop) // the second signal ends the process as signals do by default
 	opt.Ready = func() { notify(opt.Log, daemon.SdNotifyReady) }
-	context.AfterFunc(ctx, func() { notify(opt.Log, daemon.SdNotifyStopping) })
+	told := make(chan struct{})
+	untold := context.AfterFunc(ctx, func() {
+		defer close(told)
+		notify(opt.Log, daemon.SdNotifyStopping)
+	})
+	defer func() { // before stop: a start that fails ends no service
+		if !untold() {
+			<-told
+		}
+	}()
 
 	hangUp := make(chan os.Signal, 1)
 	signal.Notify(hangUp, syscall.SIGHUP)
