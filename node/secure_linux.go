@@ -56,7 +56,7 @@ func (n *Node) openSecure(lanes, workers int) error {
 
 // uses reports whether this node itself, or a peer of it, is to be encrypted, or else whether one is to be plaintext.
 func uses(cfg *config.Config, encrypted bool) bool {
-	return cfg.Self.Plaintext != encrypted || slices.ContainsFunc(cfg.Peers(cfg.State), func(peer control.Node) bool {
+	return cfg.Self.Plaintext() != encrypted || slices.ContainsFunc(cfg.Peers(cfg.State), func(peer control.Node) bool {
 		return cfg.Encrypted(&peer) == encrypted
 	})
 }

@@ -196,7 +196,7 @@ func TestGrace(t *testing.T) {
 				mover, other = other, "six"
 			}
 			is("before", mover, !toEncrypted, !toEncrypted, 0)
-			p.reload(p.changed(mover, func(n *control.Node) { n.Plaintext = !toEncrypted }), now)
+			p.reload(p.changed(mover, func(n *control.Node) { n.Encapsulation = asks(toEncrypted) }), now)
 			is("in its grace", mover, true, false, 1)
 			is("beside", other, true, true, 1)
 			p.reload(p.changed(mover, func(*control.Node) {}), now.Add(time.Minute))
@@ -210,10 +210,10 @@ func TestGrace(t *testing.T) {
 			is("after it", mover, toEncrypted, toEncrypted, 0)
 
 			// There and back again, without a key, and gone.
-			p.reload(p.changed(mover, func(n *control.Node) { n.Plaintext = toEncrypted }), now)
-			p.reload(p.changed(mover, func(n *control.Node) { n.Plaintext = !toEncrypted }), now)
+			p.reload(p.changed(mover, func(n *control.Node) { n.Encapsulation = asks(!toEncrypted) }), now)
+			p.reload(p.changed(mover, func(n *control.Node) { n.Encapsulation = asks(toEncrypted) }), now)
 			is("there and back", mover, true, false, 1)
-			p.reload(p.changed(mover, func(n *control.Node) { n.Plaintext, n.PublicKey = true, key.Public{} }), now)
+			p.reload(p.changed(mover, func(n *control.Node) { n.Encapsulation, n.PublicKey = control.VXLAN, key.Public{} }), now)
 			is("without a key", mover, false, false, 0)
 			p.grace[other] = now.Add(graceTime)
 			gone := *p.cfg
@@ -322,4 +322,12 @@ func TestPresharedKeyThatChanges(t *testing.T) {
 	if k, _ := in(); k != second {
 		t.Error("the new key is not used")
 	}
+}
+
+// asks is the encapsulation of a node that is encrypted, or else plaintext.
+func asks(encrypted bool) control.Encapsulation {
+	if encrypted {
+		return control.WireGuard
+	}
+	return control.VXLAN
 }

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/warren-net/warren/control/static"
+	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/forwarder"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/worker"
@@ -26,7 +26,7 @@ func (a answers) Status() api.Status {
 		Started: n.started, UptimeSeconds: time.Since(n.started).Seconds(),
 		Device: api.Device{Name: cfg.Device, Queues: len(n.device.Queues()), MTU: n.podMTU},
 		Tunnel: api.Tunnel{
-			Encapsulation: cfg.Encapsulation(), VNI: cfg.VNI, Port: cfg.PortOf(&cfg.Self), MAC: macOf(&cfg.Self).String(),
+			Encapsulation: string(cfg.Encapsulation()), VNI: cfg.VNI, Port: cfg.PortOf(&cfg.Self), MAC: macOf(&cfg.Self).String(),
 			Underlay: v.underlay, WireGuardPort: cfg.WireGuardPortOf(&cfg.Self), PublicKeys: v.publicKeys,
 			Handshakes: a.handshakes(),
 		},
@@ -101,7 +101,7 @@ func (a answers) Peers() []api.Peer {
 	for _, p := range v.snapshot.Peers {
 		t := p.Stats.Totals()
 		peer := api.Peer{
-			Name: p.Name, Encapsulation: static.VXLAN, Endpoint: p.Endpoint, PodCIDRs: p.PodCIDRs, MAC: v.macs[p.Name],
+			Name: p.Name, Encapsulation: string(control.VXLAN), Endpoint: p.Endpoint, PodCIDRs: p.PodCIDRs, MAC: v.macs[p.Name],
 			MTU: p.MTU, TunnelGSO: p.TakesWhole(),
 			TxPackets: t.TxPackets, TxBytes: t.TxBytes, RxPackets: t.RxPackets, RxBytes: t.RxBytes,
 		}
@@ -129,7 +129,7 @@ func (a answers) secure(p *forwarder.Peer, out *api.Peer) {
 		out.LastHandshake = &s.Handshake
 	}
 	if p.Encrypted {
-		out.Encapsulation, out.MAC, out.Endpoint = static.WireGuard, "", s.Endpoint
+		out.Encapsulation, out.MAC, out.Endpoint = string(control.WireGuard), "", s.Endpoint
 	}
 }
 

@@ -161,7 +161,7 @@ func (w *writer) follow(ctx context.Context) error {
 	defer cancel()
 	n := w.node
 	source := static.New(static.Options{Path: n.cfg.File, Load: n.load})
-	updates, problems := make(chan control.State), make(chan error)
+	updates, problems := make(chan control.Update), make(chan error)
 	sourceDone := make(chan struct{})
 	go func() {
 		defer close(sourceDone)

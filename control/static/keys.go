@@ -9,18 +9,12 @@ import (
 	"github.com/warren-net/warren/internal/yamldoc"
 )
 
-// The encapsulations, as the file names them.
-const (
-	VXLAN     = "vxlan"
-	WireGuard = "wireguard"
-)
-
 // common checks what holds for all nodes and peers that say nothing else.
 func (b *builder) common(s *Spec) error {
 	if err := b.encapsulation("encapsulation", s.Encapsulation); err != nil {
 		return err
 	}
-	b.plaintext = s.Encapsulation == VXLAN
+	b.plaintext = s.Encapsulation == control.VXLAN
 	// No number at all is the default of who reads the file.
 	if p := s.WireGuard.Port; p < 0 || p > 65535 || p == 0 && b.doc.Has("wireguard.port") {
 		return b.wrong("wireguard.port", fmt.Sprint(p), "is not a UDP port", "use 1 to 65535; 51820 is WireGuard's usual one")
@@ -34,15 +28,15 @@ func (b *builder) common(s *Spec) error {
 	return err
 }
 
-func (b *builder) encapsulation(key, name string) error {
+func (b *builder) encapsulation(key string, name control.Encapsulation) error {
 	switch name {
-	case "", VXLAN, WireGuard:
+	case "", control.VXLAN, control.WireGuard:
 		return nil
 	case "direct", "auto":
-		return b.wrong(key, name, "is planned, but this version does not have it",
+		return b.wrong(key, string(name), "is planned, but this version does not have it",
 			"use wireguard, or on an underlay that can be trusted vxlan")
 	}
-	return b.wrong(key, name, "is not an encapsulation",
+	return b.wrong(key, string(name), "is not an encapsulation",
 		"use wireguard, or for plaintext on an underlay that can be trusted vxlan")
 }
 
@@ -62,18 +56,20 @@ func (b *builder) tunnel(key string, s *NodeSpec, n *control.Node) error {
 	if n.PresharedKeyFile, err = b.keyFile(key+".presharedKeyFile", s.PresharedKeyFile); err != nil {
 		return err
 	}
+	n.Encapsulation = s.Encapsulation
 	if s.PublicKey != "" {
-		n.Plaintext = s.Encapsulation == VXLAN
 		n.PublicKey, err = b.publicKey(key+".publicKey", s.PublicKey, "node "+n.Name)
 		return err
 	}
-	n.Plaintext = s.Encapsulation == VXLAN || s.Encapsulation == "" && b.plaintext
-	if n.Plaintext {
+	if n.Encapsulation == "" && b.plaintext {
+		n.Encapsulation = control.VXLAN
+	}
+	if n.Plaintext() {
 		return nil
 	}
 	where, value := key+".publicKey", ""
-	if s.Encapsulation == WireGuard {
-		where, value = key+".encapsulation", s.Encapsulation
+	if s.Encapsulation == control.WireGuard {
+		where, value = key+".encapsulation", string(s.Encapsulation)
 	}
 	return b.doc.Error(yamldoc.Finding{Key: where, Value: value,
 		Why: "node " + n.Name + " has no publicKey, so traffic to it could not be encrypted",

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/internal/key"
 	"github.com/warren-net/warren/internal/yamldoc"
 )
@@ -50,7 +51,7 @@ func TestBuildKeys(t *testing.T) {
 		t.Fatalf("%d nodes and peers, want %d", len(c.State.Nodes), len(want))
 	}
 	for _, n := range c.State.Nodes {
-		got := said{n.PublicKey, n.WireGuardPort, n.Plaintext, n.Roams, n.PresharedKeyFile}
+		got := said{n.PublicKey, n.WireGuardPort, n.Plaintext(), n.Roams, n.PresharedKeyFile}
 		if got != want[n.Name] {
 			t.Errorf("%s: got  %+v\nwant %+v", n.Name, got, want[n.Name])
 		}
@@ -65,25 +66,25 @@ func TestBuildKeys(t *testing.T) {
 
 // TestEncapsulationOfANode goes through what the entry and the file can say together.
 func TestEncapsulationOfANode(t *testing.T) {
-	const none = "refused"
-	for _, c := range []struct{ top, entry, keyed, keyless string }{
-		{"", "", WireGuard, none},
-		{"", VXLAN, VXLAN, VXLAN},
-		{"", WireGuard, WireGuard, none},
-		{WireGuard, "", WireGuard, none},
-		{WireGuard, VXLAN, VXLAN, VXLAN},
-		{WireGuard, WireGuard, WireGuard, none},
-		{VXLAN, "", WireGuard, VXLAN},
-		{VXLAN, VXLAN, VXLAN, VXLAN},
-		{VXLAN, WireGuard, WireGuard, none},
+	const none control.Encapsulation = "refused"
+	for _, c := range []struct{ top, entry, keyed, keyless control.Encapsulation }{
+		{"", "", control.WireGuard, none},
+		{"", control.VXLAN, control.VXLAN, control.VXLAN},
+		{"", control.WireGuard, control.WireGuard, none},
+		{control.WireGuard, "", control.WireGuard, none},
+		{control.WireGuard, control.VXLAN, control.VXLAN, control.VXLAN},
+		{control.WireGuard, control.WireGuard, control.WireGuard, none},
+		{control.VXLAN, "", control.WireGuard, control.VXLAN},
+		{control.VXLAN, control.VXLAN, control.VXLAN, control.VXLAN},
+		{control.VXLAN, control.WireGuard, control.WireGuard, none},
 	} {
-		for publicKey, want := range map[string]string{testKey('a').String(): c.keyed, "": c.keyless} {
+		for publicKey, want := range map[string]control.Encapsulation{testKey('a').String(): c.keyed, "": c.keyless} {
 			cluster, err := build(fmt.Sprintf("cluster: [10.244.0.0/16]\nencapsulation: %q\nnodes: [{name: a, "+
 				"addresses: [192.0.2.1], podCIDRs: [10.244.1.0/24], encapsulation: %q, publicKey: %q}]\n", c.top, c.entry,
 				publicKey))
 			got := none
 			if err == nil {
-				got = map[bool]string{true: VXLAN, false: WireGuard}[cluster.State.Nodes[0].Plaintext]
+				got = map[bool]control.Encapsulation{true: control.VXLAN, false: control.WireGuard}[cluster.State.Nodes[0].Plaintext()]
 			}
 			if got != want {
 				t.Errorf("file %q, entry %q, key %q: %s (%v), want %s", c.top, c.entry, publicKey, got, err, want)

@@ -19,11 +19,11 @@ import (
 
 // A Spec is the cluster as the file spells it.
 type Spec struct {
-	Cluster       []string      `yaml:"cluster"`
-	Nodes         []NodeSpec    `yaml:"nodes"`
-	Peers         []PeerSpec    `yaml:"peers"`
-	Encapsulation string        `yaml:"encapsulation"`
-	WireGuard     WireGuardSpec `yaml:"wireguard"`
+	Cluster       []string              `yaml:"cluster"`
+	Nodes         []NodeSpec            `yaml:"nodes"`
+	Peers         []PeerSpec            `yaml:"peers"`
+	Encapsulation control.Encapsulation `yaml:"encapsulation"`
+	WireGuard     WireGuardSpec         `yaml:"wireguard"`
 }
 
 // A WireGuardSpec is what holds for all encrypted tunnels that say nothing else.
@@ -42,10 +42,10 @@ type NodeSpec struct {
 	MAC       string   `yaml:"mac"`
 	Port      int      `yaml:"port"`
 
-	PublicKey        string `yaml:"publicKey"`
-	Encapsulation    string `yaml:"encapsulation"`
-	WireGuardPort    int    `yaml:"wireguardPort"`
-	PresharedKeyFile string `yaml:"presharedKeyFile"`
+	PublicKey        string                `yaml:"publicKey"`
+	Encapsulation    control.Encapsulation `yaml:"encapsulation"`
+	WireGuardPort    int                   `yaml:"wireguardPort"`
+	PresharedKeyFile string                `yaml:"presharedKeyFile"`
 }
 
 // A Cluster is a checked Spec.

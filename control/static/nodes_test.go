@@ -121,7 +121,7 @@ func FuzzBuild(f *testing.F) {
 		}
 		for _, n := range c.State.Nodes {
 			if n.Name == "" || n.Roams != (len(n.Addresses) == 0) || len(n.PodCIDRs) == 0 ||
-				n.PublicKey.IsZero() && !n.Plaintext {
+				n.PublicKey.IsZero() && !n.Plaintext() {
 				t.Fatalf("accepted %+v", n)
 			}
 		}

@@ -91,13 +91,13 @@ type reader struct {
 
 // A sink is where a source's findings go.
 type sink struct {
-	updates chan<- control.State
+	updates chan<- control.Update
 	problem func(error)
 }
 
 // Run implements control.Source. It reads the file at once, and returns only when ctx ends: a file that is missing or
 // bad is reported once for each content and awaited.
-func (s *Source) Run(ctx context.Context, updates chan<- control.State, problem func(error)) error {
+func (s *Source) Run(ctx context.Context, updates chan<- control.Update, problem func(error)) error {
 	w := newWatcher(s.opt.Path, problem)
 	defer w.close()
 
@@ -155,7 +155,7 @@ func (s *Source) read(ctx context.Context, last *reader, out sink) {
 		return
 	}
 	select {
-	case out.updates <- state:
+	case out.updates <- control.Update{Whole: true, Nodes: state.Nodes}:
 	case <-ctx.Done():
 	}
 }

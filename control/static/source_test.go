@@ -18,13 +18,13 @@ import (
 type run struct {
 	t        *testing.T
 	src      *Source
-	updates  chan control.State
+	updates  chan control.Update
 	problems chan error
 }
 
 func start(t *testing.T, path string, poll time.Duration) *run {
 	t.Helper()
-	r := &run{t: t, updates: make(chan control.State, 16), problems: make(chan error, 16)}
+	r := &run{t: t, updates: make(chan control.Update, 16), problems: make(chan error, 16)}
 	r.src = New(Options{Path: path, Poll: poll})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
@@ -257,7 +257,7 @@ func TestSourceReload(t *testing.T) {
 func TestSourceLoadHook(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "w.yaml")
 	write(t, path, "anything")
-	updates, problems := make(chan control.State, 1), make(chan error, 1)
+	updates, problems := make(chan control.Update, 1), make(chan error, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	refused := errors.New("refused")

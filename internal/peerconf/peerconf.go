@@ -60,7 +60,7 @@ func New(cfg *config.Config, m Machine) (file *File, leftOut []string, err error
 		}
 		allowed := sameFamilies(n.PodCIDRs, m.Peer.PodCIDRs)
 		switch {
-		case n.Plaintext:
+		case n.Plaintext():
 			leftOut = append(leftOut, fmt.Sprintf("node %s is left out, as it is plaintext: %s does not reach its pods before "+
 				"it has a publicKey and no `encapsulation: vxlan`", n.Name, m.Peer.Name))
 			continue

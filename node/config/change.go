@@ -54,7 +54,8 @@ func (c *Config) Adopt(next *Config) (*Config, error) {
 	own := func(n control.Node) bool { return n.Name == c.Node && !n.Roams }
 	if i := slices.IndexFunc(next.State.Nodes, own); i >= 0 {
 		n := &next.State.Nodes[i]
-		out.Self.PublicKey, out.Self.Plaintext, out.Self.PresharedKeyFile = n.PublicKey, n.Plaintext, n.PresharedKeyFile
+		out.Self.PublicKey, out.Self.Encapsulation, out.Self.PresharedKeyFile = n.PublicKey, n.Encapsulation,
+			n.PresharedKeyFile
 	}
 	if err := out.fits(next.Cluster, peers); err != nil {
 		return nil, fmt.Errorf("%s: %w; nothing of the new configuration is applied: restart warren", c.File, err)

@@ -300,16 +300,12 @@ func (c *Config) WireGuardPortOf(n *control.Node) uint16 {
 // Encrypted reports whether traffic with the peer is encrypted. Both nodes of a pair come to the same answer from the
 // same file, so that it can be changed node by node: one that is plaintext is so to all others.
 func (c *Config) Encrypted(peer *control.Node) bool {
-	return peer.Roams || !c.Self.Plaintext && !peer.Plaintext
+	return peer.Roams || !c.Self.Plaintext() && !peer.Plaintext()
 }
 
-// Encapsulation is what this node asks for: static.WireGuard or static.VXLAN. With a peer that asks for the latter it
-// is that; Encrypted knows.
-func (c *Config) Encapsulation() string {
-	if c.Self.Plaintext {
-		return static.VXLAN
-	}
-	return static.WireGuard
+// Encapsulation is what this node asks for. With a peer that asks for VXLAN it is that; Encrypted knows.
+func (c *Config) Encapsulation() control.Encapsulation {
+	return cmp.Or(c.Self.Encapsulation, control.WireGuard)
 }
 
 // Peers are the nodes of a state other than this one, and the peers that are no nodes.

@@ -31,8 +31,9 @@ peers:
 
 func TestEncrypted(t *testing.T) {
 	for _, c := range []struct {
-		node, own string
-		peers     map[string]bool
+		node  string
+		own   control.Encapsulation
+		peers map[string]bool
 	}{
 		{"a", "wireguard", map[string]bool{"b": false, "c": true, "laptop": true}},
 		{"b", "vxlan", map[string]bool{"a": false, "c": false, "laptop": true}},
@@ -113,7 +114,7 @@ func TestAdoptKeys(t *testing.T) {
 		}
 		own := slices.IndexFunc(merged.State.Nodes, func(n control.Node) bool { return n.Name == "a" })
 		if merged.State.Nodes[own].PublicKey != merged.Self.PublicKey ||
-			merged.State.Nodes[own].Plaintext != merged.Self.Plaintext {
+			merged.State.Nodes[own].Encapsulation != merged.Self.Encapsulation {
 			t.Errorf("the state says %+v, Self %+v", merged.State.Nodes[own], merged.Self)
 		}
 		return merged
@@ -125,11 +126,11 @@ func TestAdoptKeys(t *testing.T) {
 	if c := edit(testKey('a').String(), testKey('A').String()); c.Self.PublicKey != testKey('A') {
 		t.Errorf("own key %s", c.Self.PublicKey)
 	}
-	if c := edit(fmt.Sprintf("publicKey: %q}\n", testKey('a')), "encapsulation: vxlan}\n"); !c.Self.Plaintext ||
+	if c := edit(fmt.Sprintf("publicKey: %q}\n", testKey('a')), "encapsulation: vxlan}\n"); !c.Self.Plaintext() ||
 		!c.Self.PublicKey.IsZero() {
 		t.Errorf("%+v", c.Self)
 	}
-	if c := edit(", encapsulation: vxlan", ""); named(c, "b").Plaintext {
+	if c := edit(", encapsulation: vxlan", ""); named(c, "b").Encapsulation != "" {
 		t.Error("peer b did not become encrypted")
 	}
 	if c := edit(testKey('c').String(), testKey('C').String()); named(c, "c").PublicKey != testKey('C') {
@@ -145,7 +146,7 @@ func TestAdoptKeys(t *testing.T) {
 	if c := edit("name: laptop", "name: phone"); !named(c, "phone").Roams || len(c.State.Nodes) != 4 {
 		t.Errorf("%+v", c.State.Nodes)
 	}
-	if running.Self.PublicKey != testKey('a') || running.Self.Plaintext || len(running.State.Nodes) != 4 {
+	if running.Self.PublicKey != testKey('a') || running.Self.Plaintext() || len(running.State.Nodes) != 4 {
 		t.Error("the running configuration changed")
 	}
 }
