@@ -1,0 +1,243 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/warren-net/warren/internal/key"
+)
+
+// claim is a claim to 10.244.cidr.0/24, 192.0.2.address and a key.
+func claim(name string, cidr, address int, public byte) Node {
+	n := Node{
+		Name:      name,
+		PodCIDRs:  []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", cidr))},
+		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(address)})},
+	}
+	if public != 0 {
+		n.PublicKey = key.Public{public}
+	}
+	return n
+}
+
+func ledger(check func(*Node) error) *Ledger {
+	return NewLedger(Rules{Self: "self", Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Check: check})
+}
+
+// names are those that a change sets, and those that it ends behind a minus.
+func names(c Change) string {
+	var out []string
+	for _, n := range c.Set {
+		out = append(out, n.Name)
+	}
+	for _, name := range c.Gone {
+		out = append(out, "-"+name)
+	}
+	return strings.Join(out, " ")
+}
+
+func refused(l *Ledger) string {
+	var out []string
+	for _, r := range l.Refusals() {
+		out = append(out, r.Name)
+	}
+	return strings.Join(out, " ")
+}
+
+func TestLedger(t *testing.T) {
+	older := func(n Node, order int64) Node {
+		n.Order = order
+		return n
+	}
+	broken := Node{Name: "a", Broken: "its record is garbage: mend it"}
+	type step struct {
+		update         Update
+		change, refuse string // names
+	}
+	set := func(nodes ...Node) Update { return Update{Nodes: nodes} }
+	for name, steps := range map[string][]step{
+		"a cluster comes, changes and goes": {
+			{Update{Whole: true, Nodes: []Node{claim("self", 1, 1, 1), claim("a", 2, 2, 2)}}, "a self", ""},
+			{set(claim("a", 2, 2, 2)), "", ""},
+			{set(claim("a", 2, 2, 3), claim("b", 3, 3, 4)), "a b", ""},
+			{Update{Gone: []string{"a", "nobody"}}, "-a", ""},
+			{Update{Whole: true, Nodes: []Node{claim("b", 3, 3, 4)}}, "-self", ""},
+		},
+		"a pod CIDR is its owner's until it gives it up": {
+			{set(claim("a", 2, 2, 2)), "a", ""},
+			{set(claim("thief", 2, 3, 3)), "", "thief"},
+			{set(older(claim("thief", 2, 3, 3), -5)), "", "thief"},
+			{set(claim("a", 4, 2, 2)), "a thief", ""},
+		},
+		"wider and narrower": {
+			{set(claim("a", 2, 2, 2)), "a", ""},
+			{set(Node{Name: "wide", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/20")}}), "", "wide"},
+			{set(Node{Name: "narrow", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.7/32")}}), "", "narrow wide"},
+			{Update{Gone: []string{"a"}}, "narrow -a", "wide"},
+			{Update{Gone: []string{"narrow"}}, "wide -narrow", ""},
+		},
+		"an address, a key and a MAC": {
+			{set(claim("a", 2, 2, 2)), "a", ""},
+			{set(claim("b", 3, 2, 3), claim("c", 4, 4, 2)), "", "b c"},
+			{Update{Gone: []string{"a"}}, "b c -a", ""},
+			{set(Node{Name: "d", MAC: []byte{2, 0, 0, 0, 0, 1}}), "d", ""},
+			{set(Node{Name: "e", MAC: []byte{2, 0, 0, 0, 0, 1}}), "", "e"},
+			{Update{Gone: []string{"d", "e"}}, "-d", ""},
+		},
+		"of new claims the older one holds, then the name": {
+			{set(older(claim("a", 2, 2, 2), 7), older(claim("b", 2, 3, 3), 6)), "b", "a"},
+			{set(claim("d", 5, 5, 5), claim("c", 5, 6, 6)), "c", "a d"},
+		},
+		"the own node holds what it claims": {
+			{set(claim("a", 1, 1, 1)), "a", ""},
+			{set(older(claim("self", 1, 1, 1), 99)), "self -a", "a"},
+			{set(claim("a", 1, 2, 2)), "", "a"},
+			{set(claim("a", 2, 2, 2)), "a", ""},
+		},
+		"two nodes swap": {
+			{set(claim("a", 2, 2, 2), claim("b", 3, 3, 3)), "a b", ""},
+			{set(claim("a", 3, 2, 2), claim("b", 2, 3, 3)), "a b", ""},
+			{set(claim("a", 3, 3, 3), claim("b", 2, 2, 2)), "a b", ""},
+		},
+		"what cannot be read leaves what was": {
+			{set(claim("a", 2, 2, 2)), "a", ""},
+			{set(broken), "", "a"},
+			{set(claim("b", 2, 3, 3)), "", "a b"},
+			{set(claim("a", 2, 2, 2)), "", "b"},
+			{set(broken, claim("b", 3, 3, 3)), "b", "a"},
+			{Update{Gone: []string{"a"}}, "-a", ""},
+			{set(broken), "", "a"},
+		},
+		"outside of the cluster's ranges, and inside": {
+			{set(Node{Name: "a", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}), "", "a"},
+			{set(Node{Name: "b", Addresses: []netip.Addr{netip.MustParseAddr("10.244.9.9")}}), "", "a b"},
+			{set(Node{Name: "a"}, Node{Name: "b"}), "a b", ""},
+		},
+		"what else is wrong": {
+			{set(claim("odd", 2, 2, 2)), "", "odd"},
+			{set(claim("a", 2, 2, 2)), "a", "odd"},
+		},
+		"a refused claim leaves what the node had": {
+			{set(claim("a", 2, 2, 2), claim("b", 3, 3, 3)), "a b", ""},
+			{set(claim("b", 2, 3, 3)), "", "b"},
+			{set(claim("c", 3, 4, 4)), "c -b", "b"}, // b does not want it any more
+			{Update{Gone: []string{"a"}}, "b -a", ""},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := ledger(func(n *Node) error {
+				if n.Name == "odd" {
+					return errors.New("odd")
+				}
+				return nil
+			})
+			for k, s := range steps {
+				if got := names(l.Apply(s.update)); got != s.change {
+					t.Errorf("step %d: changed %q, want %q", k, got, s.change)
+				}
+				if got := refused(l); got != s.refuse {
+					t.Errorf("step %d: refused %q, want %q: %+v", k, got, s.refuse, l.Refusals())
+				}
+			}
+		})
+	}
+}
+
+// TestLedgerKeepsItsWord goes through random updates: what is in force never contradicts itself, the changes add up to
+// it, nobody loses what he claims to anybody but the own node, and what is refused has a reason that is true.
+func TestLedgerKeepsItsWord(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		l := ledger(nil)
+		inForce, claims := map[string]Node{}, map[string]Node{}
+		for range 40 {
+			var u Update
+			for range 1 + rng.IntN(3) {
+				name := []string{"self", "a", "b", "c", "d", "e"}[rng.IntN(6)]
+				if slices.ContainsFunc(u.Nodes, func(n Node) bool { return n.Name == name }) {
+					continue
+				}
+				if rng.IntN(5) == 0 {
+					u.Gone = append(u.Gone, name)
+					delete(claims, name)
+					continue
+				}
+				if slices.Contains(u.Gone, name) {
+					continue
+				}
+				n := claim(name, rng.IntN(6), rng.IntN(6), byte(1+rng.IntN(5)))
+				n.Order = int64(rng.IntN(3))
+				u.Nodes = append(u.Nodes, n)
+				claims[name] = n
+			}
+			before := inForce
+			inForce = map[string]Node{}
+			for name, n := range before {
+				inForce[name] = n
+			}
+			change := l.Apply(u)
+			for _, n := range change.Set {
+				inForce[n.Name] = n
+			}
+			for _, name := range change.Gone {
+				delete(inForce, name)
+			}
+			check(t, l, inForce, before, claims)
+			if t.Failed() {
+				t.Fatalf("after %+v", u)
+			}
+		}
+	}
+}
+
+func check(t *testing.T, l *Ledger, inForce, before, claims map[string]Node) {
+	t.Helper()
+	var list []Node
+	for _, n := range l.Nodes() {
+		if !reflect.DeepEqual(inForce[n.Name], n) {
+			t.Errorf("%+v is in force, the changes said %+v", n, inForce[n.Name])
+		}
+		list = append(list, n)
+	}
+	if len(list) != len(inForce) {
+		t.Errorf("%d are in force, the changes said %d", len(list), len(inForce))
+	}
+	clash := func(a, b *Node) bool {
+		return a.PodCIDRs[0] == b.PodCIDRs[0] || a.Addresses[0] == b.Addresses[0] || a.PublicKey == b.PublicKey
+	}
+	for i := range list {
+		for j := range i {
+			if clash(&list[i], &list[j]) {
+				t.Errorf("%+v and %+v are both in force", list[i], list[j])
+			}
+		}
+	}
+	own, claimsOwn := claims["self"]
+	for name, was := range before {
+		c, claims := claims[name]
+		if now, ok := inForce[name]; claims && was.Equal(&c) && (!ok || !now.Equal(&c)) &&
+			(!claimsOwn || !clash(&own, &c)) {
+			t.Errorf("%s lost what it claims, %+v", name, c)
+		}
+	}
+	refused := map[string]bool{}
+	for _, r := range l.Refusals() {
+		refused[r.Name] = true
+	}
+	for name, c := range claims {
+		now, ok := inForce[name]
+		if got := ok && now.Equal(&c); got == refused[name] {
+			t.Errorf("%s in force %v and refused %v", name, got, refused[name])
+		}
+		blocked := slices.ContainsFunc(list, func(o Node) bool { return o.Name != name && clash(&o, &c) })
+		if refused[name] && !blocked {
+			t.Errorf("%s is refused although nobody is in its way: %+v", name, l.Refusals())
+		}
+	}
+}
