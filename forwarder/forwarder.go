@@ -69,7 +69,7 @@ func (s *Snapshot) FromTUN(i *packet.Info, m packet.Meta) Decision {
 	}
 	switch dst := s.routes.lookup(i.Dst); dst.kind() {
 	case kindPeer:
-		return toPeer(s.Peers[dst.peer()], i, m)
+		return toPeer(s.peers[dst.peer()], i, m)
 	case kindPod, kindSelf:
 		return Decision{Verdict: Local}
 	case kindHole:

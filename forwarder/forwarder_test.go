@@ -54,7 +54,7 @@ func info(src, dst string, size int) *packet.Info {
 
 func TestFromTUN(t *testing.T) {
 	s := testSnapshot(t)
-	b, c := s.Peers[0], s.Peers[1]
+	b, c := s.peers[0], s.peers[1]
 	df := func(i *packet.Info) *packet.Info { i.Flags |= packet.DontFragment; return i }
 	syn := func(i *packet.Info) *packet.Info { i.TCPFlags = tcpSYN; return i }
 	tso := packet.Meta{Type: packet.GSOTCP4, SegmentSize: 1400}
@@ -150,7 +150,7 @@ func TestPathBelowIPv6Minimum(t *testing.T) {
 
 func TestFromWire(t *testing.T) {
 	s := testSnapshot(t)
-	b, c := s.Peers[0], s.Peers[1]
+	b, c := s.peers[0], s.peers[1]
 	syn := info("10.244.2.5", "10.244.1.9", 60)
 	syn.TCPFlags = tcpSYN | 0x10
 	tests := []struct {
@@ -207,7 +207,7 @@ func TestDecideDoesNotAllocate(t *testing.T) {
 	var d Decision
 	if n := testing.AllocsPerRun(1000, func() {
 		d = s.FromTUN(out, packet.Meta{})
-		d = s.FromWire(s.Peers[0], in)
+		d = s.FromWire(s.peers[0], in)
 	}); n != 0 {
 		t.Errorf("%v allocations per decision", n)
 	}

@@ -197,16 +197,19 @@ func (b *lpmBuilder) branch(routes []prefixRoute, depth int, other entry) entry 
 		for end < len(routes) && slotOf(&routes[end]) == slot {
 			end++
 		}
-		var e entry
-		if next, other := depth+stride, b.slots[at+slot]; next == 64 && routes[end-1].bits > 64 {
-			e = b.compare(routes[:end], 64, 64, other) // nothing: it turns to the second word
-		} else {
-			e = b.sub(routes[:end], next, other)
-		}
+		e := b.child(routes[:end], depth+stride, b.slots[at+slot])
 		b.slots[at+slot] = e
 		routes = routes[end:]
 	}
 	return entry(stride<<strideShift | at/slotUnit)
+}
+
+// child makes what a slot of a branch leads to; as sub, but that it may be at the end of the first word.
+func (b *lpmBuilder) child(routes []prefixRoute, depth int, other entry) entry {
+	if depth == 64 && len(routes) > 0 && routes[len(routes)-1].bits > 64 {
+		return b.compare(routes, 64, 64, other) // nothing: it turns to the second word
+	}
+	return b.sub(routes, depth, other)
 }
 
 // Strides are chosen so that steps are few and slots not too many: a node has at most slotsPerRoute for each route that

@@ -115,7 +115,7 @@ func TestBytesPerRoute(t *testing.T) {
 			routes := float64(s.RouteCount)
 			whole := float64(heapBytes()-before) / routes
 			trie := float64(len(s.routes.slots)) * 4 / routes
-			t.Logf("%d peers, %.0f routes: %.0f bytes per route, %.0f of them for the lookup; %.0f MiB", len(s.Peers), routes,
+			t.Logf("%d peers, %.0f routes: %.0f bytes per route, %.0f of them for the lookup; %.0f MiB", s.PeerCount, routes,
 				whole, trie, whole*routes/(1<<20))
 			if routes < peers*perPeer {
 				t.Errorf("%.0f routes, want %d", routes, peers*perPeer)

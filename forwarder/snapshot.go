@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -21,7 +22,7 @@ type Peer struct {
 	Header6   []byte         // the same for IPv6
 	Stats     *PeerStats     // survives the snapshot, so that counters go on when other peers change
 	Whole     *atomic.Bool   // superpackets may leave to it uncut, now; survives the snapshot. nil: never
-	Index     int32          // its place in Snapshot.Peers; set by Build
+	Index     int32          // what Snapshot.Peer finds it by; set by Build and Builder.Change
 
 	Tunnel           int32 // its number in the encrypted tunnel; 0: it has none
 	Encrypted        bool  // what is sent to it is encrypted
@@ -49,10 +50,10 @@ type Spec struct {
 	Peers        []*Peer
 }
 
-// A Snapshot is an immutable view of the cluster. Build makes one.
+// A Snapshot is an immutable view of the cluster. Build makes one, and a Builder one after the other.
 type Snapshot struct {
 	Generation uint64
-	Peers      []*Peer
+	PeerCount  int
 	Gateway4   netip.Addr // zero when the node has no IPv4 pod CIDR
 	Gateway6   netip.Addr
 	RouteCount int // of different prefixes, as many as Routes lists
@@ -60,7 +61,7 @@ type Snapshot struct {
 	routes  lpm
 	local4  span // of addresses that are this node's, so that most need no lookup
 	local6  span
-	byAddr  map[netip.Addr]*Peer
+	peers   []*Peer        // by Peer.Index; nil: a peer that is gone
 	tunnels []*Peer        // by Peer.Tunnel
 	cluster []netip.Prefix // what Routes lists besides the peers'
 	pods    []netip.Prefix
@@ -100,8 +101,34 @@ func (s *Snapshot) Gateway(version uint8) netip.Addr {
 	return s.Gateway6
 }
 
+// Peers are all peers, in the order of their Index.
+func (s *Snapshot) Peers() iter.Seq[*Peer] {
+	return func(yield func(*Peer) bool) {
+		for _, p := range s.peers {
+			if p != nil && !yield(p) {
+				return
+			}
+		}
+	}
+}
+
+// Peer is the peer with this Index, which is one of the snapshot's.
+func (s *Snapshot) Peer(index int32) *Peer { return s.peers[index] }
+
 // PeerByAddr finds the peer whose underlay address is a; nil when there is none.
-func (s *Snapshot) PeerByAddr(a netip.Addr) *Peer { return s.byAddr[a] }
+func (s *Snapshot) PeerByAddr(a netip.Addr) *Peer {
+	if !a.IsValid() {
+		return nil
+	}
+	t := s.routes.lookup(a)
+	if t.kind() != kindPeer {
+		return nil
+	}
+	if p := s.peers[t.peer()]; p.Endpoint.Addr() == a || slices.Contains(p.NodeAddrs, a) {
+		return p
+	}
+	return nil // a pod's
+}
 
 // PeerByTunnel finds the peer with this number in the encrypted tunnel; nil when there is none.
 func (s *Snapshot) PeerByTunnel(id int32) *Peer {
@@ -135,15 +162,9 @@ func (s *Snapshot) Routes() []Route {
 	for _, a := range s.self {
 		add(Route{Prefix: host(a), Kind: "node"})
 	}
-	for _, p := range s.Peers {
-		for _, c := range p.PodCIDRs {
+	for p := range s.Peers() {
+		for c := range p.prefixes() {
 			add(Route{Prefix: c, Kind: "peer", Peer: p.Name})
-		}
-		if p.Endpoint.IsValid() {
-			add(Route{Prefix: host(p.Endpoint.Addr()), Kind: "peer", Peer: p.Name})
-		}
-		for _, a := range p.NodeAddrs {
-			add(Route{Prefix: host(a), Kind: "peer", Peer: p.Name})
 		}
 	}
 	for _, c := range s.cluster {
@@ -159,8 +180,8 @@ func (s *Snapshot) Routes() []Route {
 func Build(spec Spec) (*Snapshot, error) {
 	s := &Snapshot{
 		Generation: spec.Generation,
-		Peers:      spec.Peers,
-		byAddr:     make(map[netip.Addr]*Peer, len(spec.Peers)),
+		PeerCount:  len(spec.Peers),
+		peers:      spec.Peers,
 		cluster:    spec.ClusterCIDRs,
 		pods:       spec.PodCIDRs,
 		self:       slices.Concat(spec.NodeAddrs, spec.Gateways),
@@ -212,7 +233,8 @@ func Build(spec Spec) (*Snapshot, error) {
 	return s, nil
 }
 
-func (s *Snapshot) addPeer(b *lpmBuilder, p *Peer, index int) error {
+// check refuses a peer that nothing can be sent to.
+func (p *Peer) check() error {
 	if p.Encrypted && p.Tunnel == 0 {
 		return fmt.Errorf("encrypted, but without a number in the tunnel: want one above 0")
 	}
@@ -224,26 +246,42 @@ func (s *Snapshot) addPeer(b *lpmBuilder, p *Peer, index int) error {
 	if p.Stats == nil {
 		return fmt.Errorf("no Stats")
 	}
+	if p.Tunnel < 0 {
+		return fmt.Errorf("number %d in the tunnel: want one above 0, or 0 for none", p.Tunnel)
+	}
+	return nil
+}
+
+// prefixes are what the peer has in the table, each once unless its pod CIDRs have one twice.
+func (p *Peer) prefixes() iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for _, c := range p.PodCIDRs {
+			if !yield(c) {
+				return
+			}
+		}
+		at := p.Endpoint.Addr()
+		if at.IsValid() && !yield(host(at)) {
+			return
+		}
+		for _, a := range p.NodeAddrs {
+			if a != at && !yield(host(a)) {
+				return
+			}
+		}
+	}
+}
+
+func (s *Snapshot) addPeer(b *lpmBuilder, p *Peer, index int) error {
+	if err := p.check(); err != nil {
+		return err
+	}
 	if err := s.addTunnel(p); err != nil {
 		return err
 	}
 	p.Index = int32(index)
-	t := newTarget(kindPeer, index)
-	for _, c := range p.PodCIDRs {
-		if err := b.add(c, t); err != nil {
-			return fmt.Errorf("pod CIDR: %w", err)
-		}
-	}
-	if !called {
-		if err := s.addAddr(b, p, p.Endpoint.Addr()); err != nil {
-			return err
-		}
-	}
-	for _, a := range p.NodeAddrs {
-		if a == p.Endpoint.Addr() {
-			continue
-		}
-		if err := s.addAddr(b, p, a); err != nil {
+	for c := range p.prefixes() {
+		if err := b.add(c, newTarget(kindPeer, index)); err != nil {
 			return err
 		}
 	}
@@ -252,10 +290,7 @@ func (s *Snapshot) addPeer(b *lpmBuilder, p *Peer, index int) error {
 
 // addTunnel makes PeerByTunnel find the peer.
 func (s *Snapshot) addTunnel(p *Peer) error {
-	switch {
-	case p.Tunnel < 0:
-		return fmt.Errorf("number %d in the tunnel: want one above 0, or 0 for none", p.Tunnel)
-	case p.Tunnel == 0:
+	if p.Tunnel == 0 {
 		return nil
 	}
 	if more := int(p.Tunnel) + 1 - len(s.tunnels); more > 0 {
@@ -266,14 +301,6 @@ func (s *Snapshot) addTunnel(p *Peer) error {
 	}
 	s.tunnels[p.Tunnel] = p
 	return nil
-}
-
-func (s *Snapshot) addAddr(b *lpmBuilder, p *Peer, a netip.Addr) error {
-	if other := s.byAddr[a]; other != nil && other != p {
-		return fmt.Errorf("address %v is already peer %s's", a, other.Name)
-	}
-	s.byAddr[a] = p
-	return b.add(host(a), newTarget(kindPeer, int(p.Index)))
 }
 
 // A span is a range of addresses by the first of their words, see packet.AddrWords. The zero span is empty.
@@ -310,7 +337,7 @@ func (s *Snapshot) owner(t target) string {
 	case kindSelf:
 		return "this node"
 	case kindPeer:
-		return "peer " + s.Peers[t.peer()].Name
+		return "peer " + s.peers[t.peer()].Name
 	}
 	return "nobody"
 }

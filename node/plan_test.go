@@ -47,7 +47,7 @@ func (p *plan) peer(t *testing.T, name string) (*forwarder.Peer, *outcome) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, peer := range out.snapshot.Peers {
+	for peer := range out.snapshot.Peers() {
 		if peer.Name == name {
 			return peer, out
 		}

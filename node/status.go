@@ -34,7 +34,7 @@ func (a answers) Status() api.Status {
 		Offloads: a.offloads(),
 		Workers:  make([]api.Worker, 0, len(n.workers)),
 		Snapshot: api.Snapshot{
-			Generation: v.snapshot.Generation, Since: v.since, Peers: len(v.snapshot.Peers), Routes: v.snapshot.RouteCount,
+			Generation: v.snapshot.Generation, Since: v.since, Peers: v.snapshot.PeerCount, Routes: v.snapshot.RouteCount,
 		},
 		LastReload: v.lastReload,
 		Warnings:   append([]string{}, v.warnings...),
@@ -97,8 +97,8 @@ func (a answers) offloads() []api.Offload {
 // Peers implements api.Source.
 func (a answers) Peers() []api.Peer {
 	v := a.n.view.Load()
-	out := make([]api.Peer, 0, len(v.snapshot.Peers))
-	for _, p := range v.snapshot.Peers {
+	out := make([]api.Peer, 0, v.snapshot.PeerCount)
+	for p := range v.snapshot.Peers() {
 		t := p.Stats.Totals()
 		peer := api.Peer{
 			Name: p.Name, Encapsulation: string(control.VXLAN), Endpoint: p.Endpoint, PodCIDRs: p.PodCIDRs, MAC: v.macs[p.Name],

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -114,7 +113,7 @@ func (n *Node) followTunnelGSO(ctx context.Context) {
 func (n *Node) proveTunnelGSO(ctx context.Context, events bool) {
 	g := &n.gso
 	snapshot := n.view.Load().snapshot
-	peers := plaintext(snapshot.Peers)
+	peers := plaintext(snapshot)
 	why, err := g.prove(ctx, snapshot, peers, events || time.Since(g.looked) > egressEvery)
 	if ctx.Err() != nil {
 		return
@@ -154,8 +153,14 @@ func (t tapProbes) Probe(to netip.AddrPort) error { return t.device.Probe(t.port
 func (t tapProbes) Arrived() (uint64, error) { return hostnet.TunnelGSOProbes(t.device.Name()) }
 
 // plaintext are the peers that superpackets can leave to uncut.
-func plaintext(peers []*forwarder.Peer) []*forwarder.Peer {
-	return slices.DeleteFunc(slices.Clone(peers), func(p *forwarder.Peer) bool { return p.Whole == nil })
+func plaintext(s *forwarder.Snapshot) []*forwarder.Peer {
+	var out []*forwarder.Peer
+	for p := range s.Peers() {
+		if p.Whole != nil {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // prove says for each of the snapshot's plaintext peers why no superpacket is to go to it uncut, "" where it may. An

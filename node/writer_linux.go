@@ -115,7 +115,7 @@ func (w *writer) begin() error {
 	n.opt.Log.Info("node is up", "node", n.cfg.Node, "version", n.opt.Version, "device", n.cfg.Device,
 		"created", n.device.Created(), "workers", len(n.workers), "mtu", n.podMTU,
 		"vxlanPort", n.cfg.PortOf(&n.cfg.Self), "wireguardPort", n.cfg.WireGuardPortOf(&n.cfg.Self),
-		"peers", len(n.view.Load().snapshot.Peers))
+		"peers", n.view.Load().snapshot.PeerCount)
 	return nil
 }
 
@@ -251,7 +251,7 @@ func (w *writer) reload(next *config.Config) {
 		result.Incomplete = err.Error()
 		w.log.Error("configuration applied, but not in full", "error", err)
 	} else {
-		w.log.Info("configuration applied", "generation", w.generation, "peers", len(w.node.view.Load().snapshot.Peers))
+		w.log.Info("configuration applied", "generation", w.generation, "peers", w.node.view.Load().snapshot.PeerCount)
 	}
 	if len(result.NeedsRestart) > 0 {
 		w.log.Warn("the configuration has changes that need a restart of warren", "settings", result.NeedsRestart)

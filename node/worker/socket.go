@@ -132,7 +132,7 @@ func (w *Worker) congestion(inner []byte, outer uint8) bool {
 // deliverRun decides on one run of the coalescer and writes it to the device.
 func (w *Worker) deliverRun(k int) error {
 	run := w.join.Run(k)
-	peer := w.snap.Peers[run.Tag]
+	peer := w.snap.Peer(run.Tag)
 	d := w.snap.FromWire(peer, &run.Info)
 	if d.Verdict != forwarder.Local {
 		w.drop(d.Reason, run.Segments)

@@ -73,7 +73,7 @@ func TestSendWhole(t *testing.T) {
 	c := newCluster(t, clusterConfig{nodes: 2, late: true})
 	w := c.nodes[0].workers[0]
 	w.snap = w.Table.Load()
-	peer := w.snap.Peers[0]
+	peer := w.snap.Peer(0)
 	tcp := func(b build, payload int) recorded {
 		b.src, b.dst, b.df, b.payload = "10.244.1.9", "10.244.2.5", true, payload
 		p, m := super(t, b.bytes(t), 1360)
