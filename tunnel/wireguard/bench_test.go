@@ -19,7 +19,7 @@ func BenchmarkTick(b *testing.B) {
 			}
 			t.SetPeers(peers, 0)
 			t.now = t.Now()
-			for _, p := range t.all {
+			for p := range t.all() {
 				if !live {
 					break
 				}

@@ -50,9 +50,9 @@ type Peer struct {
 	owed       int64 // since when we owe one
 }
 
-// PeerConfig is what Tunnel.SetPeers is told of a peer.
+// PeerConfig is what Tunnel.SetPeers and ChangePeers are told of a peer.
 type PeerConfig struct {
-	ID        int32 // above 0; of this peer alone, for ever
+	ID        int32 // above 0; of this peer alone, and no other's before nobody knows it by that
 	Name      string
 	Public    key.Public
 	Preshared key.Preshared
@@ -84,7 +84,7 @@ type marks struct {
 	_ [128 - 7*8]byte
 }
 
-// ID is the number that SetPeers gave the peer.
+// ID is the number that the peer was given.
 func (p *Peer) ID() int32 { return p.id }
 
 // Current is the session to encrypt with; nil: there is none now, see Want.

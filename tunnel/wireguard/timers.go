@@ -17,7 +17,7 @@ func (t *Tunnel) jitter() int64 { return rand.Int64N(int64(jitterTime)) }
 // tick looks at all timers, and reports whether there is anything to look at again. The caller holds t.mu.
 func (t *Tunnel) tick() (active bool) {
 	calls := t.config.CallsPerTick
-	for _, p := range t.all {
+	for p := range t.all() {
 		if p.greet && calls > 0 {
 			p.greet = false
 			calls--

@@ -3,6 +3,7 @@ package wireguard
 import (
 	"crypto/rand"
 	"io"
+	"iter"
 	"math"
 	"net/netip"
 	"slices"
@@ -75,7 +76,6 @@ type Tunnel struct {
 	mu         sync.Mutex // guards what follows, and what Peer says that it guards
 	now        int64
 	identities []*identity
-	all        []*Peer
 	byKey      map[key.Public]*Peer
 	handshakes map[uint32]*Peer // by the index that we chose for the handshake that we began
 	limiter    ratelimiter.Ratelimiter
@@ -165,7 +165,7 @@ func (t *Tunnel) SetKeys(keys []key.Private, preferred int) {
 		}
 		t.identities = append(t.identities, i)
 	}
-	for _, p := range t.all {
+	for p := range t.all() {
 		var used *identity
 		if p.identified && p.identity < len(before) {
 			used = before[p.identity]
@@ -190,40 +190,101 @@ func (t *Tunnel) again(p *Peer) {
 	}
 }
 
-// SetPeers says who the peers are. Sessions of those that stay go on, also when their keys have changed: for at most
-// three minutes, until there is a session of the new key.
+// SetPeers says who the peers are, all of them. See ChangePeers.
 func (t *Tunnel) SetPeers(peers []PeerConfig, preferred int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	old := *t.byID.Load()
-	size := len(old)
+	stay := make(map[int32]bool, len(peers))
 	for k := range peers {
-		size = max(size, int(peers[k].ID)+1)
+		stay[peers[k].ID] = true
 	}
-	byID := make([]*Peer, size)
-	t.all, t.byKey = make([]*Peer, 0, len(peers)), make(map[key.Public]*Peer, len(peers))
-	for _, c := range peers {
-		var p *Peer
-		if int(c.ID) < len(old) {
-			p = old[c.ID]
+	var gone []int32
+	for p := range t.all() {
+		if !stay[p.id] {
+			gone = append(gone, p.id)
 		}
-		if p == nil {
-			p = t.newPeer(c, preferred)
+	}
+	t.changePeers(peers, gone, preferred)
+}
+
+// ChangePeers says which peers are new or changed, and which have left, by their numbers. Sessions of those that stay
+// go on, also when their keys have changed: for at most three minutes, until there is a session of the new key.
+func (t *Tunnel) ChangePeers(set []PeerConfig, gone []int32, preferred int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.changePeers(set, gone, preferred)
+}
+
+func (t *Tunnel) changePeers(set []PeerConfig, gone []int32, preferred int) {
+	byID := slices.Clone(*t.byID.Load())
+	left := make([]*Peer, 0, len(gone))
+	for _, id := range gone {
+		if p := t.Peer(id); p != nil {
+			left = append(left, p)
+			byID[id] = nil
+			t.nameless(p)
 		}
-		t.change(p, c)
-		byID[c.ID] = p
-		t.all = append(t.all, p)
-		t.byKey[c.Public] = p
+	}
+	for _, c := range set { // before any gets a new one, as keys may go from one to another
+		if p := t.Peer(c.ID); p != nil && p.config.Public != c.Public {
+			t.nameless(p)
+		}
+	}
+	for _, c := range set {
+		if more := int(c.ID) + 1 - len(byID); more > 0 {
+			byID = append(byID, make([]*Peer, more)...)
+		}
+		if byID[c.ID] == nil {
+			byID[c.ID] = t.newPeer(c, preferred)
+		}
+		t.change(byID[c.ID], c)
+		t.byKey[c.Public] = byID[c.ID]
 	}
 	t.byID.Store(&byID)
-	for id, p := range old {
-		if p != nil && byID[id] == nil {
-			t.forget(p)
-			p.pending = nil
-			p.expire(math.MaxInt64)
+	for _, p := range left {
+		t.forget(p)
+		p.pending = nil
+		p.expire(math.MaxInt64)
+	}
+	t.dropStamps()
+	t.poke()
+}
+
+// nameless ends what finds a peer by its key.
+func (t *Tunnel) nameless(p *Peer) {
+	if t.byKey[p.config.Public] == p {
+		delete(t.byKey, p.config.Public)
+	}
+}
+
+// spareStamps is of how many keys of peers that are gone the last timestamp is kept. Should such a peer come back after
+// so many others have gone, its last initiation can be replayed once, which makes a session that nobody else can use.
+const spareStamps = 1 << 16
+
+func (t *Tunnel) dropStamps() {
+	if len(t.stamps) < len(t.byKey)+2*spareStamps {
+		return
+	}
+	spare := spareStamps
+	for k := range t.stamps {
+		if t.byKey[k] != nil {
+			continue
+		}
+		if spare--; spare < 0 {
+			delete(t.stamps, k)
 		}
 	}
-	t.poke()
+}
+
+// all are the peers.
+func (t *Tunnel) all() iter.Seq[*Peer] {
+	return func(yield func(*Peer) bool) {
+		for _, p := range *t.byID.Load() {
+			if p != nil && !yield(p) {
+				return
+			}
+		}
+	}
 }
 
 func (t *Tunnel) newPeer(c PeerConfig, preferred int) *Peer {

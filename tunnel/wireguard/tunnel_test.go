@@ -410,3 +410,48 @@ func TestOddSourcesAreNoEndpoints(t *testing.T) {
 		t.Errorf("endpoint %v", a.of(b).Endpoint())
 	}
 }
+
+// TestChangePeers: what is not in a change is not touched, a key may go from one peer to another, and who leaves is
+// not known any more.
+func TestChangePeers(t *testing.T) {
+	s := newSim(t, 3)
+	a, b, c := s.nodes[0], s.nodes[1], s.nodes[2]
+	s.peers(nil)
+	s.connect(a, b)
+	s.connect(a, c)
+	session := a.of(b).Current()
+	configs := a.configs(nil)
+	ofC := configs[1]
+	gone := ofC.ID
+	a.ChangePeers(nil, []int32{gone, 77}, 0)
+	if a.Tunnel.Peer(gone) != nil || a.of(b).Current() != session {
+		t.Error("one is still there, or the other has lost its session")
+	}
+	ofC.ID = 99
+	a.ChangePeers([]PeerConfig{ofC}, nil, 0)
+	a.Tunnel.Peer(99).Want()
+	s.pass(time.Second)
+	if a.Tunnel.Peer(99).Current() == nil || a.of(b).Current() != session {
+		t.Error("the one that came is not reached, or the other has lost its session")
+	}
+	ofB := configs[0]
+	ofB.Public, ofC.Public = ofC.Public, ofB.Public
+	a.ChangePeers([]PeerConfig{ofB, ofC}, nil, 0)
+	if a.byKey[ofB.Public] != a.of(b) || a.byKey[ofC.Public] != a.Tunnel.Peer(99) || len(a.byKey) != 2 {
+		t.Error("two peers that swap their keys are not found by them")
+	}
+}
+
+func TestStampsAreBounded(t *testing.T) {
+	s := newSim(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	s.peers(nil)
+	s.connect(b, a)
+	for n := range 2*spareStamps + 10 {
+		a.stamps[key.Public{byte(n), byte(n >> 8), byte(n >> 16), 1}] = a.stamps[b.key.Public()]
+	}
+	a.ChangePeers(nil, nil, 0)
+	if _, kept := a.stamps[b.key.Public()]; len(a.stamps) != spareStamps+1 || !kept {
+		t.Errorf("%d are left, a peer's among them: %v", len(a.stamps), kept)
+	}
+}
