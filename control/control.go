@@ -78,6 +78,8 @@ type Update struct {
 	Whole bool     // Nodes is all there is: whoever is not in it is gone
 	Nodes []Node   // new ones and changed ones, each with all that is known of it
 	Gone  []string // names; of nodes that were there
+
+	Cluster []netip.Prefix // the cluster's ranges, masked, where the source keeps them; empty: as they were
 }
 
 // A Source delivers updates, the own node included once the cluster knows of it.

@@ -134,6 +134,25 @@ func (l *Ledger) Apply(u Update) Change {
 	return l.change(before)
 }
 
+// SetCluster changes the cluster's ranges. Whoever is then misplaced is refused, and who was for the ranges is not.
+func (l *Ledger) SetCluster(ranges []netip.Prefix) Change {
+	before := map[string]*Node{}
+	l.rules.Cluster = ranges
+	for name, e := range l.entries {
+		if e.inForce != nil && l.misplaced(e.inForce) != "" {
+			before[name] = e.inForce
+			l.release(e)
+			l.waiting[name] = e
+		}
+	}
+	l.admit(func(e *entry) {
+		if _, seen := before[e.claim.Name]; !seen {
+			before[e.claim.Name] = e.inForce
+		}
+	})
+	return l.change(before)
+}
+
 // take notes a claim. It waits until admit.
 func (l *Ledger) take(n *Node) {
 	e := l.entries[n.Name]

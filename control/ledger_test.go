@@ -149,6 +149,25 @@ func TestLedger(t *testing.T) {
 	}
 }
 
+func TestLedgerOfAnotherCluster(t *testing.T) {
+	l := ledger(nil)
+	l.Apply(Update{Nodes: []Node{claim("self", 1, 1, 1), claim("a", 2, 2, 2), claim("b", 200, 3, 3)}})
+	narrow, wide := netip.MustParsePrefix("10.244.0.0/17"), netip.MustParsePrefix("10.244.0.0/16")
+	for _, s := range []struct {
+		ranges          []netip.Prefix
+		changed, refuse string
+	}{
+		{[]netip.Prefix{narrow}, "-b", "b"},
+		{[]netip.Prefix{wide}, "b", ""},
+		{[]netip.Prefix{wide, netip.MustParsePrefix("192.0.2.0/24")}, "-a -b -self", "a b self"},
+		{[]netip.Prefix{wide}, "a b self", ""},
+	} {
+		if got := names(l.SetCluster(s.ranges)); got != s.changed || refused(l) != s.refuse {
+			t.Errorf("%v: changed %q, refused %q, want %q and %q", s.ranges, got, refused(l), s.changed, s.refuse)
+		}
+	}
+}
+
 // TestLedgerKeepsItsWord goes through random updates: what is in force never contradicts itself, the changes add up to
 // it, nobody loses what he claims to anybody but the own node, and what is refused has a reason that is true.
 func TestLedgerKeepsItsWord(t *testing.T) {

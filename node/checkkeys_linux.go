@@ -17,7 +17,7 @@ func checkKeys(cfg *config.Config) []hostnet.Finding {
 
 func checkOwnKey(cfg *config.Config) hostnet.Finding {
 	f := hostnet.Finding{Level: hostnet.Error, What: "key"}
-	if !uses(cfg, true) {
+	if !uses(cfg, cfg.Peers(cfg.State), true) {
 		f.Level = hostnet.Warning // the node starts, and can encrypt nothing until a restart
 	}
 	file := filepath.Join(cfg.StateDir, key.File)

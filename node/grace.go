@@ -18,24 +18,15 @@ import (
 // A start gives no grace.
 const graceTime = 10 * time.Minute
 
-// graces notes whose encapsulation has just changed.
-func (p *plan) graces(old, next *config.Config, now time.Time) {
-	before := map[string]*control.Node{}
-	for _, n := range old.Peers(old.State) {
-		before[n.Name] = &n
-	}
-	for _, n := range next.Peers(next.State) {
-		was := before[n.Name]
-		delete(before, n.Name)
-		switch {
-		case was == nil || n.Roams || n.PublicKey.IsZero():
-			delete(p.grace, n.Name)
-		case old.Encrypted(was) != next.Encrypted(&n):
-			p.grace[n.Name] = now.Add(graceTime)
-		}
-	}
-	for name := range before {
-		delete(p.grace, name)
+// graceOf notes that a peer's encapsulation changes, when it does. It comes before the peer is planned anew; before
+// says what this node was until now.
+func (p *plan) graceOf(n *control.Node, before *config.Config, now time.Time) {
+	was := p.peers[n.Name]
+	switch {
+	case was == nil || n.Roams || n.PublicKey.IsZero():
+		delete(p.grace, n.Name)
+	case before.Encrypted(&was.node) != p.cfg.Encrypted(n):
+		p.grace[n.Name] = now.Add(graceTime)
 	}
 }
 
@@ -47,22 +38,22 @@ func (p *plan) encrypts(n *control.Node) (encrypted, refuses bool) {
 }
 
 // endGraces ends the graces of those who have encrypted something since they should, and of all who had their time, and
-// reports whether there were any.
-func (p *plan) endGraces(now time.Time) bool {
-	ended := false
-	for _, n := range p.cfg.Peers(p.cfg.State) {
-		until, ok := p.grace[n.Name]
-		if !ok {
-			continue
-		}
-		if now.Before(until) {
-			s, known := p.secure.tunnel.Status(p.tunnels[n.Name])
-			if !p.cfg.Encrypted(&n) || !known || s.LastData.Before(until.Add(-graceTime)) {
+// names them.
+func (p *plan) endGraces(now time.Time) []string {
+	var ended []string
+	for name, until := range p.grace {
+		m := p.peers[name]
+		if m != nil && now.Before(until) {
+			if !p.cfg.Encrypted(&m.node) || m.tunnel == nil {
+				continue
+			}
+			s, known := p.secure.tunnel.Status(m.tunnel.ID)
+			if !known || s.LastData.Before(until.Add(-graceTime)) {
 				continue
 			}
 		}
-		delete(p.grace, n.Name)
-		ended = true
+		delete(p.grace, name)
+		ended = append(ended, name)
 	}
 	return ended
 }

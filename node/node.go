@@ -31,6 +31,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/device/tun"
 	"github.com/warren-net/warren/forwarder"
 	"github.com/warren-net/warren/internal/key"
@@ -49,6 +50,7 @@ type Options struct {
 	Level   *slog.LevelVar  // of Log; moved when a new configuration says so. nil: it stays
 	Reload  <-chan struct{} // asks to read the configuration again. nil: nobody asks
 	Ready   func()          // called when pods can talk and questions are answered. nil: not called
+	Source  control.Source  // where the nodes come from, unless they stand in the file
 
 	// OwnProcess says that the process is there for this node alone: GOMAXPROCS is raised so that every worker can keep a
 	// P of the Go runtime to itself.
@@ -65,10 +67,11 @@ const spareProcs = 2
 type Node struct {
 	opt     Options
 	cfg     *config.Config // as it was at the start; what the writer goroutine goes by is plan.cfg
+	nodes   []control.Node // the peers at the start
+	feed    *feed          // nil: the peers stand in the file
 	started time.Time
 	podMTU  int
 
-	lock     *instance
 	device   *tun.Device
 	sockets  []*udp.Socket
 	noVXLAN  error // why there are none
@@ -91,25 +94,81 @@ type Node struct {
 	servers  []*http.Server
 }
 
+// errAgain says that the node is another one now, by what the cluster knows of it: it starts again, as after an end
+// that leaves everything for a successor.
+var errAgain = errors.New("the node starts again")
+
 // Run runs a node until ctx ends (the result is nil), or until something fails that it cannot go on without.
 func Run(ctx context.Context, cfg *config.Config, opt Options) error {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Node{
-		opt: opt, cfg: cfg, started: time.Now(),
+	if err := checkPrivilege(); err != nil {
+		return err
+	}
+	lock, err := claim(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.release() }()
+	if cfg.Control == config.Static {
+		return newNode(cfg, cfg.Peers(cfg.State), opt).run(ctx)
+	}
+	return runFed(ctx, cfg, opt)
+}
+
+// runFed runs a node whose peers come from a control plane.
+func runFed(ctx context.Context, cfg *config.Config, opt Options) error {
+	ring, _, err := key.LoadOrCreate(cfg.StateDir) // the cluster is told of the public half before anything else
+	if err != nil {
+		return fmt.Errorf("this node's key: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	f := newFeed(cfg, opt.Source, opt.Log)
+	f.tell(cfg, ring.Newest().Public())
+	var fed sync.WaitGroup
+	defer fed.Wait()
+	defer cancel(nil)
+	fed.Go(func() {
+		if err := f.run(ctx); err != nil {
+			cancel(err)
+		}
+	})
+	ready := opt.Ready
+	for {
+		known, nodes, err := f.await(ctx, cfg)
+		if ctx.Err() != nil {
+			return failure(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		opt.Ready, ready = ready, nil // once
+		n := newNode(known, nodes, opt)
+		n.feed = f
+		if err := n.run(ctx); !errors.Is(err, errAgain) {
+			return errors.Join(err, failure(ctx))
+		}
+		cfg = n.view.Load().cfg // which the file may have changed
+	}
+}
+
+// failure is why a context was ended, unless somebody just wanted the end.
+func failure(ctx context.Context) error {
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func newNode(cfg *config.Config, nodes []control.Node, opt Options) *Node {
+	return &Node{
+		opt: opt, cfg: cfg, nodes: nodes, started: time.Now(),
 		paths: make(chan tunnel.PathEvent, 256), failed: make(chan error, 1),
 		pokeLink: make(chan struct{}, 1), applied: make(chan applied),
 		gso: newTunnelGSO(),
 	}
-	if err := checkPrivilege(); err != nil {
-		return err
-	}
-	if err := n.claim(); err != nil {
-		return err
-	}
-	defer func() { _ = n.lock.release() }()
-	return n.run(ctx)
 }
 
 // checkPrivilege says what is missing in one sentence, before the first of many system calls fails with EPERM.
@@ -126,14 +185,13 @@ func checkPrivilege() error {
 }
 
 // claim makes the directories and takes the run directory's lock.
-func (n *Node) claim() (err error) {
-	for _, d := range []struct{ key, path string }{{"runDir", n.cfg.RunDir}, {"stateDir", n.cfg.StateDir}} {
+func claim(cfg *config.Config) (*instance, error) {
+	for _, d := range []struct{ key, path string }{{"runDir", cfg.RunDir}, {"stateDir", cfg.StateDir}} {
 		if err := os.MkdirAll(d.path, 0o755); err != nil {
-			return fmt.Errorf("%s: %s cannot be made: %w; name another directory in `%s`", d.key, d.path, err, d.key)
+			return nil, fmt.Errorf("%s: %s cannot be made: %w; name another directory in `%s`", d.key, d.path, err, d.key)
 		}
 	}
-	n.lock, err = acquire(n.cfg.RunDir)
-	return err
+	return acquire(cfg.RunDir)
 }
 
 // workerCount is the number of workers.
@@ -174,7 +232,11 @@ func (n *Node) run(ctx context.Context) error {
 	if n.opt.Ready != nil {
 		n.opt.Ready()
 	}
-	if err := w.follow(ctx); err != nil {
+	err = w.follow(ctx)
+	if errors.Is(err, errAgain) {
+		return errors.Join(err, stop(), n.device.Close())
+	}
+	if err != nil {
 		n.opt.Log.Error("node fails; everything is left as it is for the next start", "error", err)
 		return errors.Join(err, stop(), n.device.Close())
 	}
@@ -218,10 +280,10 @@ func (n *Node) start() (*writer, error) {
 	}
 	w := &writer{node: n, log: n.opt.Log, refusedAt: map[netip.Addr]time.Time{}, plan: plan{
 		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{}, secure: &n.secure, noVXLAN: n.noVXLAN,
-		grace: map[string]time.Time{}, tunnels: map[string]int32{}, shared: map[string]key.Preshared{},
-		unread: map[string]string{}, stats: map[string]*forwarder.PeerStats{}, workers: workers,
+		grace: map[string]time.Time{}, numbers: new(numbers), shared: map[string]key.Preshared{},
+		unread: map[string]string{}, workers: workers,
 	}}
-	if err := w.publish(); err != nil {
+	if err := w.publish(n.nodes); err != nil {
 		return nil, err
 	}
 	n.openTunnelGSO(workers)

@@ -34,7 +34,7 @@ func newPlan(t *testing.T, text string) *plan {
 	}
 	return &plan{
 		cfg: cfg, podMTU: 1420, paths: pathLimits{}, secure: new(secure), workers: 2,
-		stats: map[string]*forwarder.PeerStats{},
+		numbers: new(numbers),
 		underlay: []api.Underlay{
 			{Address: addr("192.0.2.1"), Device: "eth0", MTU: 1500}, {Address: addr("2001:db8::1"), Device: "eth0", MTU: 1500},
 		},
@@ -43,7 +43,7 @@ func newPlan(t *testing.T, text string) *plan {
 
 func (p *plan) peer(t *testing.T, name string) (*forwarder.Peer, *outcome) {
 	t.Helper()
-	out, err := p.build(1)
+	out, err := p.build(1, p.cfg.Peers(p.cfg.State))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,9 +65,10 @@ func TestPlanPeers(t *testing.T) {
 		{"six", "[2001:db8::3]:8472", vxlan.MAC(addr("2001:db8::3")).String()},
 		{"kernel", "192.0.2.4:4789", "02:00:00:00:00:04"},
 	} {
-		peer, out := p.peer(t, c.name)
-		if peer.Endpoint.String() != c.endpoint || out.macs[c.name] != c.mac || peer.MTU != 1420 || len(out.warnings) > 0 {
-			t.Errorf("%s: %v, %s, MTU %d, %v", c.name, peer.Endpoint, out.macs[c.name], peer.MTU, out.warnings)
+		peer, _ := p.peer(t, c.name)
+		mac, said := vxlan.Destination(peer.Header4).String(), p.allWarnings()
+		if peer.Endpoint.String() != c.endpoint || mac != c.mac || peer.MTU != 1420 || len(said) > 0 {
+			t.Errorf("%s: %v, %s, MTU %d, %v", c.name, peer.Endpoint, mac, peer.MTU, said)
 		}
 		dec := vxlan.Decoder{VNI: 1, MAC: [6]byte(peer.Header4[8:14])}
 		if inner, drop := dec.Decode(append(append([]byte{}, peer.Header4...), 0x45,
@@ -80,7 +81,7 @@ func TestPlanPeers(t *testing.T) {
 // TestPlanClassifies looks at the snapshot from outside: what goes where.
 func TestPlanClassifies(t *testing.T) {
 	p := newPlan(t, planConfig)
-	out, err := p.build(1)
+	out, err := p.build(1, p.cfg.Peers(p.cfg.State))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,16 +135,16 @@ func TestPlanMTU(t *testing.T) {
 			if c.path > 0 {
 				p.paths.note(addr(to), c.path, time.Now())
 			}
-			peer, out := p.peer(t, c.peer)
+			peer, _ := p.peer(t, c.peer)
 			if peer.MTU != c.want {
 				t.Errorf("MTU %d, want %d", peer.MTU, c.want)
 			}
-			if len(out.warnings) != len(c.warnings) {
-				t.Fatalf("warnings %q", out.warnings)
+			if len(p.allWarnings()) != len(c.warnings) {
+				t.Fatalf("warnings %q", p.allWarnings())
 			}
 			for i, part := range c.warnings {
-				if !strings.Contains(out.warnings[i], part) {
-					t.Errorf("warning %q, want %q in it", out.warnings[i], part)
+				if !strings.Contains(p.allWarnings()[i], part) {
+					t.Errorf("warning %q, want %q in it", p.allWarnings()[i], part)
 				}
 			}
 		})
@@ -153,9 +154,10 @@ func TestPlanMTU(t *testing.T) {
 func TestPlanUnderlayGone(t *testing.T) {
 	p := newPlan(t, planConfig)
 	p.underlay[0] = api.Underlay{Address: addr("192.0.2.1")}
-	peer, out := p.peer(t, "four")
-	if peer.MTU != 1420 || len(out.warnings) != 1 || !strings.Contains(out.warnings[0], "192.0.2.1 is on no device") {
-		t.Errorf("MTU %d, %q", peer.MTU, out.warnings)
+	peer, _ := p.peer(t, "four")
+	said := p.allWarnings()
+	if peer.MTU != 1420 || len(said) != 1 || !strings.Contains(said[0], "192.0.2.1 is on no device") {
+		t.Errorf("MTU %d, %q", peer.MTU, said)
 	}
 }
 
@@ -168,8 +170,8 @@ func TestPlanKeepsCounters(t *testing.T) {
 		t.Error("the counters did not survive the snapshot")
 	}
 	p.cfg.State.Nodes = p.cfg.State.Nodes[:1]
-	if _, err := p.build(2); err != nil || len(p.stats) != 0 {
-		t.Errorf("counters of nodes that are gone: %d, %v", len(p.stats), err)
+	if _, err := p.build(2, p.cfg.Peers(p.cfg.State)); err != nil || len(p.peers) != 0 {
+		t.Errorf("counters of nodes that are gone: %d, %v", len(p.peers), err)
 	}
 }
 

@@ -46,7 +46,7 @@ func (c controlWaiter) Wait(timeout time.Duration) error {
 // What fails ends the start only where it is needed now.
 func (n *Node) openSecure(lanes, workers int) error {
 	err := n.trySecure(lanes, workers)
-	if err == nil || uses(n.cfg, true) {
+	if err == nil || uses(n.cfg, n.nodes, true) {
 		return err
 	}
 	n.secure = secure{why: err}
@@ -55,8 +55,8 @@ func (n *Node) openSecure(lanes, workers int) error {
 }
 
 // uses reports whether this node itself, or a peer of it, is to be encrypted, or else whether one is to be plaintext.
-func uses(cfg *config.Config, encrypted bool) bool {
-	return cfg.Self.Plaintext() != encrypted || slices.ContainsFunc(cfg.Peers(cfg.State), func(peer control.Node) bool {
+func uses(cfg *config.Config, nodes []control.Node, encrypted bool) bool {
+	return cfg.Self.Plaintext() != encrypted || slices.ContainsFunc(nodes, func(peer control.Node) bool {
 		return cfg.Encrypted(&peer) == encrypted
 	})
 }
@@ -165,7 +165,7 @@ func (r *roaming) note(now time.Time) bool {
 // loadRing reads the node's keys, and makes the first one unless the node's entry has one already, which it could only
 // contradict.
 func loadRing(cfg *config.Config) (ring key.Ring, created bool, err error) {
-	if cfg.Self.PublicKey.IsZero() {
+	if cfg.Self.PublicKey.IsZero() || cfg.Control != config.Static { // a cluster that changes by itself is told of it
 		ring, created, err = key.LoadOrCreate(cfg.StateDir)
 	} else if ring, err = key.Load(cfg.StateDir); errors.Is(err, key.ErrNone) {
 		why, mend := lostKey(cfg)
@@ -206,6 +206,9 @@ func preferred(ring key.Ring, cfg *config.Config) (int, error) {
 			return i, nil
 		}
 	}
+	if cfg.Control != config.Static {
+		return 0, nil // the cluster has not heard of it yet
+	}
 	file := filepath.Join(cfg.StateDir, key.File)
 	return 0, fmt.Errorf("publicKey %s of node %s in %s is not this node's key, whose public half is %s; correct the "+
 		"entry on all nodes, or restore %s", want, cfg.Node, cfg.File, ring.Keys[0].Public(), file)
@@ -217,6 +220,14 @@ func (s *secure) lanes() []*udp.Socket {
 		return nil
 	}
 	return s.sockets.Lanes
+}
+
+// newest is the public half of the node's newest key; zero: it has none.
+func (s *secure) newest() key.Public {
+	if len(s.ring.Keys) == 0 {
+		return key.Public{}
+	}
+	return s.ring.Newest().Public()
 }
 
 // publicKeys are the public halves of the node's keys, the newest first.
@@ -265,8 +276,8 @@ func (w *writer) readRing(s *secure) bool {
 	return true
 }
 
-// tell gives the tunnel the keys and the peers of the plan.
-func (s *secure) tell(cfg *config.Config, peers []wireguard.PeerConfig) {
+// tell gives the tunnel the keys and what has changed of the peers.
+func (s *secure) tell(cfg *config.Config, out *outcome) {
 	if s.tunnel == nil {
 		return
 	}
@@ -275,7 +286,11 @@ func (s *secure) tell(cfg *config.Config, peers []wireguard.PeerConfig) {
 		prefer = 0 // the warning says so
 	}
 	s.tunnel.SetKeys(s.ring.Keys, prefer)
-	s.tunnel.SetPeers(peers, prefer)
+	if out.whole {
+		s.tunnel.SetPeers(out.tunnels, prefer)
+	} else {
+		s.tunnel.ChangePeers(out.tunnels, out.gone, prefer)
+	}
 }
 
 // secureWarnings is what people should know of keys.
@@ -304,15 +319,17 @@ func (w *writer) secureWarnings() []string {
 // silentPeers names the peers that were called for as long as the protocol calls, and have not answered since.
 func (w *writer) silentPeers() []string {
 	var out []string
-	for _, n := range w.plan.cfg.Peers(w.plan.cfg.State) {
-		if n.Roams || !w.plan.cfg.Encrypted(&n) {
+	for _, m := range w.plan.peers {
+		n := &m.node
+		if n.Roams || m.tunnel == nil || !w.plan.cfg.Encrypted(n) {
 			continue
 		}
-		if s, ok := w.node.secure.tunnel.Status(w.plan.tunnels[n.Name]); ok && s.Silent {
+		if s, ok := w.node.secure.tunnel.Status(m.tunnel.ID); ok && s.Silent {
 			out = append(out, fmt.Sprintf("peer %s does not answer the key exchange at %s, so nothing reaches it: is its "+
 				"daemon up, does a firewall let UDP port %d through, are publicKey and preshared key the same at both ends?",
-				n.Name, s.Endpoint, w.plan.cfg.WireGuardPortOf(&n)))
+				n.Name, s.Endpoint, w.plan.cfg.WireGuardPortOf(n)))
 		}
 	}
+	slices.Sort(out)
 	return out
 }

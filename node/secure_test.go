@@ -47,19 +47,19 @@ func newSecurePlan(t *testing.T) *plan {
 	p := newPlan(t, text)
 	p.secure.tunnel = wireguard.New(wireguard.Config{Workers: 2})
 	p.secure.tunnel.SetKeys([]key.Private{keys["a"]}, 0)
-	p.grace, p.tunnels, p.shared = map[string]time.Time{}, map[string]int32{}, map[string]key.Preshared{}
+	p.grace, p.shared = map[string]time.Time{}, map[string]key.Preshared{}
 	p.unread = map[string]string{}
 	return p
 }
 
 func TestPlanOfEncryptedPeers(t *testing.T) {
 	p := newSecurePlan(t)
-	out, err := p.build(1)
+	out, err := p.build(1, p.cfg.Peers(p.cfg.State))
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.secure.tunnel.SetPeers(out.tunnels, 0)
-	if out, err = p.build(2); err != nil {
+	if out, err = p.build(2, p.cfg.Peers(p.cfg.State)); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -122,12 +122,12 @@ func TestPlanMTUOfEncryptedPeers(t *testing.T) {
 func TestPlanWithoutATunnel(t *testing.T) {
 	p := newSecurePlan(t)
 	p.secure = &secure{why: errors.New("the port is taken")}
-	if _, err := p.build(1); err == nil || !strings.Contains(err.Error(), "the port is taken") {
+	if _, err := p.build(1, p.cfg.Peers(p.cfg.State)); err == nil || !strings.Contains(err.Error(), "the port is taken") {
 		t.Errorf("encrypted peers without a tunnel: %v", err)
 	}
 	p = newSecurePlan(t)
 	p.noVXLAN = errors.New("the port is taken")
-	if _, err := p.build(1); err == nil || !strings.Contains(err.Error(), "to-move") {
+	if _, err := p.build(1, p.cfg.Peers(p.cfg.State)); err == nil || !strings.Contains(err.Error(), "to-move") {
 		t.Errorf("plaintext peers without a tunnel: %v", err)
 	}
 }
@@ -139,7 +139,7 @@ func TestTunnelNumbersAreNotUsedAgain(t *testing.T) {
 	without := *p.cfg
 	without.State.Nodes = append(all[:1:1], all[2:]...)
 	p.cfg = &without
-	if _, err := p.build(2); err != nil {
+	if _, err := p.build(2, p.cfg.Peers(p.cfg.State)); err != nil {
 		t.Fatal(err)
 	}
 	again := without
@@ -147,14 +147,30 @@ func TestTunnelNumbersAreNotUsedAgain(t *testing.T) {
 	p.cfg = &again
 	second, _ := p.peer(t, "moved")
 	numbers := map[int32]string{}
-	for name, n := range p.tunnels {
+	for name, n := range p.numbers.byName {
 		if numbers[n] != "" {
 			t.Errorf("%s and %s have number %d", name, numbers[n], n)
 		}
 		numbers[n] = name
 	}
-	if first.Tunnel != second.Tunnel {
-		t.Errorf("number %d, then %d", first.Tunnel, second.Tunnel)
+	if first.Tunnel == second.Tunnel {
+		t.Errorf("number %d again, at once", first.Tunnel)
+	}
+}
+
+// TestNumbersRest: the number of a peer that left is given to another one, but not before nobody can mean the one that
+// left by it.
+func TestNumbersRest(t *testing.T) {
+	var n numbers
+	now := time.Unix(0, 0)
+	a, b := n.of("a", now), n.of("b", now)
+	n.release("a", now)
+	n.release("nobody", now)
+	if c := n.of("c", now.Add(numberRest-1)); c == a || c == b || n.of("b", now) != b || a < 1 || a == b {
+		t.Errorf("numbers %d, %d, then %d", a, b, c)
+	}
+	if d, e := n.of("d", now.Add(numberRest)), n.of("e", now.Add(numberRest)); d != a || e == a || n.last != 4 {
+		t.Errorf("numbers %d and %d after the rest, %d in all", d, e, n.last)
 	}
 }
 
@@ -168,16 +184,24 @@ func (p *plan) changed(name string, change func(n *control.Node)) *config.Config
 }
 
 // reload has the plan take a configuration.
-func (p *plan) reload(next *config.Config, now time.Time) {
-	p.graces(p.cfg, next, now)
+func (p *plan) reload(t *testing.T, next *config.Config, now time.Time) {
+	t.Helper()
+	before := p.cfg
 	p.cfg = next
+	nodes := next.Peers(next.State)
+	for k := range nodes {
+		p.graceOf(&nodes[k], before, now)
+	}
+	if _, err := p.build(1, nodes); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestGrace(t *testing.T) {
 	for _, toEncrypted := range []bool{true, false} {
 		t.Run(fmt.Sprintf("to encrypted %v", toEncrypted), func(t *testing.T) {
 			p := newSecurePlan(t)
-			out, err := p.build(1)
+			out, err := p.build(1, p.cfg.Peers(p.cfg.State))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -185,10 +209,10 @@ func TestGrace(t *testing.T) {
 			now := time.Now()
 			is := func(what, name string, encrypted, refuses bool, warnings int) {
 				t.Helper()
-				peer, out := p.peer(t, name)
-				if peer.Encrypted != encrypted || peer.RefusesPlaintext != refuses || len(out.warnings) != warnings {
+				peer, _ := p.peer(t, name)
+				if peer.Encrypted != encrypted || peer.RefusesPlaintext != refuses || len(p.allWarnings()) != warnings {
 					t.Errorf("%s, %s: encrypted %v, refuses plaintext %v, warnings %q", what, name, peer.Encrypted,
-						peer.RefusesPlaintext, out.warnings)
+						peer.RefusesPlaintext, p.allWarnings())
 				}
 			}
 			mover, other := "to-move", "moved"
@@ -196,29 +220,31 @@ func TestGrace(t *testing.T) {
 				mover, other = other, "six"
 			}
 			is("before", mover, !toEncrypted, !toEncrypted, 0)
-			p.reload(p.changed(mover, func(n *control.Node) { n.Encapsulation = asks(toEncrypted) }), now)
+			p.reload(t, p.changed(mover, func(n *control.Node) { n.Encapsulation = asks(toEncrypted) }), now)
 			is("in its grace", mover, true, false, 1)
 			is("beside", other, true, true, 1)
-			p.reload(p.changed(mover, func(*control.Node) {}), now.Add(time.Minute))
-			if p.endGraces(now.Add(graceTime - time.Second)) {
+			p.reload(t, p.changed(mover, func(*control.Node) {}), now.Add(time.Minute))
+			if len(p.endGraces(now.Add(graceTime-time.Second))) > 0 {
 				t.Error("the grace ended early")
 			}
 			is("after another reload", mover, true, false, 1)
-			if !p.endGraces(now.Add(graceTime)) || p.endGraces(now.Add(graceTime)) {
+			if len(p.endGraces(now.Add(graceTime))) != 1 || len(p.endGraces(now.Add(graceTime))) > 0 {
 				t.Error("the grace does not end once")
 			}
 			is("after it", mover, toEncrypted, toEncrypted, 0)
 
 			// There and back again, without a key, and gone.
-			p.reload(p.changed(mover, func(n *control.Node) { n.Encapsulation = asks(!toEncrypted) }), now)
-			p.reload(p.changed(mover, func(n *control.Node) { n.Encapsulation = asks(toEncrypted) }), now)
+			p.reload(t, p.changed(mover, func(n *control.Node) { n.Encapsulation = asks(!toEncrypted) }), now)
+			p.reload(t, p.changed(mover, func(n *control.Node) { n.Encapsulation = asks(toEncrypted) }), now)
 			is("there and back", mover, true, false, 1)
-			p.reload(p.changed(mover, func(n *control.Node) { n.Encapsulation, n.PublicKey = control.VXLAN, key.Public{} }), now)
+			p.reload(t, p.changed(mover, func(n *control.Node) {
+				n.Encapsulation, n.PublicKey = control.VXLAN, key.Public{}
+			}), now)
 			is("without a key", mover, false, false, 0)
 			p.grace[other] = now.Add(graceTime)
 			gone := *p.cfg
 			gone.State.Nodes = gone.State.Nodes[:1]
-			p.reload(&gone, now)
+			p.reload(t, &gone, now)
 			if len(p.grace) > 0 {
 				t.Errorf("graces of peers that are gone: %v", p.grace)
 			}
@@ -229,7 +255,7 @@ func TestGrace(t *testing.T) {
 func TestPreferredKey(t *testing.T) {
 	a, b := key.NewPrivate(), key.NewPrivate()
 	ring := key.Ring{Keys: []key.Private{a, b}}
-	cfg := &config.Config{Node: "n", File: "w.yaml", StateDir: "/state"}
+	cfg := &config.Config{Control: config.Static, Node: "n", File: "w.yaml", StateDir: "/state"}
 	for want, public := range []key.Public{a.Public(), b.Public()} {
 		cfg.Self.PublicKey = public
 		if i, err := preferred(ring, cfg); err != nil || i != want {
@@ -287,15 +313,15 @@ func TestPresharedKeyThatChanges(t *testing.T) {
 	for i := range p.cfg.State.Nodes {
 		p.cfg.State.Nodes[i].PresharedKeyFile = file
 	}
-	if _, err := p.build(1); err == nil {
+	if _, err := p.build(1, p.cfg.Peers(p.cfg.State)); err == nil {
 		t.Error("no error without the file")
 	}
 	in := func() (key.Preshared, []string) {
-		out, err := p.build(2)
+		out, err := p.build(2, p.cfg.Peers(p.cfg.State))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return out.tunnels[0].Preshared, out.warnings
+		return out.tunnels[0].Preshared, p.allWarnings()
 	}
 	write(first.RevealText() + "\n")
 	if k, warnings := in(); k != first || len(warnings) > 0 || p.presharedChanged() {

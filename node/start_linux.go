@@ -43,7 +43,7 @@ func tunMode(use bool) tun.Mode {
 // What fails ends the start only where they are needed now.
 func (n *Node) openSockets(lanes int) error {
 	err := n.tryVXLAN(lanes)
-	if err == nil || uses(n.cfg, false) {
+	if err == nil || uses(n.cfg, n.nodes, false) {
 		return err
 	}
 	n.noVXLAN = err
@@ -198,6 +198,12 @@ func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
 	spec := specOf(cfg)
 	spec.MTU, spec.GSOMaxSize, spec.TxQueueLen = n.podMTU, deviceGSOMaxSize, deviceQueueLength
 	spec.Pods = pods
+	if v := n.view.Load(); v != nil {
+		spec.PeerNodeAddrs = nil
+		for p := range v.snapshot.Peers() {
+			spec.PeerNodeAddrs = append(spec.PeerNodeAddrs, p.NodeAddrs...)
+		}
+	}
 	spec.Attached = func() bool {
 		any, _ := attached(cfg)
 		return any

@@ -10,6 +10,7 @@ import (
 	"github.com/warren-net/warren/forwarder"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/worker"
+	"github.com/warren-net/warren/tunnel/vxlan"
 )
 
 // answers is the api.Source over a node: it reads the view that the writer published and the workers' counters.
@@ -26,8 +27,9 @@ func (a answers) Status() api.Status {
 		Started: n.started, UptimeSeconds: time.Since(n.started).Seconds(),
 		Device: api.Device{Name: cfg.Device, Queues: len(n.device.Queues()), MTU: n.podMTU},
 		Tunnel: api.Tunnel{
-			Encapsulation: string(cfg.Encapsulation()), VNI: cfg.VNI, Port: cfg.PortOf(&cfg.Self), MAC: macOf(&cfg.Self).String(),
-			Underlay: v.underlay, WireGuardPort: cfg.WireGuardPortOf(&cfg.Self), PublicKeys: v.publicKeys,
+			Encapsulation: string(cfg.Encapsulation()), VNI: cfg.VNI, Port: cfg.PortOf(&cfg.Self),
+			MAC: macOf(&cfg.Self).String(), Underlay: v.underlay,
+			WireGuardPort: cfg.WireGuardPortOf(&cfg.Self), PublicKeys: v.publicKeys,
 			Handshakes: a.handshakes(),
 		},
 		PodCIDRs: cfg.Self.PodCIDRs, Gateways: cfg.Gateways(), ClusterCIDRs: cfg.Cluster,
@@ -101,7 +103,8 @@ func (a answers) Peers() []api.Peer {
 	for p := range v.snapshot.Peers() {
 		t := p.Stats.Totals()
 		peer := api.Peer{
-			Name: p.Name, Encapsulation: string(control.VXLAN), Endpoint: p.Endpoint, PodCIDRs: p.PodCIDRs, MAC: v.macs[p.Name],
+			Name: p.Name, Encapsulation: string(control.VXLAN), Endpoint: p.Endpoint, PodCIDRs: p.PodCIDRs,
+			MAC: vxlan.Destination(p.Header4).String(),
 			MTU: p.MTU, TunnelGSO: p.TakesWhole(),
 			TxPackets: t.TxPackets, TxBytes: t.TxBytes, RxPackets: t.RxPackets, RxBytes: t.RxBytes,
 		}

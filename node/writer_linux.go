@@ -13,6 +13,7 @@ import (
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/control/static"
+	"github.com/warren-net/warren/forwarder"
 	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/config"
@@ -34,44 +35,60 @@ type writer struct {
 	lastReload *api.Reload
 	hostError  string    // why the kernel could not be set up again
 	keyError   string    // why the node's keys could not be read again
-	pathsAt    time.Time // when the table was last built anew for paths
-	pathNews   bool      // it is to be for others
+	pathsAt    time.Time // when peers were last planned anew for paths
+	pathNews   bool      // they are to be for others
 	lost       []string  // what the kernel lacks, and what does not work for it
-	secureSaid []string  // the last of secureWarnings that were published
+	feedSaid   []string  // what people should know of the control plane
+	secureSaid []string  // what people should know of keys, as of the last look
 	refusedAt  map[netip.Addr]time.Time
 }
 
 // A view is what questions are answered from. It is immutable once published.
 type view struct {
-	outcome
+	snapshot   *forwarder.Snapshot
 	cfg        *config.Config
 	underlay   []api.Underlay
 	publicKeys []string
-	since      time.Time
+	since      time.Time // of the snapshot
 	lastReload *api.Reload
 	warnings   []string
 }
 
-// publish computes a new snapshot and puts it in force. When that fails, the old one stays.
-func (w *writer) publish() error {
-	out, err := w.plan.build(w.generation + 1)
+// publish computes the whole snapshot and puts it in force. When that fails, the old one stays.
+func (w *writer) publish(nodes []control.Node) error {
+	out, err := w.plan.build(w.generation+1, nodes)
 	if err != nil {
 		return fmt.Errorf("forwarding table: %w", err)
 	}
-	w.generation++
-	w.node.secure.tell(w.plan.cfg, out.tunnels) // before anything can be sent to them
-	w.node.table.Store(out.snapshot)
-	w.show(&view{outcome: *out, since: time.Now()})
-	poke(w.node.gso.poked)
+	w.secureSaid = w.secureWarnings()
+	w.enforce(out)
 	return nil
+}
+
+// publishChange does the same for the peers that are new, changed or gone.
+func (w *writer) publishChange(set []control.Node, gone []string) error {
+	out, err := w.plan.change(w.generation+1, set, gone)
+	if err != nil {
+		return fmt.Errorf("forwarding table: %w", err)
+	}
+	w.enforce(out)
+	return nil
+}
+
+// enforce puts a snapshot in force.
+func (w *writer) enforce(out *outcome) {
+	w.generation++
+	w.node.secure.tell(w.plan.cfg, out) // before anything can be sent to them
+	w.node.table.Store(out.snapshot)
+	w.show(&view{snapshot: out.snapshot, since: time.Now()})
+	poke(w.node.gso.poked)
 }
 
 // show publishes a view: v with everything but the snapshot brought up to date.
 func (w *writer) show(v *view) {
 	v.cfg, v.underlay, v.lastReload = w.plan.cfg, w.plan.underlay, w.lastReload
 	v.publicKeys = w.node.secure.publicKeys()
-	w.secureSaid = w.secureWarnings()
-	v.warnings = slices.Concat(v.outcome.warnings, w.lost, w.secureSaid)
+	v.warnings = slices.Concat(w.plan.allWarnings(), w.lost, w.secureSaid, w.feedSaid)
 	if w.hostError != "" {
 		v.warnings = append(v.warnings, w.hostError)
 	}
@@ -160,12 +177,12 @@ func (w *writer) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	n := w.node
-	source := static.New(static.Options{Path: n.cfg.File, Load: n.load})
+	file := static.New(static.Options{Path: n.cfg.File, Load: n.load})
 	updates, problems := make(chan control.Update), make(chan error)
 	sourceDone := make(chan struct{})
 	go func() {
 		defer close(sourceDone)
-		_ = source.Run(ctx, updates, func(err error) {
+		_ = file.Run(ctx, updates, func(err error) {
 			select {
 			case problems <- err:
 			case <-ctx.Done():
@@ -185,16 +202,20 @@ func (w *writer) follow(ctx context.Context) error {
 		case err := <-n.failed:
 			return err
 		case <-n.opt.Reload:
-			source.Reload()
+			file.Reload()
 		case <-updates:
 			next := n.next.Load()
-			if !first || !reflect.DeepEqual(next, n.cfg) {
+			if !first || !w.running(next) {
 				w.reload(next)
 			}
 			first = false
 		case err := <-problems:
 			w.problem(err)
 			first = false
+		case <-n.feed.newsOf():
+			if err := w.eat(n.feed.fetch()); err != nil {
+				return err
+			}
 		case e := <-n.paths:
 			w.path(e)
 		case <-n.pokeLink:
@@ -206,6 +227,15 @@ func (w *writer) follow(ctx context.Context) error {
 			w.repaired(a)
 		}
 	}
+}
+
+// running reports whether the file says what the node began with.
+func (w *writer) running(next *config.Config) bool {
+	began := *w.node.cfg
+	if began.Control != config.Static {
+		began.Self, began.Cluster, began.State = next.Self, next.Cluster, next.State
+	}
+	return reflect.DeepEqual(next, &began)
 }
 
 // wait lets events gather.
@@ -235,15 +265,15 @@ func (w *writer) reload(next *config.Config) {
 		w.problem(err)
 		return
 	}
-	graces := maps.Clone(w.plan.grace)
-	w.plan.graces(old, adopted, result.Time)
-	w.plan.cfg = adopted
-	w.readKeys()
-	if err := w.publish(); err != nil {
-		w.plan.cfg, w.plan.grace = old, graces
+	nodes := w.plan.nodes()
+	if adopted.Control == config.Static {
+		nodes = adopted.Peers(adopted.State)
+	}
+	if err := w.adopt(adopted, nodes); err != nil {
 		w.problem(err)
 		return
 	}
+	w.node.feed.tell(adopted, w.node.secure.newest())
 	if w.node.opt.Level != nil {
 		w.node.opt.Level.Set(w.plan.cfg.LogLevel)
 	}
@@ -258,6 +288,21 @@ func (w *writer) reload(next *config.Config) {
 	}
 	w.lastReload = &result
 	w.showAgain()
+}
+
+// adopt goes by another configuration, with these peers. When that fails, nothing has changed.
+func (w *writer) adopt(next *config.Config, nodes []control.Node) error {
+	old, graces, now := w.plan.cfg, maps.Clone(w.plan.grace), time.Now()
+	w.plan.cfg = next
+	for k := range nodes {
+		w.plan.graceOf(&nodes[k], old, now)
+	}
+	w.readKeys()
+	if err := w.publish(nodes); err != nil {
+		w.plan.cfg, w.plan.grace = old, graces
+		return err
+	}
+	return nil
 }
 
 // problem reports that the configuration is bad; the old state stays in force.
@@ -278,7 +323,7 @@ func (w *writer) path(e tunnel.PathEvent) {
 	var tooBig []tunnel.PathEvent
 	for more := true; more; {
 		switch {
-		case !w.plan.reached[e.To]:
+		case w.plan.reached[e.To] == 0:
 		case errors.Is(e.Err, tunnel.ErrTooBig):
 			tooBig = append(tooBig, e)
 		default:
@@ -305,7 +350,7 @@ func (w *writer) path(e tunnel.PathEvent) {
 	case !news:
 	case now.Sub(w.pathsAt) >= settle:
 		w.pathsAt = now
-		w.republish()
+		w.catchUp(nil)
 	default:
 		w.pathNews = true
 		w.pokeLink()
@@ -331,15 +376,34 @@ func (w *writer) look() {
 	now := time.Now()
 	news := w.plan.paths.expire(now) || w.pathNews
 	w.pathNews = false
-	news = w.plan.endGraces(now) || news
+	ended := w.plan.endGraces(now)
 	news = w.node.roamed.news.Swap(false) || news
-	news = w.readKeys() || news
-	if w.readUnderlay() || news {
-		w.republish()
-		return
+	switch {
+	case w.readKeys():
+		if err := w.publish(w.plan.nodes()); err != nil {
+			w.log.Error("the forwarding table stays as it was", "error", err)
+		}
+		w.node.feed.tell(w.plan.cfg, w.node.secure.newest())
+	case w.readUnderlay() || news || len(ended) > 0:
+		w.catchUp(ended)
 	}
-	if !slices.Equal(w.secureWarnings(), w.secureSaid) {
+	if said := w.secureWarnings(); !slices.Equal(said, w.secureSaid) {
+		w.secureSaid = said
 		w.showAgain()
+	}
+}
+
+// catchUp plans the peers anew that are outdated, and those named.
+func (w *writer) catchUp(names []string) {
+	set := w.plan.outdated()
+	for _, name := range names {
+		m := w.plan.peers[name]
+		if m != nil && !slices.ContainsFunc(set, func(n control.Node) bool { return n.Name == name }) {
+			set = append(set, m.node)
+		}
+	}
+	if err := w.publishChange(set, nil); err != nil {
+		w.log.Error("the forwarding table stays as it was", "error", err)
 	}
 }
 
@@ -355,12 +419,6 @@ func (w *writer) readUnderlay() bool {
 	}
 	w.plan.underlay = underlay
 	return true
-}
-
-func (w *writer) republish() {
-	if err := w.publish(); err != nil {
-		w.log.Error("the forwarding table stays as it was", "error", err)
-	}
 }
 
 func (w *writer) pokeLink() { poke(w.node.pokeLink) }

@@ -89,6 +89,39 @@ func (s *Spec) Build(d *yamldoc.Doc) (*Cluster, error) {
 	return &b.out, nil
 }
 
+// BuildOwn checks the spec of a node whose peers another control plane knows: the ranges, which may be missing, and
+// what holds for all tunnels. The state has this node alone, with the addresses given and without pod CIDRs.
+func (s *Spec) BuildOwn(d *yamldoc.Doc, name string, addresses []string) (*Cluster, error) {
+	b := &builder{doc: d, owners: map[string]string{}}
+	for key, n := range map[string]int{"nodes": len(s.Nodes), "peers": len(s.Peers)} {
+		if n > 0 {
+			return nil, b.wrong(key, "", "is what `control: static` reads; with another control plane nodes tell each other",
+				"leave it out, or write `control: static`")
+		}
+	}
+	if len(s.Cluster) > 0 {
+		if err := b.cluster(s.Cluster); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.common(s); err != nil {
+		return nil, err
+	}
+	n := control.Node{Name: name, Encapsulation: s.Encapsulation, PresharedKeyFile: b.out.PresharedKeyFile}
+	if err := b.name("node", name, "node"); err != nil {
+		return nil, err
+	}
+	for i, text := range addresses {
+		a, err := b.address(fmt.Sprintf("addresses[%d]", i), text, &n)
+		if err != nil {
+			return nil, err
+		}
+		n.Addresses = append(n.Addresses, a)
+	}
+	b.out.State.Nodes = []control.Node{n}
+	return &b.out, b.addressesOutsidePods()
+}
+
 // A builder collects the checked cluster, and who owns which name, address, MAC and key so far.
 type builder struct {
 	doc    *yamldoc.Doc

@@ -17,10 +17,16 @@ func (c *Config) NeedsRestart(next *Config) []string {
 			out = append(out, fmt.Sprintf("%s: %s → %s", key, a, b))
 		}
 	}
+	add("control", c.Control, next.Control)
 	add("node", c.Node, next.Node)
-	add("addresses of this node", joined(c.Self.Addresses), joined(next.Self.Addresses))
-	add("podCIDRs of this node", joined(c.Self.PodCIDRs), joined(next.Self.PodCIDRs))
-	add("mac of this node", c.Self.MAC, next.Self.MAC)
+	if c.Control != Static && len(next.Cluster) > 0 {
+		add("cluster", joined(c.Cluster), joined(next.Cluster))
+	}
+	if c.Control == Static {
+		add("addresses of this node", joined(c.Self.Addresses), joined(next.Self.Addresses))
+		add("podCIDRs of this node", joined(c.Self.PodCIDRs), joined(next.Self.PodCIDRs))
+		add("mac of this node", c.Self.MAC, next.Self.MAC)
+	}
 	add("device", c.Device, next.Device)
 	add("mtu", c.MTU, next.MTU)
 	add("vxlan.vni", c.VNI, next.VNI)
@@ -48,6 +54,17 @@ func (c *Config) NeedsRestart(next *Config) []string {
 // this one's pod CIDR): then nothing can be adopted, and the error says why.
 func (c *Config) Adopt(next *Config) (*Config, error) {
 	out := *c
+	if c.Control != next.Control {
+		return nil, fmt.Errorf("%s: `control` was %s and is now %s; nothing of the new configuration is applied: restart "+
+			"warren", c.File, c.Control, next.Control)
+	}
+	out.Masquerade, out.OnExit, out.LogLevel = next.Masquerade, next.OnExit, next.LogLevel
+	out.PresharedKeyFile, out.PersistentKeepalive = next.PresharedKeyFile, next.PersistentKeepalive
+	if c.Control != Static {
+		// The rest the control plane says, what this node asks for itself included.
+		out.Self.PresharedKeyFile, out.Own = next.PresharedKeyFile, next.Own
+		return &out, nil
+	}
 	out.Cluster = next.Cluster
 	// By the running name: next may call this node by another one's.
 	peers := c.Peers(next.State)
@@ -61,8 +78,6 @@ func (c *Config) Adopt(next *Config) (*Config, error) {
 		return nil, fmt.Errorf("%s: %w; nothing of the new configuration is applied: restart warren", c.File, err)
 	}
 	out.State.Nodes = append(peers, out.Self)
-	out.Masquerade, out.OnExit, out.LogLevel = next.Masquerade, next.OnExit, next.LogLevel
-	out.PresharedKeyFile, out.PersistentKeepalive = next.PresharedKeyFile, next.PersistentKeepalive
 	return &out, nil
 }
 

@@ -50,9 +50,30 @@ func (c *checker) vxlan() error {
 	return nil
 }
 
+func (c *checker) control() error {
+	c.out.Control = Control(c.raw.Control)
+	switch c.out.Control {
+	case Static:
+		if len(c.raw.Addresses) > 0 {
+			return c.wrong("addresses", c.raw.Addresses[0], "is for control planes that nodes tell of themselves",
+				"write the address into this node's entry of `nodes`")
+		}
+		return nil
+	case Etcd, Kubernetes:
+		return nil
+	}
+	return c.wrong("control", c.raw.Control, "is not a control plane",
+		"use static (the nodes stand in this file), etcd or kubernetes")
+}
+
 // self finds this node in the list.
 func (c *checker) self() error {
 	nodes := c.out.State.Nodes
+	if c.out.Control != Static {
+		c.out.Self, c.out.Own, c.own = nodes[0], nodes[0], "wireguard"
+		c.out.State.Nodes = nil
+		return nil
+	}
 	i := slices.IndexFunc(nodes, func(n control.Node) bool { return n.Name == c.out.Node })
 	if i >= 0 && !nodes[i].Roams {
 		c.out.Self, c.own = nodes[i], fmt.Sprintf("nodes[%d]", i)

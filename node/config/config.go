@@ -43,10 +43,12 @@ const PodMTUMargin = 80
 // Config is the whole configuration of one node.
 type Config struct {
 	File    string         // path of the file; for messages and for reading it again
+	Control Control        // where the nodes come from
 	Node    string         // this node's name
-	Self    control.Node   // this node's entry in State
-	Cluster []netip.Prefix // everything that is pod network
-	State   control.State  // all nodes, this one included, and the peers that are none
+	Self    control.Node   // this node's entry in State; with a control plane of its own what that says of it, see With
+	Own     control.Node   // what the file says of this node; with a control plane of its own alone
+	Cluster []netip.Prefix // everything that is pod network; may be missing with a control plane of its own, see With
+	State   control.State  // all nodes, this one included, and the peers that are none; with Static alone
 
 	Device        string
 	MTU           int    // bytes, of the pods' interfaces; 0: the underlay's less PodMTUMargin
@@ -103,6 +105,16 @@ func (o *Offloads) mode(s *offloadSwitch) string {
 	return "auto"
 }
 
+// Control says where a node learns of the others.
+type Control string
+
+// The control planes.
+const (
+	Static     Control = "static"     // the file itself
+	Etcd       Control = "etcd"       // control/etcd
+	Kubernetes Control = "kubernetes" // control/kubernetes
+)
+
 // OnExit says what an orderly end does with what the node made in the kernel.
 type OnExit string
 
@@ -116,6 +128,8 @@ const (
 type raw struct {
 	static.Spec `yaml:",inline"`
 	Node        string      `yaml:"node"`
+	Control     string      `yaml:"control"`
+	Addresses   []string    `yaml:"addresses"`
 	Device      string      `yaml:"device"`
 	MTU         int         `yaml:"mtu"`
 	VXLAN       rawVXLAN    `yaml:"vxlan"`
@@ -160,6 +174,7 @@ type rawLog struct {
 func defaults() raw {
 	return raw{
 		Spec:       static.Spec{WireGuard: static.WireGuardSpec{Port: 51820}},
+		Control:    string(Static),
 		Device:     "warren0",
 		VXLAN:      rawVXLAN{VNI: 1, Port: 4789},
 		Masquerade: true,
@@ -176,16 +191,18 @@ func defaults() raw {
 }
 
 // Load reads and checks the file at path. A file that names no node is for the node that is called as the host is.
-func Load(path string) (*Config, error) {
-	data, err := static.ReadFile(path)
-	if err != nil {
+func Load(path string) (*Config, error) { return LoadSource(Source{File: path}) }
+
+// LoadSource is Load with what the command line says instead of the file, in src.
+func LoadSource(src Source) (*Config, error) {
+	var err error
+	if src.Data, err = static.ReadFile(src.File); err != nil {
 		return nil, err
 	}
-	host, err := os.Hostname()
-	if err != nil {
-		return nil, fmt.Errorf("host name: %w; set `node` in %s", err, path)
+	if src.Hostname, err = os.Hostname(); err != nil {
+		return nil, fmt.Errorf("host name: %w; set `node` in %s", err, src.File)
 	}
-	return Parse(Source{File: path, Data: data, Hostname: host})
+	return Parse(src)
 }
 
 // A Source is what Parse reads.
@@ -193,6 +210,9 @@ type Source struct {
 	File     string // path, for messages
 	Data     []byte
 	Hostname string // the node's name, when the file has no `node`
+
+	Node    string  // the node's name, whatever the file says; empty: what it says
+	Control Control // where nodes come from, whatever the file says; empty: what it says
 }
 
 // Parse checks a file's content.
@@ -202,14 +222,26 @@ func Parse(src Source) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	cluster, err := r.Spec.Build(doc)
+	if src.Control != "" {
+		r.Control = string(src.Control)
+	}
+	c := &checker{doc: doc, raw: &r}
+	if err := c.control(); err != nil {
+		return nil, err
+	}
+	name := cmp.Or(src.Node, r.Node, src.Hostname)
+	build := r.Spec.Build
+	if c.out.Control != Static {
+		build = func(doc *yamldoc.Doc) (*static.Cluster, error) { return r.Spec.BuildOwn(doc, name, r.Addresses) }
+	}
+	cluster, err := build(doc)
 	if err != nil {
 		return nil, err
 	}
-	c := &checker{doc: doc, raw: &r}
 	c.out = Config{
 		File:          src.File,
-		Node:          cmp.Or(r.Node, src.Hostname),
+		Control:       c.out.Control,
+		Node:          name,
 		Cluster:       cluster.CIDRs,
 		State:         cluster.State,
 		Device:        r.Device,
@@ -240,6 +272,22 @@ func Parse(src Source) (*Config, error) {
 		}
 	}
 	return &c.out, nil
+}
+
+// With is the configuration of a node whose control plane knows it as self, in a cluster with these ranges.
+func (c *Config) With(self control.Node, cluster []netip.Prefix) (*Config, error) {
+	out := *c
+	self.PresharedKeyFile = c.PresharedKeyFile
+	out.Self, out.Cluster = self, cluster
+	if least := out.MinMTU(); out.MTU != 0 && out.MTU < least {
+		return nil, &yamldoc.Error{File: c.File, Key: "mtu", Value: fmt.Sprint(out.MTU),
+			Why: fmt.Sprintf("is below %d, the least for this node's pods", least), Fix: "raise it, or leave it out"}
+	}
+	if p := out.WireGuardPortOf(&out.Self); p == out.PortOf(&out.Self) {
+		return nil, &yamldoc.Error{File: c.File, Key: "wireguard.port", Value: fmt.Sprint(p),
+			Why: "is the port of this node's VXLAN tunnel too", Fix: "use another; 51820 is WireGuard's usual one"}
+	}
+	return &out, nil
 }
 
 // SocketIn finds the path of the API socket in a file that may otherwise be wrong: a node goes on with the last good

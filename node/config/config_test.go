@@ -32,7 +32,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
-		File: "w.yaml", Node: "a", Self: c.State.Nodes[0], State: c.State,
+		File: "w.yaml", Control: Static, Node: "a", Self: c.State.Nodes[0], State: c.State,
 		Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		Device:  "warren0", VNI: 1, Port: 4789, WireGuardPort: 51820, Masquerade: true,
 		Offloads: Offloads{Checksum: true, TSO: true, USO: true, UDPGSO: true, UDPGRO: true, TunnelGSO: true,

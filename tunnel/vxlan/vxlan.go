@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // Sizes, in bytes.
@@ -86,6 +87,14 @@ func (t *Template) Header(version uint8) []byte {
 		return t.V6[:]
 	}
 	return t.V4[:]
+}
+
+// Destination is the VTEP address that a header of NewHeader is addressed to; nil: it is none.
+func Destination(header []byte) net.HardwareAddr {
+	if len(header) != HeaderLen {
+		return nil
+	}
+	return slices.Clone(net.HardwareAddr(header[8:14]))
 }
 
 // MAC derives the VTEP address of a node that has none configured from its underlay address: 0e:57:a:b:c:d for IPv4

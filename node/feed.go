@@ -1,0 +1,264 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/control/remember"
+	"github.com/warren-net/warren/internal/key"
+	"github.com/warren-net/warren/node/config"
+)
+
+// How often what is known of the cluster is written down at most, and how soon for the first time.
+const (
+	rememberEvery = 30 * time.Second
+	rememberFirst = 2 * time.Second
+)
+
+// A feed follows a control plane other than the file: it takes the source's updates in, has a ledger judge them,
+// gathers what has changed until the writer asks for it, and keeps the last state on disk. It outlives a node that has
+// to start again as it is another one now. A nil feed is that of a node whose peers stand in its file.
+type feed struct {
+	log    *slog.Logger
+	dir    string // state directory
+	name   string
+	source control.Source
+	news   chan struct{} // there is something to take
+
+	mu       sync.Mutex
+	ledger   *control.Ledger
+	cluster  []netip.Prefix
+	pending  map[string]*control.Node // nil: it is gone
+	restart  bool                     // the cluster's ranges have changed
+	problem  string                   // why the source delivers nothing
+	refusals []string
+	told     control.Node  // what the source was told of this node
+	dirty    chan struct{} // there is something to write down
+}
+
+// newFeed makes one, with what was written down before.
+func newFeed(cfg *config.Config, source control.Source, log *slog.Logger) *feed {
+	f := &feed{
+		log: log, dir: cfg.StateDir, name: cfg.Node, source: source, news: make(chan struct{}, 1),
+		cluster: cfg.Cluster, pending: map[string]*control.Node{}, dirty: make(chan struct{}, 1),
+	}
+	known, err := remember.Read(f.dir)
+	if err != nil {
+		log.Warn("the last state of the cluster is not known", "error", err)
+	}
+	if known != nil && known.Node != f.name {
+		log.Info("what is known of the cluster is another node's and is not used", "node", known.Node)
+		known = nil
+	}
+	if known != nil && len(f.cluster) == 0 {
+		f.cluster = known.CIDRs
+	}
+	f.ledger = control.NewLedger(control.Rules{Self: f.name, Cluster: f.cluster})
+	if known != nil {
+		f.ledger.Apply(control.Update{Whole: true, Nodes: known.Nodes})
+	}
+	return f
+}
+
+// run follows the source until ctx ends.
+func (f *feed) run(ctx context.Context) error {
+	updates := make(chan control.Update)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { f.keep(ctx) })
+	ended := make(chan error, 1)
+	wg.Go(func() { ended <- f.source.Run(ctx, updates, f.trouble) })
+	for {
+		select {
+		case u := <-updates:
+			f.take(u)
+		case err := <-ended:
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("control plane: %w", err)
+		}
+	}
+}
+
+// trouble is the source's problem; nil: it is over.
+func (f *feed) trouble(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := f.problem
+	f.problem = ""
+	if err != nil {
+		f.problem = fmt.Sprintf("the control plane says nothing, and what it said last stays in force: %v", err)
+	}
+	if before == f.problem {
+		return
+	}
+	if err != nil {
+		f.log.Warn("control plane", "error", err)
+	} else {
+		f.log.Info("the control plane answers again")
+	}
+	poke(f.news)
+}
+
+// take lets the ledger judge an update.
+func (f *feed) take(u control.Update) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(u.Cluster) > 0 && !slices.Equal(u.Cluster, f.cluster) {
+		f.cluster, f.restart = u.Cluster, true
+		f.note(f.ledger.SetCluster(u.Cluster))
+	}
+	f.note(f.ledger.Apply(u))
+	refusals := make([]string, 0, len(f.refusals))
+	for _, r := range f.ledger.Refusals() {
+		refusals = append(refusals, fmt.Sprintf("what node %s says of itself is refused: %s", r.Name, r.Why))
+	}
+	if !slices.Equal(refusals, f.refusals) {
+		f.refusals = refusals
+		poke(f.news)
+	}
+}
+
+// note adds a change to what is to be taken.
+func (f *feed) note(c control.Change) {
+	if c.Empty() {
+		return
+	}
+	for k := range c.Set {
+		f.pending[c.Set[k].Name] = &c.Set[k]
+	}
+	for _, name := range c.Gone {
+		f.pending[name] = nil
+	}
+	poke(f.news)
+	poke(f.dirty)
+}
+
+// await waits until the cluster knows this node and what its ranges are, and returns the configuration to start with
+// and the peers. What is known then is not news any more.
+func (f *feed) await(ctx context.Context, cfg *config.Config) (*config.Config, []control.Node, error) {
+	for waited := false; ; waited = true {
+		f.mu.Lock()
+		self, cluster := f.ledger.Node(f.name), f.cluster
+		if self != nil && len(cluster) > 0 && len(self.PodCIDRs) > 0 && len(self.Addresses) > 0 {
+			nodes := f.peers()
+			clear(f.pending)
+			f.restart = false
+			f.mu.Unlock()
+			next, err := cfg.With(*self, cluster)
+			return next, nodes, err
+		}
+		why := slices.Concat([]string{f.problem}, f.refusals)
+		f.mu.Unlock()
+		if !waited {
+			f.log.Info("waiting until the cluster knows this node, its pod CIDRs and its addresses", "node", f.name,
+				"control", string(cfg.Control), "problems", slices.DeleteFunc(why, func(s string) bool { return s == "" }))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		case <-f.news:
+		}
+	}
+}
+
+// peers are all nodes in force but this one. The caller holds the lock.
+func (f *feed) peers() []control.Node {
+	return slices.DeleteFunc(f.ledger.Nodes(), func(n control.Node) bool { return n.Name == f.name })
+}
+
+// A fed is what a feed has for the writer.
+type fed struct {
+	set      []control.Node // peers that are new or changed
+	gone     []string
+	self     *control.Node // nil: as it was
+	restart  bool          // the cluster's ranges have changed
+	warnings []string
+}
+
+// fetch is what has changed since the last call.
+func (f *feed) fetch() fed {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := fed{restart: f.restart, warnings: slices.Clone(f.refusals)}
+	if f.problem != "" {
+		out.warnings = append([]string{f.problem}, out.warnings...)
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.pending)) {
+		switch n := f.pending[name]; {
+		case name == f.name:
+			out.self = n // while the cluster does not know this node, it goes on as it is
+		case n == nil:
+			out.gone = append(out.gone, name)
+		default:
+			out.set = append(out.set, *n)
+		}
+	}
+	clear(f.pending)
+	return out
+}
+
+// newsOf is the channel that tells of something to fetch.
+func (f *feed) newsOf() <-chan struct{} {
+	if f == nil {
+		return nil
+	}
+	return f.news
+}
+
+// tell tells the cluster of this node, as far as it does not know already.
+func (f *feed) tell(cfg *config.Config, public key.Public) {
+	p, ok := f.publisher()
+	if !ok {
+		return
+	}
+	self := control.Node{
+		Name: cfg.Node, Addresses: cfg.Own.Addresses, Encapsulation: cfg.Own.Encapsulation,
+		Port: cfg.Port, WireGuardPort: cfg.WireGuardPort, PublicKey: public,
+	}
+	f.mu.Lock()
+	known := f.told.Equal(&self)
+	f.told = self
+	f.mu.Unlock()
+	if !known {
+		p.Publish(self)
+	}
+}
+
+func (f *feed) publisher() (control.Publisher, bool) {
+	if f == nil {
+		return nil, false
+	}
+	p, ok := f.source.(control.Publisher)
+	return p, ok
+}
+
+// keep writes down what is known of the cluster, some time after it has changed and at the end.
+func (f *feed) keep(ctx context.Context) {
+	pause := rememberFirst
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.dirty:
+		}
+		wait(ctx, pause)
+		pause = rememberEvery
+		f.mu.Lock()
+		known := remember.Cluster{Node: f.name, CIDRs: f.cluster, Nodes: f.ledger.Nodes()}
+		f.mu.Unlock()
+		if err := remember.Write(f.dir, known); err != nil {
+			f.log.Warn("a start without the control plane will know an older state of the cluster", "error", err)
+		}
+	}
+}
