@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -110,14 +111,26 @@ func (w watching) Stop() {
 	w.cancel()
 }
 
-// patch changes a Node object, or with the subresource "status" its status.
-func (c *client) patch(ctx context.Context, name string, kind types.PatchType, body []byte, sub ...string) (*corev1.Node,
-	error) {
+// A patch is a change of a Node object; with sub "status" of its status.
+type patch struct {
+	kind types.PatchType
+	sub  string
+	body any
+}
+
+func (c *client) patch(ctx context.Context, name string, p patch) (*corev1.Node, error) {
+	body, err := json.Marshal(p.body)
+	if err != nil {
+		return nil, fmt.Errorf("patch of Node %s: %w", name, err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	out := &corev1.Node{}
-	return out, c.rest.Patch(kind).Resource("nodes").Name(name).SubResource(sub...).
-		VersionedParams(&metav1.PatchOptions{FieldManager: "warren"}, c.codec).Body(body).Do(ctx).Into(out)
+	req := c.rest.Patch(p.kind).Resource("nodes").Name(name)
+	if p.sub != "" {
+		req = req.SubResource(p.sub)
+	}
+	return out, req.VersionedParams(&metav1.PatchOptions{FieldManager: "warren"}, c.codec).Body(body).Do(ctx).Into(out)
 }
 
 // quiet is a log for client-go: whatever it says is for those who debug, as what concerns users is said by the Source.

@@ -1,5 +1,5 @@
-// Package kubernetes is the control plane that is a Kubernetes cluster: its Node objects say which nodes there are. They
-// are watched, and this node's own object is told what the others have to know.
+// Package kubernetes is the control plane that is a Kubernetes cluster: its Node objects say which nodes there are.
+// They are watched, and this node's own object is told what the others have to know.
 //
 // What is read of a Node object, and who may write it:
 //
@@ -8,8 +8,8 @@
 //	                                        annotation stands for them: whoever has a kubelet's credentials may write its
 //	                                        node's annotations, and must not get a neighbour's traffic by that
 //	status.addresses, InternalIP            the kubelet or the cloud's controller
-//	annotations warren.network/...          the node's Warren daemon, see Annotation…; the kubelet may write them too, and
-//	                                        with the admission plugin NodeRestriction only its own node's
+//	annotations warren.network/...          the node's Warren daemon, see Annotation…; the kubelet may write them too,
+//	                                        and with the admission plugin NodeRestriction only its own node's
 //
 // A node that is not complete (no pod CIDR yet, no public key because its daemon has not run) is left out, as nothing
 // could be sent to it; the own one is always there once it has pod CIDRs and an address. One that was complete before,

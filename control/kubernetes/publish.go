@@ -2,7 +2,6 @@ package kubernetes
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -61,8 +60,8 @@ type publisher struct {
 	*Source
 	names, cond backoff
 
-	// What somebody else does to this node's annotations: a person, or a second machine of the same name, whose daemon puts
-	// back its own ones as this one does. Both would write as fast as they can.
+	// What somebody else does to this node's annotations: a person, or a second machine of the same name, whose daemon
+	// puts back its own ones as this one does. Both would write as fast as they can.
 	stands bool // what was written last has not been undone
 	undone int
 	last   time.Time // when it was undone last
@@ -149,11 +148,8 @@ func (p *publisher) annotate(ctx context.Context, want, have map[string]string) 
 	if p.names.wait(now) {
 		return
 	}
-	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": change}})
-	if err != nil {
-		return // strings always can be written
-	}
-	obj, err := p.client.patch(ctx, p.opt.NodeName, types.MergePatchType, body)
+	obj, err := p.client.patch(ctx, p.opt.NodeName, patch{kind: types.MergePatchType,
+		body: map[string]any{"metadata": map[string]any{"annotations": change}}})
 	if ctx.Err() != nil {
 		return
 	}
@@ -170,9 +166,10 @@ func (p *publisher) annotate(ctx context.Context, want, have map[string]string) 
 }
 
 func fought(node string, have map[string]string) *trouble {
-	return &trouble{"fight", fmt.Errorf("somebody else writes Warren's annotations of Node %s, where %s is now %s: a person "+
-		"or a tool, or a second machine of that name that runs Warren; `kubectl get node %s -o yaml --show-managed-fields` "+
-		"shows who; each machine needs a name of its own", node, AnnotationPublicKey, excerpt(have[AnnotationPublicKey]), node)}
+	return &trouble{"fight", fmt.Errorf("somebody else writes Warren's annotations of Node %s, where %s is now %s: a "+
+		"person or a tool, or a second machine of that name that runs Warren; `kubectl get node %s -o yaml "+
+		"--show-managed-fields` shows who; each machine needs a name of its own", node, AnnotationPublicKey,
+		excerpt(have[AnnotationPublicKey]), node)}
 }
 
 // difference is what a merge patch has to say so that the daemon's annotations become the wanted ones: nil removes.
@@ -236,14 +233,11 @@ func (s *Source) patchCondition(ctx context.Context, before *condition, up bool)
 	if !up {
 		reason, message = ReasonDown, "Warren has stopped on this node and taken its pod network away"
 	}
-	body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []map[string]any{{
-		"type": corev1.NodeNetworkUnavailable, "status": status(up), "reason": reason, "message": message,
-		"lastHeartbeatTime": now, "lastTransitionTime": since,
-	}}}})
-	if err != nil {
-		return nil, fmt.Errorf("condition NetworkUnavailable: %w", err)
-	}
-	return s.client.patch(ctx, s.opt.NodeName, types.StrategicMergePatchType, body, "status")
+	return s.client.patch(ctx, s.opt.NodeName, patch{kind: types.StrategicMergePatchType, sub: "status",
+		body: map[string]any{"status": map[string]any{"conditions": []map[string]any{{
+			"type": corev1.NodeNetworkUnavailable, "status": status(up), "reason": reason, "message": message,
+			"lastHeartbeatTime": now, "lastTransitionTime": since,
+		}}}}})
 }
 
 // A backoff says when the next attempt is due. The zero value: at once.

@@ -31,7 +31,7 @@ func translate(obj *corev1.Node, own bool) (n control.Node, missing gap) {
 	r := reader{from: obj.Annotations, to: &n}
 	for _, name := range published {
 		if err := r.read(name); err != nil && !own {
-			return broken(fmt.Errorf("%w (its daemon writes it: look at its log, or remove it by `kubectl annotate node %s %s-`)",
+			return broken(fmt.Errorf("%w (its daemon writes it: look at its log; `kubectl annotate node %s %s-` removes it)",
 				err, n.Name, name))
 		}
 	}

@@ -60,9 +60,9 @@ func (c *client) watchTrouble(verb string, err error) *trouble {
 		return t
 	}
 	if apierrors.IsForbidden(err) {
-		return &trouble{"forbidden " + verb, fmt.Errorf("the API server at %s does not let Warren %s Node objects: %w; apply "+
-			"the ClusterRole and ClusterRoleBinding of deploy/kubernetes, or allow its user get, list, watch and patch of nodes "+
-			"and patch of nodes/status; %s", c.host, verb, err, stays)}
+		return &trouble{"forbidden " + verb, fmt.Errorf("the API server at %s does not let Warren %s Node objects: %w; "+
+			"apply the ClusterRole and ClusterRoleBinding of deploy/kubernetes, or allow its user get, list, watch and patch "+
+			"of nodes and patch of nodes/status; %s", c.host, verb, err, stays)}
 	}
 	return &trouble{"answer " + string(apierrors.ReasonForError(err)), fmt.Errorf("the API server at %s fails to %s Node "+
 		"objects: %w; look at its log; %s", c.host, verb, err, stays)}
@@ -81,8 +81,8 @@ func (c *client) patchTrouble(resource, node, consequence string, err error) *tr
 	case apierrors.IsNotFound(err):
 		return absent(node)
 	}
-	return &trouble{resource + " " + string(apierrors.ReasonForError(err)), fmt.Errorf("the API server at %s fails to patch "+
-		"%s of %s: %w; an admission webhook may have refused it; %s", c.host, resource, node, err, consequence)}
+	return &trouble{resource + " " + string(apierrors.ReasonForError(err)), fmt.Errorf("the API server at %s fails to "+
+		"patch %s of %s: %w; an admission webhook may have refused it; %s", c.host, resource, node, err, consequence)}
 }
 
 // common explains what may be wrong with any call; nil: nothing of that.
@@ -106,13 +106,13 @@ func (c *client) common(err error, consequence string) *trouble {
 	case errors.As(err, &status):
 		return nil
 	}
-	return &trouble{"unreachable", fmt.Errorf("the API server at %s cannot be reached: %w; see that it runs, and that this "+
-		"host reaches that address (a ClusterIP needs kube-proxy; the key kubernetes.server names another); %s", c.host, err,
-		consequence)}
+	return &trouble{"unreachable", fmt.Errorf("the API server at %s cannot be reached: %w; see that it runs, and that "+
+		"this host reaches that address (a ClusterIP needs kube-proxy; the key kubernetes.server names another); %s", c.host,
+		err, consequence)}
 }
 
 func absent(node string) *trouble {
-	return &trouble{"absent", fmt.Errorf("this cluster has no Node object %s: its kubelet has not registered yet, or under "+
-		"another name; `kubectl get nodes` shows the names, and --node (in a DaemonSet NODE_NAME, from spec.nodeName) has to "+
-		"be one of them", excerpt(node))}
+	return &trouble{"absent", fmt.Errorf("this cluster has no Node object %s: its kubelet has not registered yet, or "+
+		"under another name; `kubectl get nodes` shows the names, and --node (in a DaemonSet NODE_NAME, from spec.nodeName) "+
+		"has to be one of them", excerpt(node))}
 }
