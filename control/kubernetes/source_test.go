@@ -94,10 +94,10 @@ func TestIncompleteLater(t *testing.T) {
 		want  string
 		spoil func(*corev1.Node)
 	}{
-		{"Node b has no annotation warren.network/public-key; its Warren daemon writes it when it starts: look at the pod of " +
-			"the DaemonSet on that node", func(n *corev1.Node) { n.Annotations = nil }},
-		{"Node b has no InternalIP in status.addresses; its kubelet (--node-ip) or the cloud's controller sets one; or name " +
-			"the address of the tunnel by `kubectl annotate node b warren.network/override-addresses=ADDRESS`",
+		{"Node b has no annotation warren.network/public-key; its Warren daemon writes it when it starts: look at the pod " +
+			"of the DaemonSet on that node", func(n *corev1.Node) { n.Annotations = nil }},
+		{"Node b has no InternalIP in status.addresses; its kubelet (--node-ip) or the cloud's controller sets one; or " +
+			"name the address of the tunnel by `kubectl annotate node b warren.network/override-addresses=ADDRESS`",
 			func(n *corev1.Node) { n.Status.Addresses = nil }},
 	} {
 		a.change("b", c.spoil)
@@ -185,8 +185,8 @@ func TestCompacted(t *testing.T) {
 	r.noProblem()
 }
 
-// TestReborn has a node deleted and made anew while nobody looked, with nothing in it that can be read: what the old one
-// said is not the new one's.
+// TestReborn has a node deleted and made anew while nobody looked, with nothing in it that can be read: what the old
+// one said is not the new one's.
 func TestReborn(t *testing.T) {
 	a := newAPIServer(t)
 	a.set(object("a", 1))
@@ -203,7 +203,8 @@ func TestReborn(t *testing.T) {
 	a.up()
 	r.update(control.Update{Gone: []string{"b"}})
 	got := <-r.updates
-	if len(got.Nodes) != 1 || !strings.Contains(got.Nodes[0].Broken, `annotation warren.network/vxlan-port: "many" is not`) {
+	const want = `annotation warren.network/vxlan-port: "many" is not a UDP port`
+	if len(got.Nodes) != 1 || !strings.Contains(got.Nodes[0].Broken, want) {
 		t.Errorf("%+v", got)
 	}
 	r.problem()

@@ -34,8 +34,8 @@ func TestBroken(t *testing.T) {
 		spoil func(*corev1.Node)
 		want  string
 	}{
-		{"key", note(AnnotationPublicKey, "garbage"), `Node b: annotation warren.network/public-key: "garbage" is not a public ` +
-			"key; it has to be the 44 characters that `warren key public` prints on that node " + daemon +
+		{"key", note(AnnotationPublicKey, "garbage"), `Node b: annotation warren.network/public-key: "garbage" is not a ` +
+			"public key; it has to be the 44 characters that `warren key public` prints on that node " + daemon +
 			"warren.network/public-key-` removes it)"},
 		{"no key in it", note(AnnotationPublicKey, ""), `public-key: "" is not a public key`},
 		{"zero key", note(AnnotationPublicKey, strings.Repeat("A", 43)+"="), "is not a public key"},
@@ -54,11 +54,11 @@ func TestBroken(t *testing.T) {
 		{"two of a family", note(AnnotationAddresses, "192.0.2.1, 192.0.2.2"), "holds two addresses of one family"},
 		{"multicast", note(AnnotationAddresses, "ff02::1"), "holds ff02::1, which is no host's on the underlay"},
 		{"link-local", note(AnnotationAddresses, "fe80::1%eth0"), "which is link-local; use addresses at which"},
-		{"override", note(AnnotationOverrideAddresses, "127.0.0.1"), "override-addresses: \"127.0.0.1\" holds 127.0.0.1, which " +
-			"is no host's on the underlay; use addresses at which the other nodes reach that node (`kubectl annotate " +
+		{"override", note(AnnotationOverrideAddresses, "127.0.0.1"), `override-addresses: "127.0.0.1" holds 127.0.0.1, ` +
+			"which is no host's on the underlay; use addresses at which the other nodes reach that node (`kubectl annotate " +
 			"--overwrite node b warren.network/override-addresses=ADDRESS`)"},
-		{"internal address", addresses("not an address"), `Node b: status.addresses has InternalIP "not an address", which is ` +
-			"no IP address; set the kubelet's --node-ip, or annotate the node with warren.network/override-addresses"},
+		{"internal address", addresses("not an address"), `Node b: status.addresses has InternalIP "not an address", which ` +
+			"is no IP address; set the kubelet's --node-ip, or annotate the node with warren.network/override-addresses"},
 		{"loopback", addresses("127.0.0.1", "::1"), `InternalIP "127.0.0.1", which is no host's on the underlay`},
 		{"no range", cidrs("10.244.1.0"), `Node b: spec.podCIDRs has "10.244.1.0", which is not an address range; ` +
 			"kube-controller-manager gives them"},
