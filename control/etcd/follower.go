@@ -1,0 +1,180 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/warren-net/warren/control"
+)
+
+// A follower reads the records of all nodes and watches them.
+type follower struct {
+	client  *Client
+	problem func(error)
+	updates chan<- control.Update
+
+	own   chan struct{} // the own node's record changed
+	again chan struct{} // what was read counts no longer
+
+	seen    atomic.Int64  // the newest revision that was delivered
+	cluster atomic.Uint64 // the etcd that it was of
+}
+
+// page is how many records one question asks for: 5,000 at once would keep a small etcd from answering others.
+const page = 1000
+
+// errAgain says that everything is to be read again.
+var errAgain = errors.New("the records are read again")
+
+// run delivers until ctx ends. Whatever ends a watch, reading all records again is right; and only that is right after
+// a compaction, or when the etcd was put back to an older state.
+func (f *follower) run(ctx context.Context) {
+	retry := f.client.backoff()
+	for ctx.Err() == nil {
+		next, err := f.list(ctx)
+		if err == nil {
+			f.problem(nil)
+			retry.reset()
+			err = f.follow(ctx, next)
+		}
+		if errors.Is(err, errAgain) {
+			f.client.cfg.Log.Info("the nodes' records in etcd are read again", "reason", err)
+			// A watch that is compacted at once each time must not make this a busy loop.
+			if !wait(ctx, retry.first) {
+				return
+			}
+			continue
+		}
+		f.problem(err)
+		if !wait(ctx, retry.failed()) {
+			return
+		}
+	}
+}
+
+// list reads all records as of one revision, and sends them as what there is.
+func (f *follower) list(ctx context.Context) (next int64, err error) {
+	select { // what was asked for before is served by this
+	case <-f.again:
+	default:
+	}
+	var (
+		nodes    []control.Node
+		revision int64
+	)
+	prefix := f.client.keys.nodes()
+	for from, end := prefix, clientv3.GetPrefixRangeEnd(prefix); ; {
+		resp, err := f.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(revision))
+		if err != nil {
+			if isEtcd(err, rpctypes.ErrCompacted) {
+				return 0, errAgain
+			}
+			return 0, f.client.explain(err)
+		}
+		if revision == 0 {
+			revision = resp.Header.Revision
+			f.cluster.Store(resp.Header.ClusterId)
+		}
+		for _, kv := range resp.Kvs {
+			n, _ := decodeNode(strings.TrimPrefix(string(kv.Key), prefix), kv.Value, kv.CreateRevision)
+			nodes = append(nodes, n)
+		}
+		if !resp.More || len(resp.Kvs) == 0 {
+			break
+		}
+		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
+	}
+	f.seen.Store(revision)
+	if !f.send(ctx, control.Update{Whole: true, Nodes: nodes}) {
+		return 0, ctx.Err()
+	}
+	nudge(f.own)
+	return revision + 1, nil
+}
+
+func (f *follower) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	ctx, cancel := f.client.bounded(ctx)
+	defer cancel()
+	return f.client.etcd.Get(ctx, key, opts...)
+}
+
+// follow sends what changes from the given revision on. The client resumes a watch whose connection broke by itself,
+// from where it was; what it cannot tell is that the other end is another etcd now, or an older one, which the registrar
+// looks at.
+func (f *follower) follow(ctx context.Context, next int64) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// A member that lost the others says so instead of staying silent: another one may have them.
+	events := f.client.etcd.Watch(clientv3.WithRequireLeader(ctx), f.client.keys.nodes(), clientv3.WithPrefix(),
+		clientv3.WithRev(next), clientv3.WithProgressNotify(), clientv3.WithFragment())
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-f.again:
+			return errAgain
+		case resp, ok := <-events:
+			if !ok {
+				return errors.Join(ctx.Err(), errAgain)
+			}
+			if resp.CompactRevision > 0 {
+				return errAgain
+			}
+			if err := resp.Err(); err != nil {
+				return f.client.explain(err)
+			}
+			f.problem(nil)
+			if u := f.update(resp.Events); len(u.Nodes)+len(u.Gone) > 0 && !f.send(ctx, u) {
+				return ctx.Err()
+			}
+			f.seen.Store(max(f.seen.Load(), resp.Header.Revision))
+		}
+	}
+}
+
+// update is what the events come to together. Each node is in it once, as it is after the last of them.
+func (f *follower) update(events []*clientv3.Event) control.Update {
+	var u control.Update
+	prefix := f.client.keys.nodes()
+	for i, e := range events {
+		last := !slices.ContainsFunc(events[i+1:], func(o *clientv3.Event) bool { return string(o.Kv.Key) == string(e.Kv.Key) })
+		name := strings.TrimPrefix(string(e.Kv.Key), prefix)
+		if name == f.client.cfg.Node {
+			nudge(f.own)
+		}
+		switch {
+		case !last:
+		case e.Type == clientv3.EventTypeDelete:
+			u.Gone = append(u.Gone, name)
+		default:
+			n, _ := decodeNode(name, e.Kv.Value, e.Kv.CreateRevision)
+			u.Nodes = append(u.Nodes, n)
+		}
+	}
+	return u
+}
+
+func (f *follower) send(ctx context.Context, u control.Update) bool {
+	select {
+	case f.updates <- u:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// check compares what a linearizable answer says of the etcd with what was delivered: an etcd that was put back to an
+// older state, or another one at the same address, has the follower read everything again.
+func (f *follower) check(cluster uint64, revision int64) {
+	was := f.cluster.Load()
+	if was != 0 && (was != cluster || revision < f.seen.Load()) {
+		nudge(f.again)
+	}
+}
+

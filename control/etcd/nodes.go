@@ -1,0 +1,111 @@
+package etcd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/warren-net/warren/control"
+)
+
+// A Listed is what the etcd says of one node.
+type Listed struct {
+	control.Node
+	Alive bool      // its daemon has contact
+	Since time.Time // when it was registered first, by its own clock; zero: unknown
+
+	// Left is how long an away node keeps its name and CIDRs; 0: unknown.
+	Left time.Duration
+}
+
+// Nodes lists all nodes by name.
+func (c *Client) Nodes(ctx context.Context) ([]Listed, error) {
+	ctx, cancel := context.WithTimeout(ctx, 4*c.cfg.Timeout)
+	defer cancel()
+	resp, err := c.etcd.Txn(ctx).Then(clientv3.OpGet(c.keys.nodes(), clientv3.WithPrefix()),
+		clientv3.OpGet(c.keys.allAlive(), clientv3.WithPrefix())).Commit()
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	alive := map[string]bool{}
+	for _, kv := range resp.Responses[1].GetResponseRange().Kvs {
+		alive[strings.TrimPrefix(string(kv.Key), c.keys.allAlive())] = true
+	}
+	out := []Listed{} // a list also when it is empty
+	for _, kv := range resp.Responses[0].GetResponseRange().Kvs {
+		name := strings.TrimPrefix(string(kv.Key), c.keys.nodes())
+		n, r := decodeNode(name, kv.Value, kv.CreateRevision)
+		l := Listed{Node: n, Alive: alive[name]}
+		if r != nil && r.Since > 0 {
+			l.Since = time.Unix(r.Since, 0)
+		}
+		if !l.Alive && kv.Lease != 0 {
+			if left, err := c.etcd.TimeToLive(ctx, clientv3.LeaseID(kv.Lease)); err == nil && left.TTL > 0 {
+				l.Left = time.Duration(left.TTL) * time.Second
+			}
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// ErrNoNode says that the network has no such node.
+var ErrNoNode = errors.New("there is no such node")
+
+// ErrAlive says that a node runs that must not.
+var ErrAlive = errors.New("the node runs")
+
+// Remove gives a node's name and pod CIDRs back and removes its records, in one step. One whose daemon has contact
+// would register again at once: it is ErrAlive, and nothing is changed.
+func (c *Client) Remove(ctx context.Context, name string) error {
+	const tries = 10
+	for range tries {
+		done, err := c.remove(ctx, name)
+		if done || err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("the records of node %q change all the time: is its daemon running?", name)
+}
+
+func (c *Client) remove(ctx context.Context, name string) (done bool, err error) {
+	ctx, cancel := c.bounded(ctx)
+	defer cancel()
+	at := c.keys.node(name)
+	resp, err := c.etcd.Txn(ctx).Then(clientv3.OpGet(at), clientv3.OpGet(c.keys.alive(name)),
+		clientv3.OpGet(c.keys.cidrs(), clientv3.WithPrefix())).Commit()
+	if err != nil {
+		return false, c.explain(err)
+	}
+	if len(resp.Responses[1].GetResponseRange().Kvs) > 0 {
+		return false, fmt.Errorf("node %q: %w: stop its daemon first; one that was killed counts as away within %s", name,
+			ErrAlive, c.cfg.AliveTTL)
+	}
+	// That it is not alive is compared again where it counts.
+	ifs := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(c.keys.alive(name)), "=", 0)}
+	var dels []clientv3.Op
+	for _, kv := range resp.Responses[0].GetResponseRange().Kvs {
+		ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(at), "=", kv.ModRevision))
+		dels = append(dels, clientv3.OpDelete(at))
+	}
+	for _, kv := range resp.Responses[2].GetResponseRange().Kvs {
+		var o owner
+		if err := json.Unmarshal(kv.Value, &o); err == nil && o.Node == name {
+			ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(string(kv.Key)), "=", kv.ModRevision))
+			dels = append(dels, clientv3.OpDelete(string(kv.Key)))
+		}
+	}
+	if len(dels) == 0 {
+		return false, fmt.Errorf("node %q: %w in network %q: `warren nodes` lists them", name, ErrNoNode, c.cfg.Network)
+	}
+	txn, err := c.etcd.Txn(ctx).If(ifs...).Then(dels...).Commit()
+	if err != nil {
+		return false, c.explain(err)
+	}
+	return txn.Succeeded, nil
+}
