@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"slices"
@@ -100,9 +101,10 @@ func (c *Client) explain(err error) error {
 	}
 	switch is := func(target error) bool { return isEtcd(err, target) }; {
 	case is(rpctypes.ErrNoLeader), is(rpctypes.ErrTimeout), is(rpctypes.ErrLeaderChanged),
-		is(rpctypes.ErrTimeoutDueToLeaderFail), is(rpctypes.ErrTimeoutDueToConnectionLost), is(rpctypes.ErrTimeoutWaitAppliedIndex):
-		return fmt.Errorf("%w (%w): start the members that are missing, `warren control members` shows them; traffic goes on "+
-			"meanwhile, and changes wait", ErrNoQuorum, err)
+		is(rpctypes.ErrTimeoutDueToLeaderFail), is(rpctypes.ErrTimeoutDueToConnectionLost),
+		is(rpctypes.ErrTimeoutWaitAppliedIndex):
+		return fmt.Errorf("%w (%w): start the members that are missing, `warren control members` shows them; traffic "+
+			"goes on meanwhile, and changes wait", ErrNoQuorum, err)
 	case is(rpctypes.ErrPermissionDenied), is(rpctypes.ErrUserEmpty), is(rpctypes.ErrAuthFailed),
 		is(rpctypes.ErrUserNotFound), is(rpctypes.ErrInvalidAuthToken):
 		return fmt.Errorf("%w (%w): its certificate does not give it the right to network %q; if it was removed from the "+
@@ -177,7 +179,7 @@ func (c *Client) probe(endpoint string) string {
 	}
 	defer conn.Close()
 	if c.cfg.TLS == nil {
-		return ""
+		return closed(conn)
 	}
 	cfg := c.cfg.TLS.Clone()
 	if cfg.ServerName == "" {
@@ -190,12 +192,20 @@ func (c *Client) probe(endpoint string) string {
 		return err.Error()
 	}
 	// With TLS 1.3 the server says only after the handshake that it does not take the certificate.
-	_ = t.SetReadDeadline(time.Now().Add(probeTimeout / 4))
+	return closed(t)
+}
+
+// closed says why the other side ends a connection before anything was said; empty: it does not.
+func closed(conn net.Conn) string {
+	_ = conn.SetReadDeadline(time.Now().Add(probeTimeout / 4)) // of a socket that is open
 	var b [1]byte
-	_, err = t.Read(b[:])
+	_, err := conn.Read(b[:])
 	var netErr net.Error
-	if err == nil || errors.As(err, &netErr) && netErr.Timeout() {
+	switch {
+	case err == nil, errors.As(err, &netErr) && netErr.Timeout():
 		return ""
+	case errors.Is(err, io.EOF):
+		return "it closes the connection"
 	}
 	return err.Error()
 }

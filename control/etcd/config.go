@@ -50,7 +50,7 @@ type Config struct {
 
 var namePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,251}[a-zA-Z0-9])?$`)
 
-// CheckName refuses names of nodes and networks that cannot be part of a key, of a certificate, or of a line of a table.
+// CheckName refuses names of nodes and networks that cannot be part of a key, of a certificate, or of a table's line.
 func CheckName(what, name string) error {
 	if !namePattern.MatchString(name) {
 		return fmt.Errorf("%s %q: use letters, digits, -, _ and ., beginning and ending with a letter or a digit, at most "+
@@ -94,13 +94,15 @@ func Prefix(network string) string { return "/warren/v1/" + network + "/" }
 
 func keysOf(network string) keys { return keys{Prefix(network)} }
 
-func (k keys) settings() string           { return k.prefix + "settings" }
-func (k keys) nodes() string              { return k.prefix + "nodes/" }
-func (k keys) node(name string) string    { return k.nodes() + name }
-func (k keys) cidrs() string              { return k.prefix + "cidrs/" }
-func (k keys) allAlive() string           { return k.prefix + "alive/" }
-func (k keys) alive(name string) string   { return k.allAlive() + name }
-func (k keys) members() string            { return k.prefix + "members/" }
-func (k keys) member(name string) string  { return k.members() + name }
-func (k keys) cidr(text string) string    { return k.cidrs() + strings.ReplaceAll(text, "/", "_") }
-func (k keys) cidrText(key string) string { return strings.ReplaceAll(strings.TrimPrefix(key, k.cidrs()), "_", "/") }
+func (k keys) settings() string          { return k.prefix + "settings" }
+func (k keys) nodes() string             { return k.prefix + "nodes/" }
+func (k keys) node(name string) string   { return k.nodes() + name }
+func (k keys) cidrs() string             { return k.prefix + "cidrs/" }
+func (k keys) allAlive() string          { return k.prefix + "alive/" }
+func (k keys) alive(name string) string  { return k.allAlive() + name }
+func (k keys) members() string           { return k.prefix + "members/" }
+func (k keys) member(name string) string { return k.members() + name }
+func (k keys) cidr(text string) string   { return k.cidrs() + strings.ReplaceAll(text, "/", "_") }
+func (k keys) cidrText(key string) string {
+	return strings.ReplaceAll(strings.TrimPrefix(key, k.cidrs()), "_", "/")
+}

@@ -15,10 +15,10 @@
 // back. Until then they are the node's, by the id in its state directory, which the record has too. Nothing depends on
 // a host's clock: what ends, ends with an etcd lease, and who came first is said by etcd's revisions.
 //
-// Where Warren runs the etcd itself its authentication is on: a node is known by the common name of its certificate, may
-// read the network, and write no node's record but its own (member.Grant). It may write below cidrs/, as any of them may
-// become its own; what is in force is what the records say, so that a host that is not to be trusted can keep others
-// from getting a CIDR, but not take over theirs.
+// Where Warren runs the etcd itself its authentication is on: a node is known by the common name of its certificate,
+// may read the network, and write no node's record but its own (member.Admin). It may write below cidrs/, as any of
+// them may become its own; what is in force is what the records say, so that a host that is not to be trusted can keep
+// others from getting a CIDR, but not take over theirs.
 //
 // A Source has two halves that share a client and nothing else. The follower reads the records and watches them, from
 // where it was: after a compaction, or when the etcd was put back to an older state, it reads them all again. The

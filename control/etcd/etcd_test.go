@@ -219,4 +219,3 @@ func TestNodesFindEachOther(t *testing.T) {
 }
 
 func ptr[T any](v T) *T { return &v }
-

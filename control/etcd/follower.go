@@ -105,8 +105,8 @@ func (f *follower) get(ctx context.Context, key string, opts ...clientv3.OpOptio
 }
 
 // follow sends what changes from the given revision on. The client resumes a watch whose connection broke by itself,
-// from where it was; what it cannot tell is that the other end is another etcd now, or an older one, which the registrar
-// looks at.
+// from where it was; what it cannot tell is that the other end is another etcd now, or an older one, for which the
+// registrar looks.
 func (f *follower) follow(ctx context.Context, next int64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -143,7 +143,9 @@ func (f *follower) update(events []*clientv3.Event) control.Update {
 	var u control.Update
 	prefix := f.client.keys.nodes()
 	for i, e := range events {
-		last := !slices.ContainsFunc(events[i+1:], func(o *clientv3.Event) bool { return string(o.Kv.Key) == string(e.Kv.Key) })
+		last := !slices.ContainsFunc(events[i+1:], func(o *clientv3.Event) bool {
+			return string(o.Kv.Key) == string(e.Kv.Key)
+		})
 		name := strings.TrimPrefix(string(e.Kv.Key), prefix)
 		if name == f.client.cfg.Node {
 			nudge(f.own)
@@ -177,4 +179,3 @@ func (f *follower) check(cluster uint64, revision int64) {
 		nudge(f.again)
 	}
 }
-

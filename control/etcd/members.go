@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -53,4 +54,15 @@ func (c *Client) DeleteMember(ctx context.Context, name string) error {
 	defer cancel()
 	_, err := c.etcd.Delete(ctx, c.keys.member(name))
 	return c.explain(err)
+}
+
+// union is a, and what of b is not in it.
+func union(a, b []string) []string {
+	out := slices.Clone(a)
+	for _, s := range b {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/warren-net/warren/control"
@@ -199,11 +200,15 @@ func (c *Client) Settings(ctx context.Context) (Settings, error) {
 	if err != nil {
 		return Settings{}, c.explain(err)
 	}
-	if len(resp.Kvs) == 0 {
+	return c.settingsIn(resp.Kvs)
+}
+
+func (c *Client) settingsIn(kvs []*mvccpb.KeyValue) (Settings, error) {
+	if len(kvs) == 0 {
 		return Settings{}, fmt.Errorf("network %q: %w in this etcd: `warren init` makes it, or name another one with "+
 			"`etcd.network`", c.cfg.Network, ErrNoNetwork)
 	}
-	return decodeSettings(c.cfg.Network, resp.Kvs[0].Value)
+	return decodeSettings(c.cfg.Network, kvs[0].Value)
 }
 
 func decodeSettings(network string, data []byte) (Settings, error) {

@@ -75,8 +75,8 @@ func VerifyServer(cs tls.ConnectionState, roots *x509.CertPool, lateClock bool) 
 	_, err := leaf.Verify(opt)
 	var invalid x509.CertificateInvalidError
 	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return fmt.Errorf("the server's certificate is valid from %s to %s, and this host's clock says %s: set the clock, or "+
-			"renew the certificate", leaf.NotBefore.Format(time.RFC3339), leaf.NotAfter.Format(time.RFC3339),
+		return fmt.Errorf("the server's certificate is valid from %s to %s, and this host's clock says %s: set the "+
+			"clock, or renew the certificate", leaf.NotBefore.Format(time.RFC3339), leaf.NotAfter.Format(time.RFC3339),
 			opt.CurrentTime.UTC().Format(time.RFC3339))
 	}
 	if err != nil {

@@ -1,0 +1,278 @@
+package etcd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/warren-net/warren/control"
+)
+
+// A sight is what the etcd has of this node.
+type sight struct {
+	record   *record // nil: none that can be read
+	modified int64   // 0: there is none
+	lease    clientv3.LeaseID
+	alive    string // the id of who is alive under this name
+	cidrs    map[netip.Prefix]held
+}
+
+// held says whose a pod CIDR is.
+type held struct {
+	owner    owner
+	modified int64 // 0: nobody's
+	lease    clientv3.LeaseID
+}
+
+// register makes the node's record and the keys of its CIDRs what they should be, in one transaction that fails when
+// somebody else was faster; then it looks again.
+func (r *registrar) register(ctx context.Context, self *control.Node) error {
+	if err := checkAddresses(self.Addresses); err != nil {
+		return fmt.Errorf("this node's %w", err)
+	}
+	const tries = 100 // each lost to a node that got something
+	for range tries {
+		s, err := r.look(ctx)
+		if err != nil {
+			return err
+		}
+		done, err := r.settle(ctx, self, s)
+		if done || err != nil {
+			return err
+		}
+		if !wait(ctx, jittered(50*time.Millisecond)) {
+			return ctx.Err()
+		}
+	}
+	return fmt.Errorf("this node lost its pod CIDR to another one %d times; it tries again", tries)
+}
+
+// look reads the node's record, and who has the CIDRs that it had.
+func (r *registrar) look(ctx context.Context) (*sight, error) {
+	k, name := r.client.keys, r.client.cfg.Node
+	ctx, cancel := r.client.bounded(ctx)
+	defer cancel()
+	resp, err := r.client.etcd.Txn(ctx).Then(clientv3.OpGet(k.node(name)), clientv3.OpGet(k.alive(name)),
+		clientv3.OpGet(k.settings())).Commit()
+	if err != nil {
+		return nil, r.client.explain(err)
+	}
+	r.follower.check(resp.Header.ClusterId, resp.Header.Revision)
+	// Each time: an etcd that lost its data is not one to register in.
+	settings, err := r.client.settingsIn(resp.Responses[2].GetResponseRange().Kvs)
+	if err != nil {
+		return nil, err
+	}
+	r.settings = &settings
+	s := &sight{cidrs: map[netip.Prefix]held{}}
+	candidates := r.state.PodCIDRs
+	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+		s.modified, s.lease = kvs[0].ModRevision, clientv3.LeaseID(kvs[0].Lease)
+		var n control.Node
+		if n, s.record = decodeNode(name, kvs[0].Value, 0); n.Broken != "" {
+			var v record
+			if err := unmarshal(kvs[0].Value, &v, &v.Version); errors.Is(err, ErrNewer) {
+				return nil, fmt.Errorf("this node in etcd: %w", err)
+			}
+			r.client.cfg.Log.Warn("this node's record in etcd cannot be read, and is written anew", "problem", n.Broken)
+		}
+	}
+	if kvs := resp.Responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
+		var o owner
+		_ = json.Unmarshal(kvs[0].Value, &o) // what cannot be read is nobody's
+		s.alive = o.ID
+	}
+	if s.record != nil {
+		candidates = append(slices.Clone(s.record.PodCIDRs), candidates...)
+	}
+	return s, r.lookAt(ctx, s, candidates)
+}
+
+// lookAt reads who has the given CIDRs.
+func (r *registrar) lookAt(ctx context.Context, s *sight, cidrs []netip.Prefix) error {
+	var ops []clientv3.Op
+	var asked []netip.Prefix
+	for _, p := range cidrs {
+		if _, known := s.cidrs[p]; !known && !slices.Contains(asked, p) && r.settings.admits(p) {
+			asked = append(asked, p)
+			ops = append(ops, clientv3.OpGet(r.client.keys.cidr(p.String())))
+		}
+	}
+	if len(ops) == 0 {
+		return nil
+	}
+	resp, err := r.client.etcd.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return r.client.explain(err)
+	}
+	for i, p := range asked {
+		h := held{}
+		if kvs := resp.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
+			_ = json.Unmarshal(kvs[0].Value, &h.owner) // what cannot be read is somebody else's
+			h.modified, h.lease = kvs[0].ModRevision, clientv3.LeaseID(kvs[0].Lease)
+		}
+		s.cidrs[p] = h
+	}
+	return nil
+}
+
+// settle writes what is missing. done is false when the etcd changed meanwhile.
+func (r *registrar) settle(ctx context.Context, self *control.Node, s *sight) (done bool, err error) {
+	name := r.client.cfg.Node
+	// A host that lost its state directory has another id than before. It gets its name back as long as nobody lives
+	// under it; where Warren runs the etcd its certificate has proven the name as well.
+	foreign := s.record != nil && s.record.ID != r.state.ID
+	if foreign && s.alive != "" && s.alive != r.state.ID {
+		return false, fmt.Errorf("%w: node %q of network %q runs already, at %s: give this one another name with `node`; if "+
+			"it is this host, which lost its state directory, it gets its name within %s", ErrNameTaken, name,
+			r.client.cfg.Network, texts(s.record.Addresses), r.client.cfg.AliveTTL)
+	}
+	if foreign && len(r.state.PodCIDRs) > 0 {
+		// It was here before, so it did not lose its state: somebody else had the name meanwhile.
+		r.client.cfg.Log.Warn("another host had this node's name, and is away: the name is taken back", "node", name,
+			"was", texts(s.record.Addresses))
+	}
+	cidrs, err := r.choose(ctx, s)
+	if err != nil {
+		return false, err
+	}
+	want := record{Version: recordVersion, ID: r.state.ID, Since: r.state.Since, PodCIDRs: cidrs}
+	if want.Since == 0 {
+		want.Since = time.Now().Unix()
+	}
+	want.tell(self)
+
+	node := r.client.keys.node(name)
+	ifs := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(node), "=", s.modified)}
+	var puts []clientv3.Op
+	for _, p := range cidrs {
+		h, at := s.cidrs[p], r.client.keys.cidr(p.String())
+		// A key that is not there has the revision 0.
+		ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(at), "=", h.modified))
+		if mine := (owner{recordVersion, name, r.state.ID}); h.owner != mine || h.lease != r.lease {
+			puts = append(puts, clientv3.OpPut(at, marshal(mine), clientv3.WithLease(r.lease)))
+		}
+	}
+	if s.record == nil || !s.record.same(&want) || s.lease != r.lease {
+		puts = append(puts, clientv3.OpPut(node, want.marshal(), clientv3.WithLease(r.lease)))
+	}
+	if len(puts) > 0 {
+		ctx, cancel := r.client.bounded(ctx)
+		defer cancel()
+		resp, err := r.client.etcd.Txn(ctx).If(ifs...).Then(puts...).Commit()
+		switch {
+		case isEtcd(err, rpctypes.ErrLeaseNotFound):
+			r.lease, r.state.Lease = 0, 0
+			return false, errors.New("this node's lease ended; it takes a new one")
+		case err != nil:
+			return false, r.client.explain(err)
+		case !resp.Succeeded:
+			return false, nil
+		}
+	}
+	return true, r.remember(&want)
+}
+
+// remember keeps what the node has now.
+func (r *registrar) remember(got *record) error {
+	if had := r.state.PodCIDRs; len(had) > 0 && !slices.Equal(had, got.PodCIDRs) {
+		r.client.cfg.Log.Warn("this node has other pod CIDRs than before: it was away for longer than its lease, and "+
+			"others have them now", "had", had, "has", got.PodCIDRs)
+	}
+	r.holds = got
+	r.state.PodCIDRs, r.state.Since = got.PodCIDRs, got.Since
+	return r.state.save(r.client.cfg.StateDir)
+}
+
+// choose is the CIDRs that the node is to have, one of each family of the network: those that it had, as long as nobody
+// else has them, else free ones.
+func (r *registrar) choose(ctx context.Context, s *sight) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	var taken map[netip.Prefix]bool
+	for _, is4 := range []bool{true, false} {
+		if !slices.ContainsFunc(r.settings.Ranges, func(p netip.Prefix) bool { return p.Addr().Is4() == is4 }) {
+			continue
+		}
+		if p, ok := r.had(s, is4); ok {
+			out = append(out, p)
+			continue
+		}
+		if taken == nil {
+			var err error
+			if taken, err = r.taken(ctx); err != nil {
+				return nil, err
+			}
+		}
+		p, ok := pickAny(r.settings, is4, taken)
+		if !ok {
+			return nil, r.usedUp(is4)
+		}
+		s.cidrs[p] = held{}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// had is the CIDR of the family that the node had, if it can have it still.
+func (r *registrar) had(s *sight, is4 bool) (netip.Prefix, bool) {
+	candidates := r.state.PodCIDRs
+	if s.record != nil {
+		candidates = append(slices.Clone(s.record.PodCIDRs), candidates...)
+	}
+	for _, p := range candidates {
+		h, known := s.cidrs[p]
+		if known && p.Addr().Is4() == is4 && (h.modified == 0 || h.owner.Node == r.client.cfg.Node) {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// taken reads which CIDRs somebody has.
+func (r *registrar) taken(ctx context.Context) (map[netip.Prefix]bool, error) {
+	ctx, cancel := r.client.bounded(ctx)
+	defer cancel()
+	resp, err := r.client.etcd.Get(ctx, r.client.keys.cidrs(), clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, r.client.explain(err)
+	}
+	out := make(map[netip.Prefix]bool, len(resp.Kvs))
+	for _, kv := range resp.Kvs {
+		if p, err := netip.ParsePrefix(r.client.keys.cidrText(string(kv.Key))); err == nil {
+			out[p] = true
+		}
+	}
+	return out, nil
+}
+
+func (r *registrar) usedUp(is4 bool) error {
+	var parts []string
+	for _, p := range r.settings.Ranges {
+		if p.Addr().Is4() == is4 {
+			parts = append(parts, fmt.Sprintf("%s, which holds %d of /%d", p, uint64(1)<<(r.settings.nodePrefix(p)-p.Bits()),
+				r.settings.nodePrefix(p)))
+		}
+	}
+	return fmt.Errorf("%w for node %q in %s: `warren nodes` shows who has them; `warren leave --node NAME` gives back "+
+		"those of a host that is gone, or they come back by themselves when its lease ends", ErrUsedUp,
+		r.client.cfg.Node, strings.Join(parts, "; and "))
+}
+
+func texts(list []netip.Addr) string {
+	if len(list) == 0 {
+		return "no address"
+	}
+	var out []string
+	for _, a := range list {
+		out = append(out, a.String())
+	}
+	return strings.Join(out, ", ")
+}
