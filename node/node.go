@@ -52,6 +52,9 @@ type Options struct {
 	Ready   func()          // called when pods can talk and questions are answered. nil: not called
 	Source  control.Source  // where the nodes come from, unless they stand in the file
 
+	// Said is what the command line says instead of the file, whenever that is read.
+	Said config.Source
+
 	// OwnProcess says that the process is there for this node alone: GOMAXPROCS is raised so that every worker can keep a
 	// P of the Go runtime to itself.
 	OwnProcess bool

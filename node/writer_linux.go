@@ -248,7 +248,9 @@ func wait(ctx context.Context, d time.Duration) {
 
 // load is the source's hook: it checks the whole file and keeps it for the writer.
 func (n *Node) load(data []byte) (control.State, error) {
-	next, err := config.Parse(config.Source{File: n.cfg.File, Data: data, Hostname: n.cfg.Node})
+	src := n.opt.Said
+	src.File, src.Data, src.Hostname = n.cfg.File, data, n.cfg.Node
+	next, err := config.Parse(src)
 	if err != nil {
 		return control.State{}, err
 	}

@@ -90,8 +90,12 @@ func (f *follower) list(ctx context.Context) (next int64, err error) {
 		}
 		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
 	}
+	settings, err := f.client.Settings(ctx)
+	if err != nil {
+		return 0, err
+	}
 	f.seen.Store(revision)
-	if !f.send(ctx, control.Update{Whole: true, Nodes: nodes}) {
+	if !f.send(ctx, control.Update{Whole: true, Nodes: nodes, Cluster: settings.Ranges}) {
 		return 0, ctx.Err()
 	}
 	nudge(f.own)

@@ -26,13 +26,15 @@ const (
 )
 
 func newUp() *cobra.Command {
-	var path, level string
+	var src config.Source
+	var level, control string
 	cmd := &cobra.Command{
 		Use: "up", Short: "Run a node in the foreground", Args: cobra.NoArgs,
 		Long: "Run a node in the foreground, until SIGTERM or SIGINT. SIGHUP reads the configuration again;\n" +
 			"so does a change of the file. A second SIGTERM ends the node at once and leaves everything as it is.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.Load(path)
+			src.Control = config.Control(control)
+			cfg, err := config.LoadSource(src)
 			if err != nil {
 				return err
 			}
@@ -41,10 +43,15 @@ func newUp() *cobra.Command {
 					return err
 				}
 			}
-			return up(cmd.Context(), cfg, cmd.ErrOrStderr(), level != "")
+			return up(cmd.Context(), cfg, src, cmd.ErrOrStderr(), level != "")
 		},
 	}
-	configFlag(cmd, &path)
+	configFlag(cmd, &src.File)
+	cmd.Flags().StringVar(&control, "control", "",
+		"`CONTROL` plane instead of the configuration's: static, etcd or kubernetes")
+	_ = cmd.RegisterFlagCompletionFunc("control",
+		cobra.FixedCompletions([]string{"static", "etcd", "kubernetes"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.Flags().StringVar(&src.Node, "node", "", "`NAME` of this node instead of the configuration's")
 	cmd.Flags().StringVar(&level, "log-level", "",
 		"`LEVEL` of the log instead of the configuration's: debug, info, warn or error")
 	_ = cmd.RegisterFlagCompletionFunc("log-level",
@@ -52,18 +59,27 @@ func newUp() *cobra.Command {
 	return cmd
 }
 
-// up runs a node; keepLevel says that the log level does not follow the configuration.
-func up(ctx context.Context, cfg *config.Config, stderr io.Writer, keepLevel bool) error {
+// up runs a node; said is what the command line says instead of the file, and keepLevel that the log level does not
+// follow the configuration.
+func up(ctx context.Context, cfg *config.Config, said config.Source, stderr io.Writer, keepLevel bool) error {
 	level := new(slog.LevelVar)
 	level.Set(cfg.LogLevel)
-	opt := node.Options{Version: Version(), Log: newLog(stderr, cfg.LogFormat, level), OwnProcess: true}
+	opt := node.Options{Version: Version(), Log: newLog(stderr, cfg.LogFormat, level), OwnProcess: true, Said: said}
 	if !keepLevel {
 		opt.Level = level
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // the second signal ends the process as signals do by default
-	opt.Ready = func() { notify(opt.Log, daemon.SdNotifyReady) }
+	c, err := openControl(cfg, opt.Log)
+	if err != nil {
+		return err
+	}
+	opt.Source = c.source
+	opt.Ready = func() {
+		notify(opt.Log, daemon.SdNotifyReady)
+		c.ready()
+	}
 	told := make(chan struct{})
 	untold := context.AfterFunc(ctx, func() {
 		defer close(told)
@@ -97,7 +113,13 @@ func up(ctx context.Context, cfg *config.Config, stderr io.Writer, keepLevel boo
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		opt.Log.Warn("a crash may leave a core file with this node's private key", "error", err)
 	}
-	return node.Run(ctx, cfg, opt)
+	if err := node.Run(ctx, cfg, opt); err != nil {
+		return err
+	}
+	if cfg.OnExit == config.Remove {
+		c.ended()
+	}
+	return nil
 }
 
 func newLog(w io.Writer, format string, level slog.Leveler) *slog.Logger {

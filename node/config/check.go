@@ -59,11 +59,21 @@ func (c *checker) control() error {
 				"write the address into this node's entry of `nodes`")
 		}
 		return nil
-	case Etcd, Kubernetes:
+	case Kubernetes:
+		return c.kubernetes()
+	case Etcd:
 		return nil
 	}
 	return c.wrong("control", c.raw.Control, "is not a control plane",
 		"use static (the nodes stand in this file), etcd or kubernetes")
+}
+
+func (c *checker) kubernetes() error {
+	if len(c.raw.Cluster) == 0 {
+		return c.wrong("cluster", "", "the cluster's address ranges are missing",
+			"list what kube-controller-manager has as --cluster-cidr, for example [10.244.0.0/16]")
+	}
+	return c.raw.Kubernetes.Check(c.doc, "kubernetes")
 }
 
 // self finds this node in the list.

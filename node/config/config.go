@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/control/kubernetes"
 	"github.com/warren-net/warren/control/static"
 	"github.com/warren-net/warren/internal/apisocket"
 	"github.com/warren-net/warren/internal/yamldoc"
@@ -70,6 +71,8 @@ type Config struct {
 	PersistentKeepalive time.Duration // how often something is sent to every encrypted peer; 0: when there is a reason
 
 	PresharedKeyFile string // of nodes and peers that name no other, each of which has it in State too
+
+	Kubernetes kubernetes.Spec // how the API server is reached; with Control Kubernetes
 }
 
 // Offloads says which offloads may be used; those that the kernel lacks are not, whatever stands here.
@@ -130,6 +133,9 @@ type raw struct {
 	Node        string      `yaml:"node"`
 	Control     string      `yaml:"control"`
 	Addresses   []string    `yaml:"addresses"`
+
+	Kubernetes kubernetes.Spec `yaml:"kubernetes"`
+
 	Device      string      `yaml:"device"`
 	MTU         int         `yaml:"mtu"`
 	VXLAN       rawVXLAN    `yaml:"vxlan"`
@@ -261,6 +267,8 @@ func Parse(src Source) (*Config, error) {
 		PersistentKeepalive: time.Duration(r.WireGuard.PersistentKeepalive) * time.Second,
 
 		PresharedKeyFile: cluster.PresharedKeyFile,
+
+		Kubernetes: r.Kubernetes,
 	}
 	// Spelled out as a list so that the first error found is the one of the key that the others depend on.
 	for _, check := range []func() error{
