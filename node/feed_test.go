@@ -1,0 +1,249 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/control/remember"
+	"github.com/warren-net/warren/internal/key"
+	"github.com/warren-net/warren/node/config"
+)
+
+// A said is a source that says what a test has it say.
+type said struct {
+	updates   chan control.Update
+	problems  chan error
+	published chan control.Node
+	end       chan error
+}
+
+func newSaid() *said {
+	return &said{updates: make(chan control.Update, 10), problems: make(chan error), published: make(chan control.Node, 10),
+		end: make(chan error, 1)}
+}
+
+func (s *said) Run(ctx context.Context, updates chan<- control.Update, problem func(error)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-s.end:
+			return err
+		case err := <-s.problems:
+			problem(err)
+		case u := <-s.updates:
+			updates <- u
+		}
+	}
+}
+
+func (s *said) Publish(self control.Node) { s.published <- self }
+
+const fedConfig = `node: a
+control: etcd
+addresses: [192.0.2.1]
+wireguard: {port: 5555}
+log: {level: warn}
+`
+
+// fed is a feed in a directory of its own that runs until the test ends or stop is called.
+func runFeed(t *testing.T, dir string) (f *feed, s *said, stop func()) {
+	t.Helper()
+	cfg, err := config.Parse(config.Source{File: "w.yaml", Data: []byte(fedConfig + "stateDir: " + dir + "\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = newSaid()
+	f = newFeed(cfg, s, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = f.run(ctx) }()
+	stop = func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return f, s, stop
+}
+
+func (s *said) say(t *testing.T, u control.Update) {
+	t.Helper()
+	select {
+	case s.updates <- u:
+	case <-time.After(10 * time.Second):
+		t.Fatal("nobody listens")
+	}
+}
+
+// node is one that says that it has 10.244.cidr.0/24.
+func fedNode(name string, cidr byte) control.Node {
+	return control.Node{
+		Name: name, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, cidr})}, PublicKey: key.Public{cidr},
+		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, cidr, 0}), 24)},
+	}
+}
+
+func named(nodes []control.Node) string {
+	var out []string
+	for _, n := range nodes {
+		out = append(out, n.Name)
+	}
+	return strings.Join(out, " ")
+}
+
+// await is what the node would start with.
+func (f *feed) awaited(t *testing.T) (*config.Config, string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	cfg, err := config.Parse(config.Source{File: "w.yaml", Data: []byte(fedConfig)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, nodes, err := f.await(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg, named(nodes)
+}
+
+// until gathers what is fetched until it is what is waited for.
+func (f *feed) until(t *testing.T, is func(fed) bool) (got fed) {
+	t.Helper()
+	late := time.After(10 * time.Second)
+	for {
+		select {
+		case <-f.news:
+			more := f.fetch()
+			got.set, got.gone = append(got.set, more.set...), append(got.gone, more.gone...)
+			got.self, got.restart, got.warnings = more.self, more.restart, more.warnings
+		case <-late:
+			t.Fatalf("what was waited for does not come: %+v", got)
+		}
+		if is(got) {
+			return got
+		}
+	}
+}
+
+var fedRange = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
+
+func TestFeed(t *testing.T) {
+	dir := t.TempDir()
+	f, s, stop := runFeed(t, dir)
+	s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("b", 2)}, Cluster: fedRange})
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	if _, _, err := f.await(ctx, &config.Config{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("a node that the cluster does not know starts: %v", err)
+	}
+	s.say(t, control.Update{Nodes: []control.Node{fedNode("a", 1)}})
+	cfg, peers := f.awaited(t)
+	if peers != "b" || cfg.Self.PodCIDRs[0].String() != "10.244.1.0/24" || cfg.Cluster[0] != fedRange[0] {
+		t.Errorf("peers %s, self %+v", peers, cfg.Self)
+	}
+
+	// What comes while nobody asks is gathered.
+	s.say(t, control.Update{Nodes: []control.Node{fedNode("c", 3), fedNode("d", 4)}})
+	s.say(t, control.Update{Nodes: []control.Node{fedNode("e", 4)}, Gone: []string{"c"}})
+	got := f.until(t, func(got fed) bool { return len(got.warnings) > 0 && len(got.set) > 0 })
+	if !strings.Contains(named(got.set), "d") || strings.Contains(named(got.set), "e") || got.self != nil || got.restart ||
+		!strings.Contains(got.warnings[0], "what node e says of itself is refused") {
+		t.Errorf("%+v", got)
+	}
+
+	// The own node, and the ranges.
+	self := fedNode("a", 1)
+	self.PublicKey = key.Public{99}
+	s.say(t, control.Update{Nodes: []control.Node{self}})
+	f.until(t, func(got fed) bool { return got.self != nil && got.self.PublicKey == self.PublicKey })
+	s.say(t, control.Update{Gone: []string{"a"}})
+	s.say(t, control.Update{Nodes: []control.Node{fedNode("f", 6)}})
+	if got := f.until(t, func(got fed) bool { return len(got.set) > 0 }); got.self != nil || len(got.gone) > 0 {
+		t.Errorf("the own node left: %+v", got)
+	}
+	s.say(t, control.Update{Nodes: []control.Node{self}, Cluster: append(fedRange, netip.MustParsePrefix("10.245.0.0/16"))})
+	f.until(t, func(got fed) bool { return got.restart })
+
+	// Problems come and go.
+	s.problems <- errors.New("no answer")
+	f.until(t, func(got fed) bool {
+		return strings.Contains(strings.Join(got.warnings, ""), "what it said last stays in force: no answer")
+	})
+	s.problems <- nil
+	f.until(t, func(got fed) bool { return len(got.warnings) == 1 })
+
+	// The next start knows all of that, and who was in force still is.
+	stop()
+	f, s, _ = runFeed(t, dir)
+	cfg, peers = f.awaited(t)
+	if peers != "b d f" || cfg.Self.PublicKey != self.PublicKey || len(cfg.Cluster) != 2 {
+		t.Errorf("after another start: peers %s, %+v", peers, cfg)
+	}
+	older := fedNode("e", 4)
+	older.Order = -1
+	s.say(t, control.Update{Whole: true, Nodes: []control.Node{self, fedNode("d", 4), older}})
+	if got := f.until(t, func(got fed) bool { return len(got.gone) == 2 }); len(got.set) > 0 ||
+		!reflect.DeepEqual(got.gone, []string{"b", "f"}) {
+		t.Errorf("after another start: %+v", got)
+	}
+}
+
+// TestFeedWithoutMemory: what was kept and is another's, of another form or garbage is not used, and no reason to fail.
+func TestFeedWithoutMemory(t *testing.T) {
+	for name, content := range map[string]string{
+		"another node's": `{"version": 1, "Node": "b", "CIDRs": ["10.244.0.0/16"], "Nodes": [{"Name": "a"}]}`,
+		"another form":   `{"version": 2}`, "garbage": `{`, "empty": ``,
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, remember.File), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, s, _ := runFeed(t, dir)
+		if f.ledger.Node("a") != nil || len(f.cluster) > 0 {
+			t.Errorf("%s: it is used", name)
+		}
+		s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1)}, Cluster: fedRange})
+		f.awaited(t)
+	}
+}
+
+func TestFeedTellsOfTheNode(t *testing.T) {
+	f, s, _ := runFeed(t, t.TempDir())
+	cfg, err := config.Parse(config.Source{File: "w.yaml", Data: []byte(fedConfig + "encapsulation: vxlan\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.tell(cfg, key.Public{1})
+	f.tell(cfg, key.Public{1})
+	f.tell(cfg, key.Public{2})
+	for _, want := range []key.Public{{1}, {2}} {
+		got := <-s.published
+		if got.Name != "a" || got.PublicKey != want || got.WireGuardPort != 5555 || got.Encapsulation != control.VXLAN ||
+			got.Addresses[0] != addr("192.0.2.1") || got.Port != 4789 {
+			t.Errorf("%+v", got)
+		}
+	}
+	if len(s.published) > 0 {
+		t.Error("it is told again what it knows")
+	}
+	var none *feed
+	none.tell(cfg, key.Public{1}) // peers that stand in the file are told nothing
+}
+
+func TestFeedThatEnds(t *testing.T) {
+	f, s, stop := runFeed(t, t.TempDir())
+	stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	s.end <- errors.New("its state cannot be read")
+	if err := f.run(ctx); err == nil || !strings.Contains(err.Error(), "control plane: its state cannot be read") {
+		t.Errorf("a source that gives up: %v", err)
+	}
+}
