@@ -90,9 +90,9 @@ var (
 	ErrDenied      = errors.New("etcd refuses this host")
 )
 
-// explain turns an error of etcd's client into one that says what is wrong and what to do. Without an answer it looks
-// at the endpoints by itself, as the client does not say what kept it from talking to them.
-func (c *Client) explain(err error) error {
+// Explain turns an error of Etcd into one that says what is wrong and what to do. Without an answer it looks at the
+// endpoints by itself, as etcd's client does not say what kept it from talking to them.
+func (c *Client) Explain(err error) error {
 	if err == nil || errors.Is(err, context.Canceled) {
 		return err
 	}

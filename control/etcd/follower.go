@@ -75,7 +75,7 @@ func (f *follower) list(ctx context.Context) (next int64, err error) {
 			if isEtcd(err, rpctypes.ErrCompacted) {
 				return 0, errAgain
 			}
-			return 0, f.client.explain(err)
+			return 0, f.client.Explain(err)
 		}
 		if revision == 0 {
 			revision = resp.Header.Revision
@@ -131,7 +131,7 @@ func (f *follower) follow(ctx context.Context, next int64) error {
 				return errAgain
 			}
 			if err := resp.Err(); err != nil {
-				return f.client.explain(err)
+				return f.client.Explain(err)
 			}
 			f.problem(nil)
 			if u := f.update(resp.Events); len(u.Nodes)+len(u.Gone) > 0 && !f.send(ctx, u) {

@@ -27,7 +27,7 @@ func (c *Client) Members(ctx context.Context) ([]Member, error) {
 	defer cancel()
 	resp, err := c.etcd.Get(ctx, c.keys.members(), clientv3.WithPrefix())
 	if err != nil {
-		return nil, c.explain(err)
+		return nil, c.Explain(err)
 	}
 	var out []Member
 	for _, kv := range resp.Kvs {
@@ -45,7 +45,7 @@ func (c *Client) PutMember(ctx context.Context, m Member) error {
 	ctx, cancel := c.bounded(ctx)
 	defer cancel()
 	_, err := c.etcd.Put(ctx, c.keys.member(m.Name), marshal(memberRecord{recordVersion, m}))
-	return c.explain(err)
+	return c.Explain(err)
 }
 
 // DeleteMember forgets where a member was reached.
@@ -53,7 +53,7 @@ func (c *Client) DeleteMember(ctx context.Context, name string) error {
 	ctx, cancel := c.bounded(ctx)
 	defer cancel()
 	_, err := c.etcd.Delete(ctx, c.keys.member(name))
-	return c.explain(err)
+	return c.Explain(err)
 }
 
 // union is a, and what of b is not in it.

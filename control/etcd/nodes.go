@@ -30,7 +30,7 @@ func (c *Client) Nodes(ctx context.Context) ([]Listed, error) {
 	resp, err := c.etcd.Txn(ctx).Then(clientv3.OpGet(c.keys.nodes(), clientv3.WithPrefix()),
 		clientv3.OpGet(c.keys.allAlive(), clientv3.WithPrefix())).Commit()
 	if err != nil {
-		return nil, c.explain(err)
+		return nil, c.Explain(err)
 	}
 	alive := map[string]bool{}
 	for _, kv := range resp.Responses[1].GetResponseRange().Kvs {
@@ -80,7 +80,7 @@ func (c *Client) remove(ctx context.Context, name string) (done bool, err error)
 	resp, err := c.etcd.Txn(ctx).Then(clientv3.OpGet(at), clientv3.OpGet(c.keys.alive(name)),
 		clientv3.OpGet(c.keys.cidrs(), clientv3.WithPrefix())).Commit()
 	if err != nil {
-		return false, c.explain(err)
+		return false, c.Explain(err)
 	}
 	if len(resp.Responses[1].GetResponseRange().Kvs) > 0 {
 		return false, fmt.Errorf("node %q: %w: stop its daemon first; one that was killed counts as away within %s", name,
@@ -105,7 +105,7 @@ func (c *Client) remove(ctx context.Context, name string) (done bool, err error)
 	}
 	txn, err := c.etcd.Txn(ctx).If(ifs...).Then(dels...).Commit()
 	if err != nil {
-		return false, c.explain(err)
+		return false, c.Explain(err)
 	}
 	return txn.Succeeded, nil
 }

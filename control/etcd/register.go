@@ -63,7 +63,7 @@ func (r *registrar) look(ctx context.Context) (*sight, error) {
 	resp, err := r.client.etcd.Txn(ctx).Then(clientv3.OpGet(k.node(name)), clientv3.OpGet(k.alive(name)),
 		clientv3.OpGet(k.settings())).Commit()
 	if err != nil {
-		return nil, r.client.explain(err)
+		return nil, r.client.Explain(err)
 	}
 	r.follower.check(resp.Header.ClusterId, resp.Header.Revision)
 	// Each time: an etcd that lost its data is not one to register in.
@@ -111,7 +111,7 @@ func (r *registrar) lookAt(ctx context.Context, s *sight, cidrs []netip.Prefix) 
 	}
 	resp, err := r.client.etcd.Txn(ctx).Then(ops...).Commit()
 	if err != nil {
-		return r.client.explain(err)
+		return r.client.Explain(err)
 	}
 	for i, p := range asked {
 		h := held{}
@@ -173,7 +173,7 @@ func (r *registrar) settle(ctx context.Context, self *control.Node, s *sight) (d
 			r.lease, r.state.Lease = 0, 0
 			return false, errors.New("this node's lease ended; it takes a new one")
 		case err != nil:
-			return false, r.client.explain(err)
+			return false, r.client.Explain(err)
 		case !resp.Succeeded:
 			return false, nil
 		}
@@ -242,7 +242,7 @@ func (r *registrar) taken(ctx context.Context) (map[netip.Prefix]bool, error) {
 	defer cancel()
 	resp, err := r.client.etcd.Get(ctx, r.client.keys.cidrs(), clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
-		return nil, r.client.explain(err)
+		return nil, r.client.Explain(err)
 	}
 	out := make(map[netip.Prefix]bool, len(resp.Kvs))
 	for _, kv := range resp.Kvs {

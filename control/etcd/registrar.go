@@ -103,7 +103,7 @@ func (r *registrar) ping(ctx context.Context) error {
 	defer cancel()
 	resp, err := r.client.etcd.Get(ctx, r.client.keys.settings(), clientv3.WithKeysOnly())
 	if err != nil {
-		return r.client.explain(err)
+		return r.client.Explain(err)
 	}
 	r.follower.check(resp.Header.ClusterId, resp.Header.Revision)
 	return nil
@@ -147,7 +147,7 @@ func (r *registrar) grant(ctx context.Context, ttl time.Duration) (clientv3.Leas
 	defer cancel()
 	resp, err := r.client.etcd.Grant(ctx, int64(ttl/time.Second))
 	if err != nil {
-		return 0, r.client.explain(err)
+		return 0, r.client.Explain(err)
 	}
 	return resp.ID, nil
 }
@@ -159,7 +159,7 @@ func (r *registrar) renew(ctx context.Context, id clientv3.LeaseID) (gone bool, 
 	if isEtcd(err, rpctypes.ErrLeaseNotFound) {
 		return true, nil
 	}
-	return false, r.client.explain(err)
+	return false, r.client.Explain(err)
 }
 
 // An owner is the value of the keys that say whose something is.
@@ -186,7 +186,7 @@ func (r *registrar) stayAlive(ctx context.Context) error {
 	value := marshal(owner{recordVersion, r.client.cfg.Node, r.state.ID})
 	// The id in the record is this node's, so this key may be nobody else's; but it may be from before a restart.
 	if _, err := r.client.etcd.Put(ctx, at, value, clientv3.WithLease(id)); err != nil {
-		return r.client.explain(err)
+		return r.client.Explain(err)
 	}
 	r.alive = id
 	return nil

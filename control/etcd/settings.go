@@ -175,7 +175,7 @@ func (c *Client) WriteSettings(ctx context.Context, s Settings) error {
 	resp, err := c.etcd.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(at), "=", 0)).
 		Then(clientv3.OpPut(at, value)).Else(clientv3.OpGet(at)).Commit()
 	if err != nil {
-		return c.explain(err)
+		return c.Explain(err)
 	}
 	if resp.Succeeded {
 		return nil
@@ -198,7 +198,7 @@ func (c *Client) Settings(ctx context.Context) (Settings, error) {
 	defer cancel()
 	resp, err := c.etcd.Get(ctx, c.keys.settings())
 	if err != nil {
-		return Settings{}, c.explain(err)
+		return Settings{}, c.Explain(err)
 	}
 	return c.settingsIn(resp.Kvs)
 }

@@ -1,0 +1,64 @@
+package member
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/warren-net/warren/control/etcd"
+	"github.com/warren-net/warren/control/join"
+)
+
+// Bootstrap makes a network with this host as its first member: its authority, its certificates, its etcd with the
+// authentication on, and its settings. Then do is called, with a client of a member, and the etcd is stopped. It can be
+// repeated where it failed or was killed half way.
+func Bootstrap(ctx context.Context, o Options, s etcd.Settings, do func(context.Context, *etcd.Client) error) error {
+	ca, err := join.LoadCA(o.StateDir)
+	if err != nil {
+		if HasData(o.StateDir) {
+			return fmt.Errorf("an etcd's data is in %s, and its authority cannot be read: %w", dataDir(o.StateDir), err)
+		}
+		if ca, err = join.NewCA(o.Network); err != nil {
+			return err
+		}
+		if err := ca.Save(o.StateDir); err != nil {
+			return err
+		}
+	}
+	if err := ca.Issue(o.StateDir, o.Name); err != nil {
+		return err
+	}
+	return With(ctx, o, func(ctx context.Context, client *etcd.Client) error {
+		if err := client.WriteSettings(ctx, s); err != nil {
+			return err
+		}
+		if err := join.Secure(ctx, client, o.Name); err != nil {
+			return err
+		}
+		return do(ctx, client)
+	})
+}
+
+// With runs the member for as long as do takes.
+func With(ctx context.Context, o Options, do func(context.Context, *etcd.Client) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	started, ended := make(chan struct{}), make(chan error, 1)
+	o.Started = func() { close(started) }
+	go func() { ended <- Run(ctx, o) }()
+	select {
+	case err := <-ended:
+		return errors.Join(err, ctx.Err())
+	case <-started:
+	}
+	client, err := Client(&o)
+	if err == nil {
+		err = do(ctx, client)
+		err = errors.Join(err, client.Close())
+	}
+	cancel()
+	if ended := <-ended; err == nil {
+		err = ended
+	}
+	return err
+}

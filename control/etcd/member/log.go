@@ -1,0 +1,66 @@
+package member
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"go.uber.org/zap/zapcore"
+)
+
+// A zapCore hands what etcd logs on to slog, one level lower: what etcd calls information is of interest to who looks
+// for a fault in it, and its warnings mostly say that a disk or a peer is slow.
+type zapCore struct {
+	log    *slog.Logger
+	fields []zapcore.Field
+}
+
+var _ zapcore.Core = (*zapCore)(nil)
+
+func levelOf(l zapcore.Level) slog.Level {
+	switch {
+	case l >= zapcore.ErrorLevel:
+		return slog.LevelWarn
+	case l >= zapcore.WarnLevel:
+		return slog.LevelInfo
+	}
+	return slog.LevelDebug
+}
+
+// Enabled implements zapcore.Core.
+func (c *zapCore) Enabled(l zapcore.Level) bool {
+	// Its debug level is a line for each request.
+	return l > zapcore.DebugLevel && c.log.Enabled(context.Background(), levelOf(l))
+}
+
+// With implements zapcore.Core.
+func (c *zapCore) With(fields []zapcore.Field) zapcore.Core {
+	return &zapCore{log: c.log, fields: append(c.fields[:len(c.fields):len(c.fields)], fields...)}
+}
+
+// Check implements zapcore.Core.
+func (c *zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+// Write implements zapcore.Core.
+func (c *zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	enc := zapcore.NewMapObjectEncoder()
+	for _, f := range c.fields {
+		f.AddTo(enc)
+	}
+	for _, f := range fields {
+		f.AddTo(enc)
+	}
+	r := slog.NewRecord(time.Now(), levelOf(e.Level), e.Message, 0)
+	for k, v := range enc.Fields {
+		r.AddAttrs(slog.Any(k, v))
+	}
+	return c.log.Handler().Handle(context.Background(), r)
+}
+
+// Sync implements zapcore.Core.
+func (c *zapCore) Sync() error { return nil }

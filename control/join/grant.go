@@ -1,0 +1,135 @@
+package join
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"go.etcd.io/etcd/api/v3/authpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/warren-net/warren/control/etcd"
+)
+
+// rootName is the user and the role that etcd knows by itself. Nobody has a certificate with that name.
+const rootName = "root"
+
+// CheckName refuses names that a node of such a network cannot have.
+func CheckName(name string) error {
+	if name == rootName {
+		return fmt.Errorf("node %q: etcd keeps that name for itself: choose another with --node", name)
+	}
+	return etcd.CheckName("node", name)
+}
+
+// Secure turns etcd's authentication on, for a network with its first member. It can be repeated.
+func Secure(ctx context.Context, client *etcd.Client, member string) error {
+	kv := client.Etcd()
+	prefix := etcd.Prefix(client.Network())
+	for _, step := range []func() error{
+		func() error { return addUser(ctx, kv, rootName, rootName) },
+		func() error { return addUser(ctx, kv, memberPrefix+member, rootName) },
+		func() error {
+			return addRole(ctx, kv, networkRole(client.Network()), []permission{
+				{prefix, clientv3.GetPrefixRangeEnd(prefix), clientv3.PermRead},
+				{prefix + "cidrs/", clientv3.GetPrefixRangeEnd(prefix + "cidrs/"), clientv3.PermReadWrite},
+			})
+		},
+		func() error { return Grant(ctx, client, member) },
+		func() error { _, err := kv.AuthEnable(ctx); return err },
+	} {
+		if err := step(); err != nil {
+			return fmt.Errorf("etcd's authentication: %w", client.Explain(err))
+		}
+	}
+	return nil
+}
+
+func networkRole(network string) string { return "network:" + network }
+
+// Grant gives a node the right to read the network and to write what is its own.
+func Grant(ctx context.Context, client *etcd.Client, node string) error {
+	prefix, kv := etcd.Prefix(client.Network()), client.Etcd()
+	if err := addRole(ctx, kv, "node:"+node, []permission{
+		{prefix + "nodes/" + node, "", clientv3.PermReadWrite}, {prefix + "alive/" + node, "", clientv3.PermReadWrite},
+	}); err != nil {
+		return client.Explain(err)
+	}
+	return client.Explain(addUser(ctx, kv, node, networkRole(client.Network()), "node:"+node))
+}
+
+// GrantMember gives a host the rights of a member: all of them, as a member could take them.
+func GrantMember(ctx context.Context, client *etcd.Client, node string) error {
+	return client.Explain(addUser(ctx, client.Etcd(), memberPrefix+node, rootName))
+}
+
+// WithdrawMember takes a member's rights away; those of the node stay.
+func WithdrawMember(ctx context.Context, client *etcd.Client, node string) error {
+	_, err := client.Etcd().UserDelete(ctx, memberPrefix+node)
+	if isEtcd(err, rpctypes.ErrUserNotFound) {
+		return nil
+	}
+	return client.Explain(err)
+}
+
+// Withdraw takes all rights of a node away: what certificates it has are worth nothing then.
+func Withdraw(ctx context.Context, client *etcd.Client, node string) error {
+	if _, err := client.Etcd().UserDelete(ctx, node); err != nil && !isEtcd(err, rpctypes.ErrUserNotFound) {
+		return client.Explain(err)
+	}
+	if _, err := client.Etcd().RoleDelete(ctx, "node:"+node); err != nil && !isEtcd(err, rpctypes.ErrRoleNotFound) {
+		return client.Explain(err)
+	}
+	return WithdrawMember(ctx, client, node)
+}
+
+// known reports whether there is a user of that name.
+func known(ctx context.Context, client *etcd.Client, user string) (bool, error) {
+	_, err := client.Etcd().UserGet(ctx, user)
+	if isEtcd(err, rpctypes.ErrUserNotFound) {
+		return false, nil
+	}
+	return err == nil, client.Explain(err)
+}
+
+type permission struct {
+	key, end string
+	kind     authpb.Permission_Type
+}
+
+func addRole(ctx context.Context, kv *clientv3.Client, name string, permissions []permission) error {
+	if _, err := kv.RoleAdd(ctx, name); err != nil && !isEtcd(err, rpctypes.ErrRoleAlreadyExist) {
+		return err
+	}
+	for _, p := range permissions {
+		if _, err := kv.RoleGrantPermission(ctx, name, p.key, p.end, clientv3.PermissionType(p.kind)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func addUser(ctx context.Context, kv *clientv3.Client, name string, roles ...string) error {
+	_, err := kv.UserAddWithOptions(ctx, name, "", &clientv3.UserAddOptions{NoPassword: true})
+	if err != nil && !isEtcd(err, rpctypes.ErrUserAlreadyExist) {
+		return err
+	}
+	if name == rootName { // etcd makes this role itself with the first grant
+		if _, err := kv.RoleAdd(ctx, rootName); err != nil && !isEtcd(err, rpctypes.ErrRoleAlreadyExist) {
+			return err
+		}
+	}
+	for _, r := range roles {
+		if _, err := kv.UserGrantRole(ctx, name, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isEtcd compares the errors of etcd by what they say, as its server sends no more.
+func isEtcd(err, target error) bool {
+	var t rpctypes.EtcdError
+	return err != nil && errors.As(target, &t) && rpctypes.ErrorDesc(err) == t.Error()
+}
