@@ -85,13 +85,13 @@ func (r *registrar) turn(ctx context.Context, look bool) error {
 		return err
 	}
 	if look || r.holds == nil {
-		if err := r.register(ctx, &self); err != nil {
-			return err
-		}
 		if r.client.cfg.FollowMembers {
 			if err := r.learnMembers(ctx); err != nil {
 				return err
 			}
+		}
+		if err := r.register(ctx, &self); err != nil {
+			return err
 		}
 	}
 	return r.stayAlive(ctx)

@@ -19,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
 	"github.com/warren-net/warren/control/etcd"
 )
 
@@ -309,8 +311,9 @@ func (s *Server) admitMember(ctx context.Context, r *question) (*admission, erro
 	}
 	peers := map[string]string{r.asked.Node: url}
 	if !there {
-		if _, err := kv.MemberAddAsLearner(ctx, []string{url}); err != nil {
-			return nil, said(ErrUnable, "the etcd takes no new member now: %v", s.o.Client.Explain(err))
+		if err := s.addLearner(ctx, url); err != nil {
+			return nil, said(ErrUnable, "the etcd takes no new member now: %v; `warren control members` shows whether all are "+
+				"well", s.o.Client.Explain(err))
 		}
 	}
 	for _, o := range list.Members {
@@ -326,6 +329,21 @@ func (s *Server) admitMember(ctx context.Context, r *question) (*admission, erro
 		return nil, err
 	}
 	return &admission{Certificate: string(cert), CAKey: string(key), Peers: peers}, nil
+}
+
+// addLearner adds a member. The etcd refuses it until all members have been connected for some seconds.
+func (s *Server) addLearner(ctx context.Context, url string) error {
+	for {
+		_, err := s.o.Client.Etcd().MemberAddAsLearner(ctx, []string{url})
+		if !isEtcd(err, rpctypes.ErrUnhealthy) && !isEtcd(err, rpctypes.ErrMemberNotEnoughStarted) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
 }
 
 // nameOf is the name in the certificate that the other end of the connection showed, and what it is for.

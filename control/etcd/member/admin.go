@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/join"
 )
@@ -67,6 +69,35 @@ var (
 // Demote takes a member out of the etcd, by the name of its node. The last voting one stays: with it the network would
 // end. The client is a member's, of one that stays if it can be.
 func Demote(ctx context.Context, client *etcd.Client, name string) error {
+	removed := false
+	for end := time.Now().Add(removePatience); ; {
+		var err error
+		if !removed {
+			err = demote(ctx, client, name)
+			removed = err == nil
+		}
+		if removed {
+			err = join.WithdrawMember(ctx, client, name)
+		}
+		// After the last change of members the etcd may be about to choose a leader, or not find all of them well yet.
+		if !errors.Is(err, etcd.ErrNoQuorum) && !errors.Is(err, errUnwell) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}
+
+// errUnwell says that the etcd finds too few of its members well to do without one.
+var errUnwell = errors.New("not all members are well")
+
+// removePatience is how long that may take.
+const removePatience = 30 * time.Second
+
+func demote(ctx context.Context, client *etcd.Client, name string) error {
 	list, err := List(ctx, client)
 	if err != nil {
 		return err
@@ -87,12 +118,25 @@ func Demote(ctx context.Context, client *etcd.Client, name string) error {
 	case voters == 1 && !found.Learner:
 		return fmt.Errorf("%q: %w: promote another host first", name, ErrLastMember)
 	}
-	// The record first: nodes look for another member, and the one that is told last to go may be this one.
+	// The record first: nodes look for another member, and the one that is asked may be the one that goes.
+	was, err := client.Members(ctx)
+	if err != nil {
+		return err
+	}
 	if err := client.DeleteMember(ctx, name); err != nil {
 		return err
 	}
 	if _, err := client.Etcd().MemberRemove(ctx, found.id); err != nil {
-		return fmt.Errorf("take %q out of the etcd: %w", name, client.Explain(err))
+		if rpctypes.ErrorDesc(err) == rpctypes.ErrorDesc(rpctypes.ErrGRPCUnhealthy) {
+			err = errUnwell
+		}
+		err = fmt.Errorf("take %q out of the etcd: %w", name, client.Explain(err))
+		for _, m := range was {
+			if m.Name == name {
+				err = errors.Join(err, client.PutMember(ctx, m))
+			}
+		}
+		return err
 	}
-	return join.WithdrawMember(ctx, client, name)
+	return nil
 }

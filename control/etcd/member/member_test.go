@@ -34,7 +34,7 @@ type host struct {
 func newHost(t *testing.T, name string) *host {
 	return &host{t: t, o: member.Options{Name: name, Network: "test", StateDir: t.TempDir(),
 		Log: slog.New(slog.DiscardHandler), Client: etcdtest.FreePort(t), Peer: etcdtest.FreePort(t), Join: etcdtest.FreePort(t),
-		Timing: member.Timing{Heartbeat: 20 * time.Millisecond, Election: 200 * time.Millisecond, Retry: 50 * time.Millisecond}}}
+		Timing: member.Timing{Heartbeat: 50 * time.Millisecond, Election: 500 * time.Millisecond, Retry: 50 * time.Millisecond}}}
 }
 
 // first makes a network with the host as its first member, and returns what was made in it.
