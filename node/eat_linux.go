@@ -12,8 +12,8 @@ import (
 
 // eat takes in what a control plane has said. The result is errAgain when the node can only go on as another one.
 func (w *writer) eat(f fed) error {
-	if !slices.Equal(f.warnings, w.feedSaid) {
-		w.feedSaid = f.warnings
+	if !slices.Equal(f.warnings, w.feedSaid) || f.problem != w.feedTrouble {
+		w.feedSaid, w.feedTrouble = f.warnings, f.problem
 		w.showAgain()
 	}
 	if f.restart || f.self != nil && !w.stays(f.self) {

@@ -34,6 +34,7 @@ type feed struct {
 
 	mu       sync.Mutex
 	ledger   *control.Ledger
+	machines []control.Node // peers that are no nodes, which the file has
 	cluster  []netip.Prefix
 	pending  map[string]*control.Node // nil: it is gone
 	restart  bool                     // the cluster's ranges have changed
@@ -62,8 +63,10 @@ func newFeed(cfg *config.Config, source control.Source, log *slog.Logger) *feed 
 	}
 	f.ledger = control.NewLedger(control.Rules{Self: f.name, Cluster: f.cluster})
 	if known != nil {
-		f.ledger.Apply(control.Update{Whole: true, Nodes: known.Nodes})
+		nodes := slices.DeleteFunc(known.Nodes, func(n control.Node) bool { return n.Roams })
+		f.ledger.Apply(control.Update{Whole: true, Nodes: nodes})
 	}
+	f.configured(cfg)
 	return f
 }
 
@@ -118,7 +121,33 @@ func (f *feed) take(u control.Update) {
 		f.cluster, f.restart = u.Cluster, true
 		f.note(f.ledger.SetCluster(u.Cluster))
 	}
+	if u.Whole {
+		u.Nodes = slices.Concat(f.machines, u.Nodes)
+	}
 	f.note(f.ledger.Apply(u))
+	f.report()
+}
+
+// configured takes in which peers that are no nodes the file has.
+func (f *feed) configured(cfg *config.Config) {
+	if f == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	u := control.Update{Nodes: cfg.State.Nodes}
+	for _, m := range f.machines {
+		if !slices.ContainsFunc(u.Nodes, func(n control.Node) bool { return n.Name == m.Name }) {
+			u.Gone = append(u.Gone, m.Name)
+		}
+	}
+	f.machines = cfg.State.Nodes
+	f.note(f.ledger.Apply(u))
+	f.report()
+}
+
+// report notes which claims are refused. The caller holds the lock.
+func (f *feed) report() {
 	refusals := make([]string, 0, len(f.refusals))
 	for _, r := range f.ledger.Refusals() {
 		refusals = append(refusals, fmt.Sprintf("what node %s says of itself is refused: %s", r.Name, r.Why))
@@ -183,14 +212,15 @@ type fed struct {
 	gone     []string
 	self     *control.Node // nil: as it was
 	restart  bool          // the cluster's ranges have changed
-	warnings []string
+	problem  string
+	warnings []string // the problem among them
 }
 
 // fetch is what has changed since the last call.
 func (f *feed) fetch() fed {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := fed{restart: f.restart, warnings: slices.Clone(f.refusals)}
+	out := fed{restart: f.restart, problem: f.problem, warnings: slices.Clone(f.refusals)}
 	if f.problem != "" {
 		out.warnings = append([]string{f.problem}, out.warnings...)
 	}

@@ -27,8 +27,8 @@ type said struct {
 }
 
 func newSaid() *said {
-	return &said{updates: make(chan control.Update, 10), problems: make(chan error), published: make(chan control.Node, 10),
-		end: make(chan error, 1)}
+	return &said{updates: make(chan control.Update, 10), problems: make(chan error),
+		published: make(chan control.Node, 10), end: make(chan error, 1)}
 }
 
 func (s *said) Run(ctx context.Context, updates chan<- control.Update, problem func(error)) error {
@@ -168,7 +168,8 @@ func TestFeed(t *testing.T) {
 	if got := f.until(t, func(got fed) bool { return len(got.set) > 0 }); got.self != nil || len(got.gone) > 0 {
 		t.Errorf("the own node left: %+v", got)
 	}
-	s.say(t, control.Update{Nodes: []control.Node{self}, Cluster: append(fedRange, netip.MustParsePrefix("10.245.0.0/16"))})
+	wider := append(fedRange, netip.MustParsePrefix("10.245.0.0/16"))
+	s.say(t, control.Update{Nodes: []control.Node{self}, Cluster: wider})
 	f.until(t, func(got fed) bool { return got.restart })
 
 	// Problems come and go.

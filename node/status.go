@@ -38,6 +38,7 @@ func (a answers) Status() api.Status {
 		Snapshot: api.Snapshot{
 			Generation: v.snapshot.Generation, Since: v.since, Peers: v.snapshot.PeerCount, Routes: v.snapshot.RouteCount,
 		},
+		Control:    v.control,
 		LastReload: v.lastReload,
 		Warnings:   append([]string{}, v.warnings...),
 	}

@@ -28,19 +28,20 @@ const (
 
 // A writer owns the node's changing state: one goroutine computes and publishes it.
 type writer struct {
-	node       *Node
-	log        *slog.Logger
-	plan       plan
-	generation uint64
-	lastReload *api.Reload
-	hostError  string    // why the kernel could not be set up again
-	keyError   string    // why the node's keys could not be read again
-	pathsAt    time.Time // when peers were last planned anew for paths
-	pathNews   bool      // they are to be for others
-	lost       []string  // what the kernel lacks, and what does not work for it
-	feedSaid   []string  // what people should know of the control plane
-	secureSaid []string  // what people should know of keys, as of the last look
-	refusedAt  map[netip.Addr]time.Time
+	node        *Node
+	log         *slog.Logger
+	plan        plan
+	generation  uint64
+	lastReload  *api.Reload
+	hostError   string    // why the kernel could not be set up again
+	keyError    string    // why the node's keys could not be read again
+	pathsAt     time.Time // when peers were last planned anew for paths
+	pathNews    bool      // they are to be for others
+	lost        []string  // what the kernel lacks, and what does not work for it
+	feedTrouble string    // why the control plane says nothing
+	feedSaid    []string  // what people should know of the control plane
+	secureSaid  []string  // what people should know of keys, as of the last look
+	refusedAt   map[netip.Addr]time.Time
 }
 
 // A view is what questions are answered from. It is immutable once published.
@@ -51,6 +52,7 @@ type view struct {
 	publicKeys []string
 	since      time.Time // of the snapshot
 	lastReload *api.Reload
+	control    api.Control
 	warnings   []string
 }
 
@@ -88,6 +90,7 @@ func (w *writer) enforce(out *outcome) {
 func (w *writer) show(v *view) {
 	v.cfg, v.underlay, v.lastReload = w.plan.cfg, w.plan.underlay, w.lastReload
 	v.publicKeys = w.node.secure.publicKeys()
+	v.control = api.Control{Source: string(w.plan.cfg.Control), Problem: w.feedTrouble}
 	v.warnings = slices.Concat(w.plan.allWarnings(), w.lost, w.secureSaid, w.feedSaid)
 	if w.hostError != "" {
 		v.warnings = append(v.warnings, w.hostError)
@@ -275,6 +278,7 @@ func (w *writer) reload(next *config.Config) {
 		w.problem(err)
 		return
 	}
+	w.node.feed.configured(adopted)
 	w.node.feed.tell(adopted, w.node.secure.newest())
 	if w.node.opt.Level != nil {
 		w.node.opt.Level.Set(w.plan.cfg.LogLevel)

@@ -89,15 +89,14 @@ func (s *Spec) Build(d *yamldoc.Doc) (*Cluster, error) {
 	return &b.out, nil
 }
 
-// BuildOwn checks the spec of a node whose peers another control plane knows: the ranges, which may be missing, and
-// what holds for all tunnels. The state has this node alone, with the addresses given and without pod CIDRs.
+// BuildOwn checks the spec of a node whose fellow nodes another control plane knows: the ranges, which may be missing,
+// what holds for all tunnels, and the peers that are no nodes. The state has this node, with the addresses given and
+// without pod CIDRs, and behind it the peers.
 func (s *Spec) BuildOwn(d *yamldoc.Doc, name string, addresses []string) (*Cluster, error) {
 	b := &builder{doc: d, owners: map[string]string{}}
-	for key, n := range map[string]int{"nodes": len(s.Nodes), "peers": len(s.Peers)} {
-		if n > 0 {
-			return nil, b.wrong(key, "", "is what `control: static` reads; with another control plane nodes tell each other",
-				"leave it out, or write `control: static`")
-		}
+	if len(s.Nodes) > 0 {
+		return nil, b.wrong("nodes", "", "is what `control: static` reads; with another control plane nodes tell each other",
+			"leave it out, or write `control: static`")
 	}
 	if len(s.Cluster) > 0 {
 		if err := b.cluster(s.Cluster); err != nil {
@@ -119,7 +118,15 @@ func (s *Spec) BuildOwn(d *yamldoc.Doc, name string, addresses []string) (*Clust
 		n.Addresses = append(n.Addresses, a)
 	}
 	b.out.State.Nodes = []control.Node{n}
-	return &b.out, b.addressesOutsidePods()
+	if err := b.addressesOutsidePods(); err != nil {
+		return nil, err
+	}
+	for i := range s.Peers {
+		if err := b.peer(fmt.Sprintf("peers[%d]", i), &s.Peers[i]); err != nil {
+			return nil, err
+		}
+	}
+	return &b.out, nil
 }
 
 // A builder collects the checked cluster, and who owns which name, address, MAC and key so far.

@@ -81,7 +81,7 @@ func (b *builder) podAddress(key, text, peer string) (netip.Addr, error) {
 	if err != nil {
 		return a, err
 	}
-	if !slices.ContainsFunc(b.out.CIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
+	if len(b.out.CIDRs) > 0 && !slices.ContainsFunc(b.out.CIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
 		return a, b.wrong(key, text, fmt.Sprintf("of peer %s is outside the cluster's ranges %v", peer, b.out.CIDRs), fix)
 	}
 	for _, c := range b.cidrs {

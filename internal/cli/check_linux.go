@@ -8,7 +8,6 @@ import (
 
 	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/node"
-	"github.com/warren-net/warren/node/config"
 )
 
 func newCheck() *cobra.Command {
@@ -21,7 +20,7 @@ func newCheck() *cobra.Command {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			cfg, err := config.Load(path)
+			cfg, err := loadKnown(path)
 			if err != nil {
 				return err
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/warren-net/warren/internal/apisocket"
+	"github.com/warren-net/warren/node"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/config"
 )
@@ -107,6 +108,15 @@ func newVersion() *cobra.Command {
 
 // versions are the program's and Go's.
 func versions() string { return Version() + " " + runtime.Version() }
+
+// loadKnown reads the configuration, with what is known of the cluster where a control plane has the nodes.
+func loadKnown(path string) (*config.Config, error) {
+	cfg, err := config.Load(path)
+	if err != nil {
+		return nil, err
+	}
+	return node.Known(cfg)
+}
 
 // configFlag adds --config.
 func configFlag(cmd *cobra.Command, path *string) {

@@ -64,7 +64,7 @@ func newPeerConfig() *cobra.Command {
 }
 
 func (p *peerConfig) run(cmd *cobra.Command) error {
-	cfg, err := config.Load(p.config)
+	cfg, err := loadKnown(p.config)
 	if err != nil {
 		return err
 	}

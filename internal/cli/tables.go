@@ -48,7 +48,7 @@ func statusTable(w io.Writer, s api.Status) error {
 	rows = append(rows, []string{"cluster", joined(s.ClusterCIDRs)},
 		[]string{"snapshot", fmt.Sprintf("generation %d, %s, %s, since %s", s.Snapshot.Generation,
 			count(s.Snapshot.Peers, "peer"), count(s.Snapshot.Routes, "route"), s.Snapshot.Since.Format(time.RFC3339))},
-		[]string{"reload", reloadText(s.LastReload)})
+		[]string{"control", controlText(&s.Control)}, []string{"reload", reloadText(s.LastReload)})
 	for _, warning := range s.Warnings {
 		rows = append(rows, []string{"warning", warning})
 	}
@@ -88,6 +88,13 @@ func workersTable(w io.Writer, workers []api.Worker) error {
 		rows = append(rows, row)
 	}
 	return table(w, rows...)
+}
+
+func controlText(c *api.Control) string {
+	if c.Problem != "" {
+		return c.Source + ", which does not answer now"
+	}
+	return c.Source
 }
 
 func reloadText(r *api.Reload) string {

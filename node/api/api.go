@@ -34,6 +34,7 @@ type Status struct {
 	Offloads      []Offload      `json:"offloads"`
 	Workers       []Worker       `json:"workers"`
 	Snapshot      Snapshot       `json:"snapshot"`
+	Control       Control        `json:"control"`
 	LastReload    *Reload        `json:"lastReload,omitempty"` // nil: none since the start
 	Warnings      []string       `json:"warnings"`
 }
@@ -107,6 +108,12 @@ type Snapshot struct {
 	Since      time.Time `json:"since"`
 	Peers      int       `json:"peers"`
 	Routes     int       `json:"routes"`
+}
+
+// Control is where the nodes come from.
+type Control struct {
+	Source  string `json:"source"`            // "static", "etcd" or "kubernetes"
+	Problem string `json:"problem,omitempty"` // why it says nothing now; what it said last is in force
 }
 
 // Reload is the outcome of the last reading of the configuration.

@@ -63,7 +63,7 @@ func (c *Config) Adopt(next *Config) (*Config, error) {
 	out.PresharedKeyFile, out.PersistentKeepalive = next.PresharedKeyFile, next.PersistentKeepalive
 	if c.Control != Static {
 		// The rest the control plane says, what this node asks for itself included.
-		out.Self.PresharedKeyFile, out.Own = next.PresharedKeyFile, next.Own
+		out.Self.PresharedKeyFile, out.Own, out.State = next.PresharedKeyFile, next.Own, next.State
 		return &out, nil
 	}
 	out.Cluster = next.Cluster

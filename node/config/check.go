@@ -81,7 +81,7 @@ func (c *checker) self() error {
 	nodes := c.out.State.Nodes
 	if c.out.Control != Static {
 		c.out.Self, c.out.Own, c.own = nodes[0], nodes[0], "wireguard"
-		c.out.State.Nodes = nil
+		c.out.State.Nodes = nodes[1:]
 		return nil
 	}
 	i := slices.IndexFunc(nodes, func(n control.Node) bool { return n.Name == c.out.Node })

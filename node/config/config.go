@@ -49,7 +49,7 @@ type Config struct {
 	Self    control.Node   // this node's entry in State; with a control plane of its own what that says of it, see With
 	Own     control.Node   // what the file says of this node; with a control plane of its own alone
 	Cluster []netip.Prefix // everything that is pod network; may be missing with a control plane of its own, see With
-	State   control.State  // all nodes, this one included, and the peers that are none; with Static alone
+	State   control.State  // all nodes, this one included, unless a control plane has them; and the peers that are none
 
 	Device        string
 	MTU           int    // bytes, of the pods' interfaces; 0: the underlay's less PodMTUMargin
@@ -130,24 +130,24 @@ const (
 // raw is the file as it is spelled.
 type raw struct {
 	static.Spec `yaml:",inline"`
-	Node        string      `yaml:"node"`
-	Control     string      `yaml:"control"`
-	Addresses   []string    `yaml:"addresses"`
+	Node        string   `yaml:"node"`
+	Control     string   `yaml:"control"`
+	Addresses   []string `yaml:"addresses"`
 
 	Kubernetes kubernetes.Spec `yaml:"kubernetes"`
 
-	Device      string      `yaml:"device"`
-	MTU         int         `yaml:"mtu"`
-	VXLAN       rawVXLAN    `yaml:"vxlan"`
-	Workers     int         `yaml:"workers"`
-	Masquerade  bool        `yaml:"masquerade"`
-	Offloads    rawOffloads `yaml:"offloads"`
-	Routing     rawRouting  `yaml:"routing"`
-	Metrics     string      `yaml:"metrics"`
-	RunDir      string      `yaml:"runDir"`
-	StateDir    string      `yaml:"stateDir"`
-	OnExit      string      `yaml:"onExit"`
-	Log         rawLog      `yaml:"log"`
+	Device     string      `yaml:"device"`
+	MTU        int         `yaml:"mtu"`
+	VXLAN      rawVXLAN    `yaml:"vxlan"`
+	Workers    int         `yaml:"workers"`
+	Masquerade bool        `yaml:"masquerade"`
+	Offloads   rawOffloads `yaml:"offloads"`
+	Routing    rawRouting  `yaml:"routing"`
+	Metrics    string      `yaml:"metrics"`
+	RunDir     string      `yaml:"runDir"`
+	StateDir   string      `yaml:"stateDir"`
+	OnExit     string      `yaml:"onExit"`
+	Log        rawLog      `yaml:"log"`
 }
 
 type rawVXLAN struct {

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -225,6 +226,66 @@ func TestDirectoriesIn(t *testing.T) {
 		}
 		if dir != c.dir || !strings.Contains(got, c.want) || c.want == "" && err != nil {
 			t.Errorf("%q: %q, %v", c.text, dir, err)
+		}
+	}
+}
+
+// TestControl: with a control plane of its own the file says what this node is and which machines are no nodes; the
+// rest is the control plane's.
+func TestControl(t *testing.T) {
+	const text = `node: a
+control: kubernetes
+cluster: [10.244.0.0/16]
+addresses: [192.0.2.1]
+encapsulation: vxlan
+peers: [{name: laptop, addresses: [10.244.9.9], publicKey: "%s"}]
+`
+	cfg, err := parse(fmt.Sprintf(text, testKey('l')))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Own.Name != "a" || cfg.Own.Addresses[0].String() != "192.0.2.1" || !cfg.Own.Plaintext() ||
+		len(cfg.State.Nodes) != 1 || cfg.State.Nodes[0].Name != "laptop" {
+		t.Errorf("%+v", cfg)
+	}
+	self := control.Node{Name: "a", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}
+	known, err := cfg.With(self, cfg.Cluster)
+	if err != nil || known.Gateways()[0].String() != "10.244.1.1" || len(cfg.Self.PodCIDRs) > 0 {
+		t.Errorf("%+v, %v", known, err)
+	}
+	next, err := parse(strings.ReplaceAll(fmt.Sprintf(text, testKey('m')), "vxlan", "wireguard"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopted, err := known.Adopt(next)
+	if err != nil || adopted.Own.Plaintext() || adopted.State.Nodes[0].PublicKey != testKey('m') ||
+		len(adopted.Self.PodCIDRs) != 1 || len(known.NeedsRestart(next)) > 0 {
+		t.Errorf("%+v, %v, restart for %v", adopted, err, known.NeedsRestart(next))
+	}
+	named, err := Parse(Source{File: "w.yaml", Data: []byte("cluster: [10.244.0.0/16]\n"), Hostname: "host", Node: "said",
+		Control: Kubernetes})
+	if err != nil || named.Node != "said" || named.Own.Name != "said" || named.Control != Kubernetes {
+		t.Errorf("what the command line says: %+v, %v", named, err)
+	}
+	small := self
+	small.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("fd00::/64")}
+	narrow := *cfg
+	narrow.MTU = 1000
+	if _, err := narrow.With(small, nil); err == nil || !strings.Contains(err.Error(), "mtu") {
+		t.Errorf("an MTU that the pods' family does not allow: %v", err)
+	}
+	for edit, want := range map[string]string{
+		"control: kubernetes→control: cubernetes":     "is not a control plane",
+		"cluster: [10.244.0.0/16]→nodes: [{name: a}]": "the cluster's address ranges are missing",
+		"peers: →nodes: ":                             "is what `control: static` reads",
+		"10.244.9.9→10.99.9.9":                        "is outside the cluster's ranges",
+		"192.0.2.1→10.244.3.3":                        "lies inside the cluster's range",
+		"control: kubernetes\n→":                      "nodes",
+	} {
+		from, to, _ := strings.Cut(edit, "→")
+		_, err := parse(strings.Replace(fmt.Sprintf(text, testKey('l')), from, to, 1))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", edit, err, want)
 		}
 	}
 }
