@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"time"
 
 	"github.com/warren-net/warren/control/etcd"
@@ -106,27 +105,47 @@ func (r *Renewer) renew(ctx context.Context, name string, old *x509.Certificate)
 
 // ask has a member renew the certificate. The key stays, so that the file of the one always fits that of the other.
 func (r *Renewer) ask(ctx context.Context, address, name string, csr []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	cfg, err := files(r.StateDir, name).Config()
-	if err != nil {
-		return err
-	}
-	cfg.MinVersion, cfg.NextProtos = tls.VersionTLS13, []string{"http/1.1"}
-	conn, err := (&tls.Dialer{NetDialer: &net.Dialer{}, Config: cfg}).DialContext(ctx, "tcp", address)
-	if err != nil {
-		return fmt.Errorf("ask the member at %s: %w", address, err)
-	}
-	defer conn.Close()
 	body, err := json.Marshal(ask{Version: wireVersion, Request: string(csr)})
 	if err != nil {
 		return err
 	}
-	got, err := post(ctx, conn, call{path: pathRenew, body: body})
+	got, err := authenticated(ctx, files(r.StateDir, name), address, call{path: pathRenew, body: body})
 	if err != nil {
 		return err
 	}
 	return write(r.StateDir, name+".crt", []byte(got.Certificate))
+}
+
+// Leave has a member take this host's node out of the network.
+func Leave(ctx context.Context, stateDir string, joins []string) error {
+	body, err := json.Marshal(ask{Version: wireVersion})
+	if err != nil {
+		return err
+	}
+	err = errors.New("no member is known that could take this node out of the network")
+	for _, address := range joins {
+		if _, err = authenticated(ctx, files(stateDir, NodeName), address, call{path: pathLeave, body: body}); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// authenticated asks a member over a connection that the host's certificate is shown on.
+func authenticated(ctx context.Context, with etcd.Files, address string, c call) (*answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	cfg, err := with.Config()
+	if err != nil {
+		return nil, err
+	}
+	cfg.MinVersion, cfg.NextProtos = tls.VersionTLS13, []string{"http/1.1"}
+	conn, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("ask the member at %s: %w", address, err)
+	}
+	defer conn.Close()
+	return post(ctx, conn, c)
 }
 
 // JoinsOf asks the etcd at which addresses its members let hosts in.

@@ -63,6 +63,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+pathJoin, s.serve(s.join))
 	mux.HandleFunc("POST "+pathRenew, s.serve(s.renew))
+	mux.HandleFunc("POST "+pathLeave, s.serve(s.leave))
 	srv := &http.Server{Handler: mux, ReadTimeout: 20 * time.Second, WriteTimeout: 60 * time.Second,
 		IdleTimeout: 20 * time.Second, MaxHeaderBytes: 8 << 10,
 		ErrorLog: log.New(io.Discard, "", 0), // of hosts that speak something else
@@ -382,6 +383,38 @@ func (s *Server) renew(ctx context.Context, r *question) (*answer, error) {
 	}
 	return &answer{Version: wireVersion, Network: s.o.Client.Network(), CA: string(s.o.CA.PEM()),
 		Certificate: string(cert)}, nil
+}
+
+// leave takes the node that asks out of the network.
+func (s *Server) leave(ctx context.Context, r *question) (*answer, error) {
+	name, as := nameOf(r.tls)
+	if name == "" || as != asNode {
+		return nil, said(ErrRefused, "a node leaves with its certificate")
+	}
+	if err := Evict(ctx, s.o.Client, name); errors.Is(err, etcd.ErrAlive) {
+		return nil, said(ErrRefused, "%v", err)
+	} else if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnable, err)
+	}
+	s.o.Log.Info("a node left the network", "node", name, "from", r.from)
+	return &answer{Version: wireVersion, Network: s.o.Client.Network()}, nil
+}
+
+// Evict takes a node out of the network: its name and CIDRs are given back, and its certificates are worth nothing. The
+// client is a member's.
+func Evict(ctx context.Context, client *etcd.Client, name string) error {
+	err := client.Remove(ctx, name)
+	if err != nil && !errors.Is(err, etcd.ErrNoNode) {
+		return err
+	}
+	there, knownErr := known(ctx, client, name)
+	if knownErr != nil {
+		return knownErr
+	}
+	if !there {
+		return err
+	}
+	return Withdraw(ctx, client, name)
 }
 
 // printable keeps what a stranger sent from breaking the lines of a log.

@@ -12,6 +12,7 @@ import (
 const (
 	pathJoin  = "/v1/join"
 	pathRenew = "/v1/renew"
+	pathLeave = "/v1/leave"
 
 	maxBody = 64 << 10 // bytes; a request has less than one KiB
 )
