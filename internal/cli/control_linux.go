@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/control/etcd/member"
 	"github.com/warren-net/warren/control/kubernetes"
 	"github.com/warren-net/warren/node/config"
 )
@@ -15,6 +16,8 @@ type controlPlane struct {
 	source control.Source // nil: the file
 	ready  func()         // called when pods of this node can talk
 	ended  func()         // called when the node has taken its network away
+
+	run func(context.Context) // runs beside the node until the context ends
 }
 
 // goodbye is how long the end of a node waits for its control plane to hear of it.
@@ -37,7 +40,13 @@ func openControl(cfg *config.Config, log *slog.Logger) (controlPlane, error) {
 			if err := s.Leave(ctx); err != nil {
 				log.Warn("the cluster was not told that this node has no network now", "error", err)
 			}
-		}}, nil
+		}, run: func(context.Context) {}}, nil
+	case config.Etcd:
+		s, err := member.NewService(member.Setup{Spec: cfg.Etcd, Node: cfg.Node, StateDir: cfg.StateDir, Log: log})
+		if err != nil {
+			return controlPlane{}, err
+		}
+		return controlPlane{source: s.Source, ready: func() {}, ended: func() {}, run: s.Run}, nil
 	}
-	return controlPlane{ready: func() {}, ended: func() {}}, nil
+	return controlPlane{ready: func() {}, ended: func() {}, run: func(context.Context) {}}, nil
 }

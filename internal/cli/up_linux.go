@@ -113,7 +113,16 @@ func up(ctx context.Context, cfg *config.Config, said config.Source, stderr io.W
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		opt.Log.Warn("a crash may leave a core file with this node's private key", "error", err)
 	}
-	if err := node.Run(ctx, cfg, opt); err != nil {
+	beside, end := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.run(beside)
+	}()
+	err = node.Run(ctx, cfg, opt)
+	end()
+	<-ended
+	if err != nil {
 		return err
 	}
 	if cfg.OnExit == config.Remove {

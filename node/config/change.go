@@ -19,6 +19,7 @@ func (c *Config) NeedsRestart(next *Config) []string {
 	}
 	add("control", c.Control, next.Control)
 	add("kubernetes", c.Kubernetes, next.Kubernetes)
+	add("etcd", c.Etcd, next.Etcd)
 	add("node", c.Node, next.Node)
 	if c.Control != Static && len(next.Cluster) > 0 {
 		add("cluster", joined(c.Cluster), joined(next.Cluster))

@@ -62,7 +62,7 @@ func (c *checker) control() error {
 	case Kubernetes:
 		return c.kubernetes()
 	case Etcd:
-		return nil
+		return c.raw.Etcd.Check(c.doc, "etcd")
 	}
 	return c.wrong("control", c.raw.Control, "is not a control plane",
 		"use static (the nodes stand in this file), etcd or kubernetes")

@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/kubernetes"
 	"github.com/warren-net/warren/control/static"
 	"github.com/warren-net/warren/internal/apisocket"
@@ -73,6 +74,7 @@ type Config struct {
 	PresharedKeyFile string // of nodes and peers that name no other, each of which has it in State too
 
 	Kubernetes kubernetes.Spec // how the API server is reached; with Control Kubernetes
+	Etcd       etcd.Spec       // which etcd; with Control Etcd
 }
 
 // Offloads says which offloads may be used; those that the kernel lacks are not, whatever stands here.
@@ -135,6 +137,7 @@ type raw struct {
 	Addresses   []string `yaml:"addresses"`
 
 	Kubernetes kubernetes.Spec `yaml:"kubernetes"`
+	Etcd       etcd.Spec       `yaml:"etcd"`
 
 	Device     string      `yaml:"device"`
 	MTU        int         `yaml:"mtu"`
@@ -269,6 +272,7 @@ func Parse(src Source) (*Config, error) {
 		PresharedKeyFile: cluster.PresharedKeyFile,
 
 		Kubernetes: r.Kubernetes,
+		Etcd:       r.Etcd,
 	}
 	// Spelled out as a list so that the first error found is the one of the key that the others depend on.
 	for _, check := range []func() error{
