@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/warren-net/warren/control/etcd"
+	"github.com/warren-net/warren/internal/atomicfile"
 )
 
 // DefaultPort is the TCP port on which members let hosts in.
@@ -289,3 +290,12 @@ func loadCert(path string) (*x509.Certificate, error) {
 
 // Forget removes the node's certificates and keys, and what it remembers of the network.
 func Forget(stateDir string) error { return os.RemoveAll(filepath.Clean(etcd.Dir(stateDir))) }
+
+// ForgetMember removes what only a member has: its certificate, and the authority's key.
+func ForgetMember(stateDir string) error {
+	var errs []error
+	for _, name := range []string{MemberName + ".crt", MemberName + ".key", caKeyFile} {
+		errs = append(errs, atomicfile.Remove(filepath.Join(Dir(stateDir), name)))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,178 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/warren-net/warren/cni/podrecord"
+	"github.com/warren-net/warren/control/etcd"
+	"github.com/warren-net/warren/control/etcd/member"
+	"github.com/warren-net/warren/control/join"
+	"github.com/warren-net/warren/control/remember"
+	"github.com/warren-net/warren/internal/atomicfile"
+)
+
+// A leaving is one call of `warren leave`.
+type leaving struct {
+	config, node string
+	force        bool
+}
+
+func newLeave() *cobra.Command {
+	var l leaving
+	cmd := &cobra.Command{
+		Use: "leave", Short: "Take this host out of its network, or one that is gone", Args: cobra.NoArgs,
+		Long: "Take this host out of its network: its name and pod CIDRs are given back, its certificates and its\n" +
+			"configuration are removed. With --node a member does it for another host, which is gone; what certificates\n" +
+			"that has are worth nothing then.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd) },
+	}
+	configFlag(cmd, &l.config)
+	cmd.Flags().StringVar(&l.node, "node", "", "`NAME` of another host, which is gone")
+	cmd.Flags().BoolVar(&l.force, "force", false,
+		"also while pods are attached, and where the etcd does not answer or ends with this host")
+	return cmd
+}
+
+func (l *leaving) run(cmd *cobra.Command) error {
+	n, err := loadNetwork(l.config)
+	if err != nil {
+		return err
+	}
+	if l.node != "" && l.node != n.cfg.Node {
+		return l.other(cmd, n)
+	}
+	if pods := attached(n.cfg.StateDir); pods > 0 && !l.force {
+		return fmt.Errorf("%s on this host: stop them first, or use --force, which cuts them off", attachedText(pods))
+	}
+	if n.spec.Embedded {
+		if err := l.asMember(cmd, n); err != nil {
+			return err
+		}
+	}
+	if err := stopService(cmd.Context()); err != nil {
+		return err
+	}
+	if socket := n.cfg.SocketPath(); answers(socket) {
+		return fmt.Errorf("the node's daemon answers at %s: stop `warren up` first", socket)
+	}
+	if err := l.giveBack(cmd, n); err != nil {
+		if !l.force {
+			return fmt.Errorf("%w; --force takes this host out of the network all the same, and the network keeps its name "+
+				"until its lease ends or `warren leave --node %s` on a member", err, n.cfg.Node)
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "warren: the network was not told: %s\n", oneLine(err))
+	}
+	if err := errors.Join(join.Forget(n.cfg.StateDir), atomicfile.Remove(filepath.Join(n.cfg.StateDir, remember.File)),
+		os.Rename(l.config, l.config+".left")); err != nil {
+		return err
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "warren: node %q is out of the network; its configuration is %s.left\n", n.cfg.Node,
+		l.config)
+	return nil
+}
+
+// other takes a host out that is gone.
+func (l *leaving) other(cmd *cobra.Command, n *network) error {
+	if !n.spec.Own() {
+		client, err := n.client()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		return client.Remove(cmd.Context(), l.node)
+	}
+	client, err := n.admin(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	list, err := member.List(cmd.Context(), client)
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		if m.Name == l.node {
+			return fmt.Errorf("node %q is a member of the etcd: `warren control demote %s` first", l.node, l.node)
+		}
+	}
+	return join.Evict(cmd.Context(), client, l.node)
+}
+
+// asMember sees to the etcd that this host has a part of. The last one's ends the network.
+func (l *leaving) asMember(cmd *cobra.Command, n *network) error {
+	others, err := n.outOfEtcd(cmd)
+	if err == nil {
+		n.spec.Endpoints = others // its own is away now
+		return nil
+	}
+	if l.force {
+		return nil
+	}
+	if !errors.Is(err, member.ErrLastMember) {
+		return err
+	}
+	client, clientErr := n.client()
+	if clientErr != nil {
+		return clientErr
+	}
+	defer client.Close()
+	nodes, nodesErr := client.Nodes(cmd.Context())
+	if nodesErr != nil {
+		return nodesErr
+	}
+	return fmt.Errorf("%w; with this host the network ends, which has %s: --force ends it", err,
+		count(len(nodes), "node"))
+}
+
+// giveBack tells the network. A daemon that was just stopped may count as alive for a moment.
+func (l *leaving) giveBack(cmd *cobra.Command, n *network) error {
+	client, err := n.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	for end := time.Now().Add(etcd.DefaultAliveTTL + 10*time.Second); ; time.Sleep(time.Second) {
+		err := client.Remove(cmd.Context(), n.cfg.Node)
+		switch {
+		case errors.Is(err, etcd.ErrAlive) && time.Now().Before(end) && cmd.Context().Err() == nil:
+			continue
+		case err != nil && !errors.Is(err, etcd.ErrNoNode):
+			return err
+		case !n.spec.Own():
+			return nil
+		}
+		joins, err := n.joins(cmd)
+		if err != nil {
+			return err
+		}
+		return join.Leave(cmd.Context(), n.cfg.StateDir, joins)
+	}
+}
+
+// attached counts the pods that the CNI plugin has attached to this host.
+func attached(stateDir string) int {
+	entries, err := os.ReadDir(podrecord.Dir(stateDir))
+	if err != nil {
+		return 0 // no plugin was here
+	}
+	pods := 0
+	for _, e := range entries {
+		if !atomicfile.IsTemp(e.Name()) {
+			pods++
+		}
+	}
+	return pods
+}
+
+func attachedText(pods int) string {
+	if pods == 1 {
+		return "1 pod is attached"
+	}
+	return fmt.Sprintf("%d pods are attached", pods)
+}

@@ -1,0 +1,134 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/control/etcd"
+	"github.com/warren-net/warren/internal/apisocket"
+	"github.com/warren-net/warren/node/api"
+)
+
+// A nodeJSON is a node as it is listed. What a daemon would know is left out where none runs here.
+type nodeJSON struct {
+	Name          string         `json:"name"`
+	State         string         `json:"state"` // "alive", "away" or "broken"
+	Problem       string         `json:"problem,omitempty"`
+	Self          bool           `json:"self"`
+	Since         *time.Time     `json:"since,omitempty"`            // when it was registered first
+	LeaseSeconds  int64          `json:"leaseSecondsLeft,omitempty"` // of one that is away: until its CIDRs go back
+	Addresses     []netip.Addr   `json:"addresses"`                  //
+	PodCIDRs      []netip.Prefix `json:"podCIDRs"`                   //
+	Encapsulation string         `json:"encapsulation"`              // that it asks for, or that is used with it
+	LastHandshake *time.Time     `json:"lastHandshake,omitempty"`    // of this host with it
+	RoundTrip     float64        `json:"roundTripSeconds,omitempty"` // of this host with it
+}
+
+func newNodes() *cobra.Command {
+	var path, output string
+	cmd := &cobra.Command{
+		Use: "nodes", Short: "Show all nodes of the network", Args: cobra.NoArgs,
+		Long: "Show all nodes of the network, as the etcd knows them. The last handshake and the round trip are those\n" +
+			"between this host and the node, where its daemon runs.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			n, err := loadNetwork(path)
+			if err != nil {
+				return err
+			}
+			client, err := n.client()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			list, err := client.Nodes(cmd.Context())
+			if err != nil {
+				return err
+			}
+			s, err := client.Settings(cmd.Context())
+			if err != nil {
+				return err
+			}
+			nodes := n.listed(cmd.Context(), list, s.Encapsulation)
+			if output == "json" {
+				return writeJSON(cmd.OutOrStdout(), nodes)
+			}
+			return table(cmd.OutOrStdout(), nodeRows(nodes)...)
+		},
+	}
+	configFlag(cmd, &path)
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+// listed puts together what the etcd and this host's daemon know.
+func (n *network) listed(ctx context.Context, list []etcd.Listed, usual control.Encapsulation) []nodeJSON {
+	peers := map[string]api.Peer{}
+	// Without a daemon the rest is as good.
+	if known, err := api.NewClient(n.cfg.RunDir + "/" + apisocket.Name).Peers(ctx); err == nil {
+		for _, p := range known {
+			peers[p.Name] = p
+		}
+	}
+	if usual == "" {
+		usual = control.WireGuard
+	}
+	out := []nodeJSON{}
+	for _, l := range list {
+		j := nodeJSON{Name: l.Name, State: "alive", Problem: l.Broken, Self: l.Name == n.cfg.Node,
+			Addresses: l.Addresses, PodCIDRs: l.PodCIDRs, Encapsulation: string(l.Encapsulation)}
+		if j.Encapsulation == "" {
+			j.Encapsulation = string(usual)
+		}
+		switch {
+		case l.Broken != "":
+			j.State, j.Encapsulation = "broken", ""
+		case !l.Alive:
+			j.State, j.LeaseSeconds = "away", int64(l.Left/time.Second)
+		}
+		if !l.Since.IsZero() {
+			j.Since = &l.Since
+		}
+		if p, ok := peers[l.Name]; ok {
+			j.Encapsulation, j.LastHandshake = p.Encapsulation, p.LastHandshake
+		}
+		out = append(out, j)
+	}
+	return out
+}
+
+func nodeRows(nodes []nodeJSON) [][]string {
+	rows := [][]string{{"NAME", "STATE", "AGE", "ADDRESSES", "POD CIDRS", "ENCAPSULATION", "LAST HANDSHAKE", "ROUND TRIP"}}
+	for _, n := range nodes {
+		state, age, handshake, rtt := n.State, "-", "-", "-"
+		switch {
+		case n.Problem != "":
+			state = "broken: " + n.Problem
+		case n.LeaseSeconds > 0:
+			state = fmt.Sprintf("away, keeps its CIDRs for %s", time.Duration(n.LeaseSeconds)*time.Second)
+		}
+		if n.Since != nil {
+			age = max(0, time.Since(*n.Since)).Round(time.Second).String() // clocks differ
+		}
+		if n.LastHandshake != nil {
+			handshake = ago(n.LastHandshake)
+		}
+		if n.RoundTrip > 0 {
+			rtt = time.Duration(n.RoundTrip * float64(time.Second)).Round(time.Microsecond).String()
+		}
+		name := n.Name
+		if n.Self {
+			name += " (this host)"
+		}
+		rows = append(rows, []string{printable(name), printable(state), age, joined(n.Addresses), joined(n.PodCIDRs),
+			dash(printable(n.Encapsulation)), handshake, rtt})
+	}
+	return rows
+}
