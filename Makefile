@@ -24,7 +24,7 @@ SOAK ?= 1h
 TOOLS := ip:iproute2 bridge:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ethtool:ethtool tcpdump:tcpdump \
 	tshark:tshark wg:wireguard-tools nsenter:util-linux iptables:iptables dnsmasq:dnsmasq-base sysctl:procps
 
-export KEEP
+export KEEP CONTROL
 # Where Debian keeps ip and nft; a plain `su` leaves it out.
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -39,7 +39,7 @@ build: need-go ## Build bin/warren and bin/warren-cni
 	$(BUILD) -o bin/ ./cmd/...
 
 .PHONY: demo
-demo: need-root deps build ## Three nodes and their pods in network namespaces, every promise checked; KEEP=1 leaves them up
+demo: need-root deps build ## Three nodes and their pods in network namespaces, every promise checked; KEEP=1 leaves them up, CONTROL=etcd
 	@$(BUILD) -o bin/warren-demo ./internal/lab/demo
 	@bin/warren-demo
 

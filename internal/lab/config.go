@@ -41,8 +41,8 @@ type configNode struct {
 	Encapsulation string         `yaml:"encapsulation,omitempty"`
 }
 
-// WriteConfigs writes the configuration file of every node, each listing all nodes of the lab. A file is replaced
-// whole, so that a running daemon never reads a part of it.
+// WriteConfigs writes the configuration file of every node, each listing all nodes of the lab, or what Init and Join
+// wrote. A file is replaced whole, so that a running daemon never reads a part of it.
 func (l *Lab) WriteConfigs() error {
 	nodes := l.Nodes()
 	list := make([]configNode, len(nodes))
@@ -52,7 +52,11 @@ func (l *Lab) WriteConfigs() error {
 	}
 	var errs []error
 	for _, n := range nodes {
-		errs = append(errs, n.writeConfig(list))
+		if n.entered != nil {
+			errs = append(errs, n.writeEntered())
+		} else {
+			errs = append(errs, n.writeConfig(list))
+		}
 	}
 	return errors.Join(errs...)
 }

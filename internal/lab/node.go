@@ -33,8 +33,9 @@ type Node struct {
 	RunDir     string
 	StateDir   string
 
-	lab    *Lab
-	daemon *Proc
+	lab     *Lab
+	daemon  *Proc
+	entered []byte // the configuration that Init or Join wrote; nil: its nodes are listed
 }
 
 // AddNode makes a node: a namespace with eth0 on the underlay, IPv4 and IPv6, and default routes to the outside. The
@@ -127,6 +128,9 @@ func (n *Node) waitReady(ctx context.Context) error {
 	defer cancel()
 	for {
 		_, err := n.Warren(ctx, "status")
+		if err == nil && n.entered != nil {
+			return n.learn(ctx)
+		}
 		if err == nil {
 			return nil
 		}

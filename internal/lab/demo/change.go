@@ -23,7 +23,11 @@ const (
 // fourthNode adds a node by editing the static files while a transfer of each family runs.
 func (d *demo) fourthNode() {
 	transfers := make(map[int]*lab.Transfer)
-	ok := d.check(d.ctx, "a fourth node, added to the static files in use", func() (string, error) {
+	what := "a fourth node, added to the static files in use"
+	if d.etcd {
+		what = "a fourth node joins"
+	}
+	ok := d.check(d.ctx, what, func() (string, error) {
 		for _, family := range families() {
 			t, err := lab.StartTransfer(d.ctx, d.path("a1", "b1", family), lab.TransferOptions{BytesPerSecond: steadyRate})
 			if err != nil {
@@ -62,7 +66,7 @@ func (d *demo) joinFourth() (string, error) {
 	if d.d, err = d.addNode("d"); err != nil {
 		return "", err
 	}
-	if err := d.lab.WriteConfigs(); err != nil {
+	if err := d.enter(d.d); err != nil {
 		return "", err
 	}
 	written := time.Now()

@@ -16,6 +16,7 @@ type demo struct {
 	ctx  context.Context // ends with the first signal: the whole run belongs to it
 	lab  *lab.Lab
 	keep bool
+	etcd bool // the nodes are in a network of their own, by init and join; else in files that list them
 
 	a, b, c, d *lab.Node
 	pods       map[string]*lab.Pod // "a1" is the first pod of node a
@@ -27,7 +28,11 @@ func families() []int { return []int{4, 6} }
 
 // run does the whole show, in an order in which a later part builds on an earlier one.
 func (d *demo) run() {
-	if !d.check(d.ctx, "three nodes, two pods each, attached by warren-cni", d.setUp) {
+	what := "three nodes, two pods each, attached by warren-cni"
+	if d.etcd {
+		what = "warren init, warren join twice; two pods on each of the nodes"
+	}
+	if !d.check(d.ctx, what, d.setUp) {
 		return
 	}
 	d.describe()
@@ -61,15 +66,26 @@ func (d *demo) setUp() (string, error) {
 		}
 	}
 	d.b.Settings.OnExit = "leave" // for its orderly restart
-	if err := d.lab.WriteConfigs(); err != nil {
-		return "", err
-	}
 	for _, n := range d.lab.Nodes() {
+		if err := d.enter(n); err != nil {
+			return "", err
+		}
 		if err := d.startNode(n); err != nil {
 			return "", err
 		}
 	}
 	return fmt.Sprintf("%.1f s", time.Since(begin).Seconds()), nil
+}
+
+// enter tells a node of the others and them of it: by init on the first one and join on the others, or by their files.
+func (d *demo) enter(n *lab.Node) error {
+	switch {
+	case !d.etcd:
+		return d.lab.WriteConfigs()
+	case n == d.a:
+		return n.Init(d.ctx)
+	}
+	return n.Join(d.ctx, d.a)
 }
 
 // addNode makes a node with a key and remembers how its kernel looked before Warren came.
@@ -78,9 +94,11 @@ func (d *demo) addNode(name string) (*lab.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.Settings.Encapsulation = "wireguard"
-	if err := n.MakeKey(); err != nil {
-		return nil, err
+	if !d.etcd { // else it makes its key itself
+		n.Settings.Encapsulation = "wireguard"
+		if err := n.MakeKey(); err != nil {
+			return nil, err
+		}
 	}
 	d.before[n], err = n.NS.State(d.ctx)
 	return n, err
@@ -236,13 +254,22 @@ func (d *demo) leaveUp() int {
 		{"", "(status, peers, routes, pods, drops; -o json)"},
 		{"examine the host", "nsenter --net=" + d.a.NS.Path() + " " + warren + " check --config " + d.a.ConfigFile},
 		{"see the tunnel", "nsenter --net=" + d.a.NS.Path() + " tcpdump -ni eth0 udp port 51820"},
-		{"change the cluster", "edit " + d.a.ConfigFile + " and watch " + d.a.Daemon().Log},
+		d.changeHint(warren),
 		{"take it all down", "make demo-down"},
 	}
 	for _, l := range lines {
 		d.print("  %-21s %s\n", l[0], l[1])
 	}
 	return d.sumUp()
+}
+
+// changeHint says how to change the cluster that is up.
+func (d *demo) changeHint(warren string) [2]string {
+	if d.etcd {
+		return [2]string{"see the network", "nsenter --net=" + d.a.NS.Path() + " " + warren + " nodes --config " +
+			d.a.ConfigFile}
+	}
+	return [2]string{"change the cluster", "edit " + d.a.ConfigFile + " and watch " + d.a.Daemon().Log}
 }
 
 // list joins findings to an error message, or returns nil when there are none.

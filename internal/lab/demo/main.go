@@ -3,7 +3,8 @@
 // with a line of its own. `make demo` runs it.
 //
 // It changes nothing outside its namespaces and a temporary directory, and removes both, also after Ctrl-C. With KEEP=1
-// in the environment it leaves the lab up; `demo down` takes it down.
+// in the environment it leaves the lab up; `demo down` takes it down. With CONTROL=etcd the nodes find each other by `warren
+// init` and `warren join` instead of files that list them.
 package main
 
 import (
@@ -66,6 +67,14 @@ func show() (status int) {
 	defer removeIfMade("/run/netns")()
 	d := &demo{ctx: ctx, report: &report{out: os.Stdout, terminal: isTerminal(os.Stdout)}}
 	d.keep = os.Getenv("KEEP") != "" && os.Getenv("KEEP") != "0"
+	switch control := os.Getenv("CONTROL"); control {
+	case "", "static":
+	case "etcd":
+		d.etcd = true
+	default:
+		fmt.Fprintf(os.Stderr, "CONTROL=%s: the demo knows static and etcd\n", control)
+		return 2
+	}
 	d.lab, err = lab.New(lab.Options{Prefix: prefix, BinDir: filepath.Dir(self)})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
