@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/join"
@@ -24,11 +25,12 @@ type Listed struct {
 	id      uint64
 }
 
-// List asks for the members, and each of them whether it is well. The client is a member's.
+// List asks for the members, and each of them whether it is well. Any member knows, also without a quorum, which is when
+// one wants to see it.
 func List(ctx context.Context, client *etcd.Client) ([]Listed, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	resp, err := client.Etcd().MemberList(ctx)
+	resp, err := client.Etcd().MemberList(ctx, clientv3.WithSerializable())
 	if err != nil {
 		return nil, client.Explain(err)
 	}

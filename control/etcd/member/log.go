@@ -8,8 +8,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// A zapCore hands what etcd logs on to slog, one level lower: what etcd calls information is of interest to who looks
-// for a fault in it, and its warnings mostly say that a disk or a peer is slow.
+// A zapCore hands what etcd logs on to slog, at a lower level: its warnings, such as that a disk or a peer is slow, are
+// of interest to who looks for a fault in it, and its errors are not this process's.
 type zapCore struct {
 	log    *slog.Logger
 	fields []zapcore.Field
@@ -18,11 +18,8 @@ type zapCore struct {
 var _ zapcore.Core = (*zapCore)(nil)
 
 func levelOf(l zapcore.Level) slog.Level {
-	switch {
-	case l >= zapcore.ErrorLevel:
+	if l >= zapcore.ErrorLevel {
 		return slog.LevelWarn
-	case l >= zapcore.WarnLevel:
-		return slog.LevelInfo
 	}
 	return slog.LevelDebug
 }
