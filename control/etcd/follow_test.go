@@ -75,7 +75,7 @@ func TestReconnect(t *testing.T) {
 	}
 	relay.mend()
 	a.until("news", func() bool { return a.nodes["b"].Addresses[0].String() == "192.0.2.98" })
-	a.problem(func(err error) bool { return err == nil })
+	_ = a.problem(func(err error) bool { return err == nil })
 }
 
 // TestAnotherEtcd has the etcd come back without its data, and with an older state than was delivered.
@@ -99,7 +99,7 @@ func TestAnotherEtcd(t *testing.T) {
 	if got := a.nodes["a"]; got.PodCIDRs[0] != was.PodCIDRs[0] {
 		t.Errorf("it has %v, and had %v", got.PodCIDRs, was.PodCIDRs)
 	}
-	a.problem(func(err error) bool { return err == nil })
+	_ = a.problem(func(err error) bool { return err == nil })
 }
 
 func TestBadRecords(t *testing.T) {
@@ -162,7 +162,7 @@ func TestBadRecords(t *testing.T) {
 		t.Errorf("%v, want %v", got.PodCIDRs, cidr)
 	}
 	put("a", `{"version":9}`)
-	a.problem(func(err error) bool { return errors.Is(err, etcd.ErrNewer) })
+	_ = a.problem(func(err error) bool { return errors.Is(err, etcd.ErrNewer) })
 }
 
 // TestTwoNetworks shares one etcd.

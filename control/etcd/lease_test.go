@@ -128,9 +128,9 @@ func TestLeaseOutlivesRestarts(t *testing.T) {
 	}
 	// While it runs, and with an etcd that is away for a while.
 	c.server.Stop()
-	b.problem(func(err error) bool { return errors.Is(err, etcd.ErrUnreachable) })
+	_ = b.problem(func(err error) bool { return errors.Is(err, etcd.ErrUnreachable) })
 	c.server.Restart()
-	b.problem(func(err error) bool { return err == nil })
+	_ = b.problem(func(err error) bool { return err == nil })
 	if got := b.nodes["a"]; !slices.Equal(got.PodCIDRs, was.PodCIDRs) {
 		t.Errorf("had %+v, has %+v", was, got)
 	}
@@ -153,7 +153,7 @@ func TestExpiry(t *testing.T) {
 		t.Errorf("got %v, and %v is the only one left", got.PodCIDRs, was.PodCIDRs)
 	}
 	again := c.start(cfg)
-	again.problem(func(err error) bool { return errors.Is(err, etcd.ErrUsedUp) })
+	_ = again.problem(func(err error) bool { return errors.Is(err, etcd.ErrUsedUp) })
 	if len(again.nodes) != 2 {
 		t.Errorf("it knows %v", again.nodes)
 	}

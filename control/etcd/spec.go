@@ -66,8 +66,8 @@ func (s *Spec) Check(d *yamldoc.Doc, prefix string) error {
 		return nil
 	}
 	if !s.Own() {
-		return wrong(".embedded", "", "an embedded member belongs to Warren's own etcd, and the keys `ca`, `certificate` or an "+
-			"endpoint of http:// name the user's", "leave it out, or leave those out")
+		return wrong(".embedded", "", "an embedded member belongs to Warren's own etcd, and the keys `ca`, `certificate` "+
+			"or an endpoint of http:// name the user's", "leave it out, or leave those out")
 	}
 	for key, at := range map[string]string{".listenClients": s.ListenClients, ".listenPeers": s.ListenPeers,
 		".listenJoin": s.ListenJoin} {

@@ -149,8 +149,8 @@ func connect(ctx context.Context, h Host) (net.Conn, tls.ConnectionState, error)
 		return nil, tls.ConnectionState{}, fmt.Errorf("whoever answers at %s: %w: nothing was told to it; check the "+
 			"address, and that the token is of this network", address, err)
 	case err != nil:
-		return nil, tls.ConnectionState{}, fmt.Errorf("ask the member at %s: %w; is Warren running there as a member, and is "+
-			"the port open?", address, err)
+		return nil, tls.ConnectionState{}, fmt.Errorf("ask the member at %s: %w; is Warren running there as a member, and "+
+			"is the port open?", address, err)
 	}
 	return conn, conn.(*tls.Conn).ConnectionState(), nil
 }

@@ -2,10 +2,9 @@
 // tokens with which they ask for one, and both ends of the conversation.
 //
 // A token is a name for a record in etcd, a secret, and the hash of the authority's public key. The joining host
-// connects with TLS 1.3 and goes on only where the chain ends at that authority and the certificate is a member's; so no
-// false server learns anything but the token's name. It does not send the secret: it signs, with a key derived from the
-// secret, what it asks for and a value that both ends of this very TLS session know and nobody between them does (RFC
-// 9266, RFC 5705). The record has the public half of the key, so that who reads etcd cannot join with what is there.
+// connects with TLS 1.3 and goes on only where the chain ends at that authority and the certificate is a member's; so
+// no false server learns anything of it. It does not send the secret: it signs, with a key derived from the secret,
+// what it asks for and a value that both ends of this very TLS session know and nobody between them does (RFC 5705). The record has the public half of the key, so that who reads etcd cannot join with what is there.
 //
 // The secret has 128 random bits: it is not to be guessed. Whoever does not know it gets one answer, whether there is
 // such a token or not; why a token is no longer good is said to who proved to have it. When it ends is judged by the
@@ -14,6 +13,6 @@
 // A host sends a request for a certificate (PKCS #10) and keeps the private key. Certificates of nodes are for clients
 // alone, with the node's name as common name, which etcd's authentication goes by; those of members are for
 // etcd.ServerName, and their common name begins with "member:", which no node's can. Both last a year, begin a day
-// before they are issued, as clocks differ, and are renewed when a third of the time is left, over a connection that the
-// old one authenticates.
+// before they are issued, as clocks differ, and are renewed when a third of the time is left, over a connection that
+// the old one authenticates.
 package join

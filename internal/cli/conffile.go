@@ -76,8 +76,8 @@ func (h *hostFlags) mayWrite() error {
 	if other == "" {
 		return nil
 	}
-	return fmt.Errorf("%s is the configuration of %s, and is not written over: move it away, or name another with --config",
-		h.config, other)
+	return fmt.Errorf("%s is the configuration of %s, and is not written over: move it away, or name another with "+
+		"--config", h.config, other)
 }
 
 // writeConfig writes the configuration and reads it again.

@@ -170,8 +170,8 @@ func newDemote() *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use: "demote [NAME]", Short: "Take a member out of the etcd; its node stays", Args: cobra.MaximumNArgs(1),
-		Long: "Take a member out of the etcd: this host's, or that of another one by its name, which may be gone. The node\n" +
-			"and its pods stay.",
+		Long: "Take a member out of the etcd: this host's, or that of another one by its name, which may be gone. The\n" +
+			"node and its pods stay.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := loadNetwork(path)
 			if err != nil {

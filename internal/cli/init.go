@@ -152,8 +152,7 @@ func (i *initialize) embedded(ctx context.Context, spec *etcd.Spec, s etcd.Setti
 // inExternal makes the network in an etcd that the user runs.
 func (i *initialize) inExternal(ctx context.Context, spec *etcd.Spec, s etcd.Settings) (string, error) {
 	if spec.Own() {
-		return "", errors.New("--etcd-endpoints needs --etcd-ca, and --etcd-cert and --etcd-key where the etcd asks for them; " +
-			"for an etcd without TLS write the endpoints as http://HOST:PORT")
+		return "", errNoFiles
 	}
 	cfg, err := spec.Config(etcd.Files{})
 	if err != nil {

@@ -88,16 +88,15 @@ func (j *joining) inExternal(spec *etcd.Spec) error {
 	}
 	*spec = j.externalSpec()
 	if spec.Own() {
-		return errors.New("--etcd-endpoints needs --etcd-ca, and --etcd-cert and --etcd-key where the etcd asks for them; " +
-			"for an etcd without TLS write the endpoints as http://HOST:PORT")
+		return errNoFiles
 	}
 	return nil
 }
 
 func (j *joining) byToken(ctx context.Context, stdin io.Reader, spec *etcd.Spec) error {
 	if j.address == "" || j.token == "" {
-		return errors.New("say where to join and with what: warren join ADDRESS --token TOKEN, as `warren token new` prints " +
-			"it on a member")
+		return errors.New("say where to join and with what: warren join ADDRESS --token TOKEN, as `warren token new` " +
+			"prints it on a member")
 	}
 	if j.network != "" {
 		return errors.New("the token says which network: leave --network out")

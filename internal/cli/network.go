@@ -29,8 +29,8 @@ func loadNetwork(path string) (*network, error) {
 		return nil, err
 	}
 	if cfg.Control != config.Etcd {
-		return nil, fmt.Errorf("%s: `control` is %s: this command is for hosts that `warren init` or `warren join` has set up",
-			path, cfg.Control)
+		return nil, fmt.Errorf("%s: `control` is %s: this command is for hosts that `warren init` or `warren join` has "+
+			"set up", path, cfg.Control)
 	}
 	return &network{cfg: cfg, spec: cfg.Etcd}, nil
 }
@@ -52,8 +52,8 @@ func (n *network) clientWith(own etcd.Files) (*etcd.Client, error) {
 // admin asks the etcd with what a member may, and refuses where this host is none.
 func (n *network) admin(ctx context.Context) (*etcd.Client, error) {
 	if !n.spec.Own() {
-		return nil, errors.New("the network's etcd is the user's own: Warren lets no hosts in and manages no members there; " +
-			"`warren join --etcd-endpoints` takes hosts in")
+		return nil, errors.New("the network's etcd is the user's own: Warren lets no hosts in and manages no members " +
+			"there; `warren join --etcd-endpoints` takes hosts in")
 	}
 	files := join.MemberFiles(n.cfg.StateDir)
 	if _, err := os.Stat(files.Key); n.spec.Embedded && err == nil {
@@ -70,16 +70,6 @@ func (n *network) admin(ctx context.Context) (*etcd.Client, error) {
 		_ = c.Close() // nothing was written
 	}
 	return nil, fmt.Errorf("this host is no member of the etcd: run this on one of them:%s", where)
-}
-
-// memberOptions is what this host's member is.
-func (n *network) memberOptions() member.Options {
-	network := n.spec.Network
-	if network == "" {
-		network = etcd.DefaultNetwork
-	}
-	return member.Options{Name: n.cfg.Node, Network: network, StateDir: n.cfg.StateDir, Client: n.spec.ListenClients,
-		Peer: n.spec.ListenPeers, Join: n.spec.ListenJoin}
 }
 
 // withAdmin runs do with a client of a member.
@@ -103,6 +93,10 @@ type hostFlags struct {
 	noStart                         bool
 	external                        externalFlags
 }
+
+// errNoFiles says that an etcd of the user's was named as Warren's own would be.
+var errNoFiles = errors.New("--etcd-endpoints needs --etcd-ca, and --etcd-cert and --etcd-key where the etcd asks for " +
+	"them; for an etcd without TLS write the endpoints as http://HOST:PORT")
 
 // An externalFlags names an etcd that the user runs.
 type externalFlags struct {

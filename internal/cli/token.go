@@ -56,8 +56,7 @@ func newTokenNew() *cobra.Command {
 	f.DurationVar(&o.Life, "ttl", join.DefaultTokenLife, "how long it is good for, at most 24h")
 	f.IntVar(&o.Uses, "uses", 1, "how many hosts may join with it")
 	f.BoolVar(&o.Replace, "replace", false, "a host may take the place of one that has its name")
-	f.BoolVar(&o.Member, "member", false, "a host may become a member of the etcd (`warren join --member`, `warren control "+
-		"promote`)")
+	f.BoolVar(&o.Member, "member", false, "a host may become a member of the etcd as well")
 	return cmd
 }
 

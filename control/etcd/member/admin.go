@@ -25,8 +25,8 @@ type Listed struct {
 	id      uint64
 }
 
-// List asks for the members, and each of them whether it is well. Any member knows, also without a quorum, which is when
-// one wants to see it.
+// List asks for the members, and each of them whether it is well. Any member knows, also without a quorum, which is
+// when one wants to see it.
 func List(ctx context.Context, client *etcd.Client) ([]Listed, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()

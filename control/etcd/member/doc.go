@@ -2,8 +2,8 @@
 // prove themselves by, and beside it the server that lets hosts in (control/join).
 //
 // The data is below the state directory, and survives what a process can suffer; a member that was killed goes on where
-// it was. One that is new in the etcd is a learner first, which does not count for the quorum, and makes itself a voting
-// member once it has all data.
+// it was. One that is new in the etcd is a learner first, which does not count for the quorum, and makes itself a
+// voting member once it has all data.
 //
 // Nothing of it runs, and no etcd code is reached, unless Run is called.
 package member

@@ -98,7 +98,7 @@ func Run(ctx context.Context, o Options) error {
 	go func() { beside <- o.serve(ctx, client, ca, server) }()
 	defer func() {
 		cancel()
-		<-beside
+		_ = <-beside // the end was said, or is wanted
 	}()
 	select {
 	case <-ctx.Done():

@@ -33,15 +33,17 @@ type host struct {
 
 func newHost(t *testing.T, name string) *host {
 	return &host{t: t, o: member.Options{Name: name, Network: "test", StateDir: t.TempDir(),
-		Log: slog.New(slog.DiscardHandler), Client: etcdtest.FreePort(t), Peer: etcdtest.FreePort(t), Join: etcdtest.FreePort(t),
-		Timing: member.Timing{Heartbeat: 50 * time.Millisecond, Election: 500 * time.Millisecond, Retry: 50 * time.Millisecond}}}
+		Log: slog.New(slog.DiscardHandler), Client: etcdtest.FreePort(t), Peer: etcdtest.FreePort(t),
+		Join: etcdtest.FreePort(t), Timing: member.Timing{Heartbeat: 50 * time.Millisecond,
+			Election: 500 * time.Millisecond, Retry: 50 * time.Millisecond}}}
 }
 
 // first makes a network with the host as its first member, and returns what was made in it.
 func first(t *testing.T, name string) *host {
 	t.Helper()
 	h := newHost(t, name)
-	if err := member.Bootstrap(t.Context(), h.o, settings(), func(context.Context, *etcd.Client) error { return nil }); err != nil {
+	err := member.Bootstrap(t.Context(), h.o, settings(), func(context.Context, *etcd.Client) error { return nil })
+	if err != nil {
 		t.Fatal(err)
 	}
 	h.run()
@@ -266,7 +268,7 @@ func TestInitAndJoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.source.Publish(control.Node{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.3")}})
-	db.problem(func(err error) bool { return errors.Is(err, etcd.ErrDenied) })
+	_ = db.problem(func(err error) bool { return errors.Is(err, etcd.ErrDenied) })
 }
 
 // TestThreeMembers promotes two hosts, loses one member, then the quorum, and gets it back.
@@ -320,10 +322,10 @@ func TestThreeMembers(t *testing.T) {
 	// The second one away is the quorum.
 	hosts[1].end()
 	move(11)
-	d.problem(func(err error) bool { return errors.Is(err, etcd.ErrNoQuorum) || errors.Is(err, etcd.ErrUnreachable) })
+	_ = d.problem(func(err error) bool { return errors.Is(err, etcd.ErrNoQuorum) || errors.Is(err, etcd.ErrUnreachable) })
 	hosts[1].run()
 	d.until("news after the quorum is back", at(11))
-	d.problem(func(err error) bool { return err == nil })
+	_ = d.problem(func(err error) bool { return err == nil })
 	if d.gone > 0 || d.nodes["n"].PodCIDRs[0] != was.PodCIDRs[0] || d.nodes["n"].Order != was.Order {
 		t.Errorf("%d were gone; was %+v, is %+v", d.gone, was, d.nodes["n"])
 	}
