@@ -206,7 +206,8 @@ func TestSettings(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	s, err := c.client().Settings(t.Context())
-	if err != nil || s.NodePrefix4 != 24 || s.NodePrefix6 != 64 || s.Port != 4789 || s.WireGuardPort != 51820 || s.VNI != 1 {
+	if err != nil || s.NodePrefix4 != 24 || s.NodePrefix6 != 64 || s.Port != 4789 || s.WireGuardPort != 51820 ||
+		s.VNI != 1 {
 		t.Errorf("%+v, %v", s, err)
 	}
 	if _, err := c.client().Etcd().Put(t.Context(), etcd.Prefix("test")+"settings", `{"version":3}`); err != nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -175,11 +176,18 @@ func (f *follower) send(ctx context.Context, u control.Update) bool {
 	}
 }
 
-// check compares what a linearizable answer says of the etcd with what was delivered: an etcd that was put back to an
-// older state, or another one at the same address, has the follower read everything again.
-func (f *follower) check(cluster uint64, revision int64) {
-	was := f.cluster.Load()
-	if was != 0 && (was != cluster || revision < f.seen.Load()) {
+// A mark is what the follower had delivered when a question was asked.
+type mark struct {
+	cluster  uint64
+	revision int64
+}
+
+func (f *follower) mark() mark { return mark{f.cluster.Load(), f.seen.Load()} }
+
+// check compares the header of a linearizable answer with what was delivered before the question: an etcd that was put
+// back to an older state, or another one at the same address, has the follower read everything again.
+func (f *follower) check(before mark, h *pb.ResponseHeader) {
+	if before.cluster != 0 && (before.cluster != h.ClusterId || h.Revision < before.revision) {
 		nudge(f.again)
 	}
 }

@@ -60,12 +60,13 @@ func (r *registrar) look(ctx context.Context) (*sight, error) {
 	k, name := r.client.keys, r.client.cfg.Node
 	ctx, cancel := r.client.bounded(ctx)
 	defer cancel()
+	before := r.follower.mark()
 	resp, err := r.client.etcd.Txn(ctx).Then(clientv3.OpGet(k.node(name)), clientv3.OpGet(k.alive(name)),
 		clientv3.OpGet(k.settings())).Commit()
 	if err != nil {
 		return nil, r.client.Explain(err)
 	}
-	r.follower.check(resp.Header.ClusterId, resp.Header.Revision)
+	r.follower.check(before, resp.Header)
 	// Each time: an etcd that lost its data is not one to register in.
 	settings, err := r.client.settingsIn(resp.Responses[2].GetResponseRange().Kvs)
 	if err != nil {

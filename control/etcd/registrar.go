@@ -101,11 +101,12 @@ func (r *registrar) turn(ctx context.Context, look bool) error {
 func (r *registrar) ping(ctx context.Context) error {
 	ctx, cancel := r.client.bounded(ctx)
 	defer cancel()
+	before := r.follower.mark()
 	resp, err := r.client.etcd.Get(ctx, r.client.keys.settings(), clientv3.WithKeysOnly())
 	if err != nil {
 		return r.client.Explain(err)
 	}
-	r.follower.check(resp.Header.ClusterId, resp.Header.Revision)
+	r.follower.check(before, resp.Header)
 	return nil
 }
 

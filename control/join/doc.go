@@ -4,7 +4,8 @@
 // A token is a name for a record in etcd, a secret, and the hash of the authority's public key. The joining host
 // connects with TLS 1.3 and goes on only where the chain ends at that authority and the certificate is a member's; so
 // no false server learns anything of it. It does not send the secret: it signs, with a key derived from the secret,
-// what it asks for and a value that both ends of this very TLS session know and nobody between them does (RFC 5705). The record has the public half of the key, so that who reads etcd cannot join with what is there.
+// what it asks for and a value that both ends of this very TLS session know and nobody between them does (RFC 5705).
+// The record has the public half of the key, so that who reads etcd cannot join with what is there.
 //
 // The secret has 128 random bits: it is not to be guessed. Whoever does not know it gets one answer, whether there is
 // such a token or not; why a token is no longer good is said to who proved to have it. When it ends is judged by the

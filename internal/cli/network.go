@@ -95,8 +95,8 @@ type hostFlags struct {
 }
 
 // errNoFiles says that an etcd of the user's was named as Warren's own would be.
-var errNoFiles = errors.New("--etcd-endpoints needs --etcd-ca, and --etcd-cert and --etcd-key where the etcd asks for " +
-	"them; for an etcd without TLS write the endpoints as http://HOST:PORT")
+var errNoFiles = errors.New("--etcd-endpoints needs --etcd-ca, and --etcd-cert and --etcd-key where the etcd asks " +
+	"for them; for an etcd without TLS write the endpoints as http://HOST:PORT")
 
 // An externalFlags names an etcd that the user runs.
 type externalFlags struct {

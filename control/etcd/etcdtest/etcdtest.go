@@ -3,14 +3,18 @@
 package etcdtest
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/url"
+	"path"
+	"sync"
 	"testing"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 )
 
 // A Server is one etcd that a test can stop and start again.
@@ -19,12 +23,41 @@ type Server struct {
 	dir          string
 	client, peer string // HOST:PORT
 	etcd         *embed.Etcd
+
+	mu       sync.Mutex
+	requests map[string]int // by method, without streams' messages
+}
+
+// Requests are how often each method was called since the last call of Requests.
+func (s *Server) Requests() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.requests
+	s.requests = map[string]int{}
+	return out
+}
+
+// Asked is the number of requests since the last call of Requests.
+func (s *Server) Asked() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, v := range s.requests {
+		n += v
+	}
+	return n
+}
+
+func (s *Server) count(method string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests[path.Base(method)]++
 }
 
 // Start runs an etcd until the test ends.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{t: t, dir: t.TempDir(), client: FreePort(t), peer: FreePort(t)}
+	s := &Server{t: t, dir: t.TempDir(), client: FreePort(t), peer: FreePort(t), requests: map[string]int{}}
 	t.Cleanup(s.Stop)
 	s.Restart()
 	return s
@@ -72,6 +105,18 @@ func (s *Server) Restart() {
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	cfg.TickMs, cfg.ElectionMs = 10, 100
 	cfg.UnsafeNoFsync = true
+	cfg.GRPCAdditionalServerOptions = []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo,
+			next grpc.UnaryHandler) (any, error) {
+			s.count(info.FullMethod)
+			return next(ctx, req)
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo,
+			next grpc.StreamHandler) error {
+			s.count(info.FullMethod)
+			return next(srv, ss)
+		}),
+	}
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		s.t.Fatal(fmt.Errorf("start etcd: %w", err))

@@ -94,17 +94,19 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer client.Close()
-	beside := make(chan error, 1)
-	go func() { beside <- o.serve(ctx, client, ca, server) }()
+	beside, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		beside <- o.serve(ctx, client, ca, server)
+	}()
 	defer func() {
 		cancel()
-		_ = <-beside // the end was said, or is wanted
+		<-ended
 	}()
 	select {
 	case <-ctx.Done():
 		return nil
 	case err := <-beside:
-		beside <- nil
 		return err
 	case err := <-server.Err():
 		return fmt.Errorf("the etcd ended: %w", err)
