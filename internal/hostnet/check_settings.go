@@ -2,13 +2,11 @@ package hostnet
 
 import (
 	"fmt"
-	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
 	"github.com/warren-net/warren/internal/netsysctl"
-	"golang.org/x/sys/unix"
 )
 
 func (c *checker) forwarding() {
@@ -30,7 +28,7 @@ func (c *checker) settable(what, key, want string) {
 		c.error(what, fmt.Sprintf("%s can't be read: %v", dotted, err), "mount /proc/sys")
 	case now == want:
 		c.ok(what, "%s is %s", dotted, now)
-	case unix.Access(filepath.Join(netsysctl.Dir, key), unix.W_OK) != nil:
+	case !netsysctl.Settable(key):
 		c.error(what, fmt.Sprintf("%s is %s, and Warren may not set it to %s", dotted, now, want),
 			fmt.Sprintf("`sysctl -w %s=%s` on the host, or give Warren a writable /proc/sys", dotted, want))
 	default:

@@ -5,6 +5,7 @@ package netsysctl
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -14,11 +15,19 @@ import (
 // Dir holds the settings; keys are paths below it, like "ipv4/ip_forward".
 const Dir = "/proc/sys/net"
 
+// WritableDirVar is the environment variable that names another directory to write to where Dir is read-only. A
+// container that is not privileged has a read-only /proc/sys, even in the host's network namespace; the host's own one,
+// mounted at another place, can be written, and shows the settings of the same namespace.
+const WritableDirVar = "WARREN_SYSCTL_NET"
+
 // Set makes a setting have a value, and returns the one that it had. It writes only where that differs, so that it does
 // where /proc/sys is read-only and the value right, and reads it back: in some containers a write is accepted and
 // ignored. errors.Is(err, fs.ErrNotExist) holds where there is no such setting.
 func Set(key, value string) (was string, err error) {
 	fd, err := unix.Open(filepath.Join(Dir, key), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if dir := os.Getenv(WritableDirVar); errors.Is(err, unix.EROFS) && dir != "" {
+		fd, err = unix.Open(filepath.Join(dir, key), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		if is, readErr := Get(key); readErr == nil && is == value {
 			return is, nil
@@ -37,6 +46,15 @@ func Set(key, value string) (was string, err error) {
 		err = fmt.Errorf("sysctl net/%s is %s after %s was written", key, is, value)
 	}
 	return was, err
+}
+
+// Settable reports whether Set may write the setting.
+func Settable(key string) bool {
+	err := unix.Access(filepath.Join(Dir, key), unix.W_OK)
+	if dir := os.Getenv(WritableDirVar); errors.Is(err, unix.EROFS) && dir != "" {
+		err = unix.Access(filepath.Join(dir, key), unix.W_OK)
+	}
+	return err == nil
 }
 
 // Get reads a setting.

@@ -73,6 +73,33 @@ func TestReadOnly(t *testing.T) {
 	if _, err := netsysctl.Set(key, "1"); !errors.Is(err, unix.EROFS) {
 		t.Errorf("another value: %v", err)
 	}
+	if netsysctl.Settable(key) {
+		t.Error("it is said to be settable")
+	}
+}
+
+// TestReadOnlyContainer is a container that is not privileged, with the host's settings at another place.
+func TestReadOnlyContainer(t *testing.T) {
+	own(t)
+	host := t.TempDir()
+	if err := unix.Mount(netsysctl.Dir, host, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(host, unix.MNT_DETACH) })
+	mount(t, netsysctl.Dir, unix.MS_RDONLY)
+	t.Setenv(netsysctl.WritableDirVar, host)
+	if !netsysctl.Settable(key) {
+		t.Error("it is said not to be settable")
+	}
+	if was, err := netsysctl.Set(key, "1"); was != "0" || err != nil {
+		t.Errorf("it was %q (%v), want 0", was, err)
+	}
+	if got, err := netsysctl.Get(key); got != "1" || err != nil {
+		t.Errorf("it is %q (%v), want 1", got, err)
+	}
+	if _, err := netsysctl.Set("ipv4/no_such", "1"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a setting that is not there: %v", err)
+	}
 }
 
 // /dev/null takes what is written and forgets it, as some containers do.
