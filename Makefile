@@ -64,6 +64,10 @@ test-runtime: need-root deps build ## Pods under two real containerds, through c
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/cnitool $(CNI)/cni/cnitool
 	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags runtime -count 1 -timeout $(TESTTIME) -v ./internal/lab/cri
 
+.PHONY: test-deploy
+test-deploy: need-go ## The manifests for Kubernetes: valid, and the same by kubectl, kustomize and Helm
+	cd deploy/check && $(GO) test -buildvcs=false -timeout $(TESTTIME) ./...
+
 # Each switch of the configuration's `offloads` by itself, all of them, and the one that can be forced.
 OFFLOADS ?= checksum=off tso=off uso=off udpGSO=off udpGRO=off tunnelGSO=off superframes=off \
 	checksum=off,tso=off,uso=off,udpGSO=off,udpGRO=off,tunnelGSO=off,superframes=off tunnelGSO=on

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -32,7 +33,7 @@ type Options struct {
 // keeps the nodes of a cluster from coming back in step.
 const (
 	firstRetry   = 500 * time.Millisecond
-	longestRetry = 10 * time.Second
+	longestRetry = 5 * time.Second
 )
 
 // A Source is a control.Publisher over a cluster's Node objects.
@@ -42,6 +43,8 @@ type Source struct {
 	store  *store
 	wake   chan struct{} // Run's own
 	told   chan struct{} // the publisher's
+
+	answered atomic.Bool // a watch was opened
 
 	mu        sync.Mutex
 	troubles  [troubleKinds]*trouble
@@ -92,7 +95,7 @@ func (s *Source) Run(ctx context.Context, updates chan<- control.Update, problem
 	reflector := cache.NewReflectorWithOptions(s, &corev1.Node{}, s.store, cache.ReflectorOptions{Logger: &log,
 		Name: "nodes", TypeDescription: "Node", Clock: endingClock{ctx: ctx}, Backoff: &wait.Backoff{Duration: firstRetry,
 			Cap: longestRetry, Steps: 20, Factor: 2, Jitter: 1}})
-	running.Go(func() { reflector.RunWithContext(ctx) })
+	running.Go(func() { s.follow(ctx, reflector) })
 	running.Go(func() { s.publish(ctx) })
 
 	said := "" // the problem that was reported last
@@ -119,6 +122,30 @@ func (s *Source) Run(ctx context.Context, updates chan<- control.Update, problem
 		case out <- next:
 			out = nil
 		case <-s.wake:
+		}
+	}
+}
+
+// follow lists and watches until ctx ends. It is the reflector's own loop, but for one thing: that one goes on waiting
+// as long as it did while the API server was away, when that is back and wants no more than to be listed anew.
+func (s *Source) follow(ctx context.Context, reflector *cache.Reflector) {
+	const long = time.Minute // a watch that held so long is no failure
+	var pause backoff
+	answered := false
+	for ctx.Err() == nil {
+		begun, before := time.Now(), answered
+		s.answered.Store(false)
+		if err := reflector.ListAndWatchWithContext(ctx); err != nil {
+			s.opt.Log.Debug("list and watch nodes", "error", err)
+		}
+		answered = s.answered.Load()
+		if answered && !before || time.Since(begun) > long {
+			pause = backoff{}
+		}
+		pause.failed(time.Now())
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Until(pause.next)):
 		}
 	}
 }
@@ -188,6 +215,7 @@ func (s *Source) WatchWithContext(ctx context.Context, opt metav1.ListOptions) (
 	streaming := opt.SendInitialEvents != nil
 	switch {
 	case err == nil:
+		s.answered.Store(true)
 		s.mu.Lock()
 		s.streaming = streaming
 		s.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/url"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
@@ -91,6 +92,10 @@ func (c *client) common(err error, consequence string) *trouble {
 	var host x509.HostnameError
 	var invalid x509.CertificateInvalidError
 	var status apierrors.APIStatus
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err // without the request's URL, which says nothing that helps
+	}
 	switch {
 	case apierrors.IsUnauthorized(err):
 		return &trouble{"unauthorized", fmt.Errorf("the API server at %s does not accept Warren's credentials: %w; the "+
