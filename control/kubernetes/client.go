@@ -22,8 +22,11 @@ import (
 )
 
 // A call that gets no answer for so long fails: one that only the server's answer ends would wait forever for a server
-// that hangs. A list of 5,000 nodes takes some seconds.
-const answerTimeout = time.Minute
+// that hangs. A list of 5,000 nodes takes some seconds, and is given up after listTimeout.
+const (
+	answerTimeout = time.Minute
+	listTimeout   = 10 * time.Minute
+)
 
 // A client asks for Node objects and nothing else. It is made of client-go's REST client with the types of core/v1: the
 // typed clients, even the one of core/v1 alone, link every type of Kubernetes, 13 MB.
@@ -80,11 +83,25 @@ func newClient(cfg *rest.Config, userAgent string) (*client, error) {
 	return &client{rest: c, codec: runtime.NewParameterCodec(scheme), host: cfg.Host}, nil
 }
 
-func (c *client) list(ctx context.Context, opt metav1.ListOptions) (*corev1.NodeList, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+// list returns the nodes as far as a store needs them.
+func (c *client) list(ctx context.Context, opt metav1.ListOptions, slim func(any) (any, error)) (*corev1.NodeList,
+	error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	out := &corev1.NodeList{}
-	return out, c.rest.Get().Resource("nodes").VersionedParams(&opt, c.codec).Do(ctx).Into(out)
+	patience := time.AfterFunc(answerTimeout, cancel)
+	defer patience.Stop()
+	body, err := c.rest.Get().Resource("nodes").VersionedParams(&opt, c.codec).
+		SetHeader("Accept", runtime.ContentTypeJSON).Stream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	patience.Reset(listTimeout)
+	list, err := readList(body, slim)
+	if err != nil {
+		return nil, fmt.Errorf("list of nodes: %w", err)
+	}
+	return list, nil
 }
 
 func (c *client) watch(ctx context.Context, opt metav1.ListOptions) (watch.Interface, error) {

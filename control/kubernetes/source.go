@@ -201,7 +201,7 @@ func (s *Source) Watch(opt metav1.ListOptions) (watch.Interface, error) {
 
 // ListWithContext implements cache.ListerWatcherWithContext.
 func (s *Source) ListWithContext(ctx context.Context, opt metav1.ListOptions) (runtime.Object, error) {
-	list, err := s.client.list(ctx, opt)
+	list, err := s.client.list(ctx, opt, s.store.Transformer())
 	if err != nil {
 		s.failed(ctx, "list", err)
 		return nil, err // not a list that is nil
