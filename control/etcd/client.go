@@ -44,6 +44,9 @@ func NewClient(cfg Config) (*Client, error) {
 }
 
 func dial(cfg Config) (*Client, error) {
+	if cfg.connect != nil {
+		return &Client{cfg: cfg, keys: keysOf(cfg.Network), etcd: cfg.connect()}, nil
+	}
 	c, err := clientv3.New(clientv3.Config{
 		Endpoints:            endpointURLs(cfg.Endpoints, cfg.TLS != nil),
 		TLS:                  cfg.TLS,

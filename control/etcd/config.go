@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // What holds unless a Config says otherwise.
@@ -46,6 +48,8 @@ type Config struct {
 
 	// Timeout bounds one question to the etcd; 0: 5 seconds.
 	Timeout time.Duration
+
+	connect func() *clientv3.Client // of a test, instead of the endpoints; nil: there is none
 }
 
 var namePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,251}[a-zA-Z0-9])?$`)

@@ -7,6 +7,7 @@
 package etcdmem
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 
@@ -25,13 +26,19 @@ type Store struct {
 	mu        sync.Mutex
 	up        chan struct{} // closed while the etcd answers
 	revision  int64
-	compacted int64    // what was before can be read no more
-	keys      []string // that have versions; sorted
-	items     map[string][]version
+	compacted int64   // what was before can be read no more
+	items     []*item // sorted by key
+	byKey     map[string]*item
 	log       []*mvccpb.Event // from the compaction on, by revision
 	leases    map[int64]*lease
 	lastLease int64
 	watches   map[span][]*watch
+}
+
+// An item is a key that has versions.
+type item struct {
+	key      string
+	versions []version // by revision
 }
 
 // A version is what a key was from a revision on. A deletion is one too, whose KeyValue has the version 0.
@@ -41,7 +48,7 @@ type version = *mvccpb.KeyValue
 func New() *Store {
 	up := make(chan struct{})
 	close(up)
-	return &Store{up: up, revision: 1, items: map[string][]version{}, leases: map[int64]*lease{},
+	return &Store{up: up, revision: 1, byKey: map[string]*item{}, leases: map[int64]*lease{},
 		watches: map[span][]*watch{}}
 }
 
@@ -70,27 +77,36 @@ func (r span) contains(key string) bool {
 	return key >= r.from && key < r.end
 }
 
-// in are the keys of the span that have versions.
-func (s *Store) in(r span) []string {
-	i, found := slices.BinarySearch(s.keys, r.from)
+// in are the items of the span.
+func (s *Store) in(r span) []*item {
+	i, found := slices.BinarySearchFunc(s.items, r.from, byKey)
 	if r.end == "" {
 		if !found {
 			return nil
 		}
-		return s.keys[i : i+1]
+		return s.items[i : i+1]
 	}
-	j := len(s.keys)
+	j := len(s.items)
 	if r.end != "\x00" {
-		j, _ = slices.BinarySearch(s.keys, r.end)
+		j, _ = slices.BinarySearchFunc(s.items, r.end, byKey)
 	}
-	return s.keys[i:max(i, j)]
+	return s.items[i:max(i, j)]
 }
 
-// at is what a key is as of a revision; nil: it is not there.
-func (s *Store) at(key string, revision int64) version {
-	versions := s.items[key]
-	for i := len(versions) - 1; i >= 0; i-- {
-		if v := versions[i]; v.ModRevision <= revision {
+func byKey(i *item, key string) int { return cmp.Compare(i.key, key) }
+
+// now is what a key is; nil: it is not there.
+func (s *Store) now(key string) version {
+	if i := s.byKey[key]; i != nil {
+		return i.at(s.revision)
+	}
+	return nil
+}
+
+// at is what the key was as of a revision; nil: it was not there.
+func (i *item) at(revision int64) version {
+	for k := len(i.versions) - 1; k >= 0; k-- {
+		if v := i.versions[k]; v.ModRevision <= revision {
 			if v.Version == 0 {
 				return nil
 			}
@@ -123,9 +139,12 @@ func (s *Store) read(r *pb.RangeRequest, sees func(string) bool) *pb.RangeRespon
 		revision = s.revision
 	}
 	resp := &pb.RangeResponse{Header: s.header(), Kvs: []*mvccpb.KeyValue{}}
-	for _, key := range s.in(span{string(r.Key), string(r.RangeEnd)}) {
-		v := s.at(key, revision)
-		if v == nil || sees != nil && !sees(key) {
+	for _, i := range s.in(span{string(r.Key), string(r.RangeEnd)}) {
+		if sees != nil && !sees(i.key) {
+			continue
+		}
+		v := i.at(revision)
+		if v == nil {
 			continue
 		}
 		resp.Count++
@@ -167,7 +186,7 @@ func (w *write) end() {
 
 func (w *write) put(r *pb.PutRequest) *pb.PutResponse {
 	s, key := w.store, string(r.Key)
-	was := s.at(key, s.revision)
+	was := s.now(key)
 	v := &mvccpb.KeyValue{Key: r.Key, Value: r.Value, CreateRevision: s.revision, ModRevision: s.revision, Version: 1,
 		Lease: r.Lease}
 	if was != nil {
@@ -189,14 +208,14 @@ func (w *write) put(r *pb.PutRequest) *pb.PutResponse {
 func (w *write) delete(r span, wantPrev bool) *pb.DeleteRangeResponse {
 	s := w.store
 	resp := &pb.DeleteRangeResponse{}
-	for _, key := range slices.Clone(s.in(r)) {
-		was := s.at(key, s.revision)
+	for _, i := range s.in(r) {
+		was := i.at(s.revision)
 		if was == nil {
 			continue
 		}
 		s.detach(was)
 		gone := &mvccpb.KeyValue{Key: was.Key, ModRevision: s.revision}
-		s.add(key, gone)
+		i.versions = append(i.versions, gone)
 		w.events = append(w.events, &mvccpb.Event{Type: mvccpb.Event_DELETE, Kv: gone})
 		resp.Deleted++
 		if wantPrev {
@@ -208,11 +227,14 @@ func (w *write) delete(r span, wantPrev bool) *pb.DeleteRangeResponse {
 
 // add notes one more version of a key.
 func (s *Store) add(key string, v version) {
-	if s.items[key] == nil {
-		i, _ := slices.BinarySearch(s.keys, key)
-		s.keys = slices.Insert(s.keys, i, key)
+	i := s.byKey[key]
+	if i == nil {
+		i = &item{key: key}
+		s.byKey[key] = i
+		k, _ := slices.BinarySearchFunc(s.items, key, byKey)
+		s.items = slices.Insert(s.items, k, i)
 	}
-	s.items[key] = append(s.items[key], v)
+	i.versions = append(i.versions, v)
 }
 
 // Compact forgets what was before a revision.
@@ -228,21 +250,20 @@ func (s *Store) Compact(revision int64) error {
 	s.compacted = revision
 	i, _ := slices.BinarySearchFunc(s.log, revision, eventAt)
 	s.log = slices.Clone(s.log[i:])
-	s.keys = slices.DeleteFunc(s.keys, func(key string) bool {
-		versions := s.items[key]
+	s.items = slices.DeleteFunc(s.items, func(i *item) bool {
 		// The last version that is not younger stays, unless the key is gone since then.
 		keep := 0
-		for keep+1 < len(versions) && versions[keep+1].ModRevision <= revision {
+		for keep+1 < len(i.versions) && i.versions[keep+1].ModRevision <= revision {
 			keep++
 		}
-		if v := versions[keep]; v.Version == 0 && v.ModRevision <= revision {
+		if v := i.versions[keep]; v.Version == 0 && v.ModRevision <= revision {
 			keep++
 		}
-		if keep == len(versions) {
-			delete(s.items, key)
+		if keep == len(i.versions) {
+			delete(s.byKey, i.key)
 			return true
 		}
-		s.items[key] = slices.Clone(versions[keep:])
+		i.versions = slices.Clone(i.versions[keep:])
 		return false
 	})
 	return nil

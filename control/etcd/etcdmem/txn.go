@@ -120,7 +120,7 @@ func (w *write) do(op *pb.RequestOp, sees func(string) bool) *pb.ResponseOp {
 
 // holds reports whether a comparison holds.
 func (s *Store) holds(c *pb.Compare) bool {
-	v := s.at(string(c.Key), s.revision)
+	v := s.now(string(c.Key))
 	if v == nil {
 		if c.Target == pb.Compare_VALUE {
 			return false // there is no way to write the value of a key that is not there
