@@ -16,6 +16,8 @@ func newCheck() *cobra.Command {
 		Use: "check", Short: "Look at this host: what would not work, and how to mend it", Args: cobra.NoArgs,
 		Long: "Look at the configuration and at this host for what would keep a node from working, and say how to\n" +
 			"mend it. Nothing is changed. The exit status is 1 when there is an error, 0 when there are warnings only.",
+		Example: "  warren check\n" +
+			"  warren check --config new.yaml    # before it replaces the one in use",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
 				return err

@@ -78,6 +78,10 @@ func newRoot(inv Invocation) *cobra.Command {
 		Short: "A pod network in one program",
 		Long: "Warren connects the pods of several nodes through a TUN device and a userspace forwarder.\n" +
 			"`warren up` runs a node; the other commands ask the running one or look at the host.",
+		Example: "  warren key new        # this host's key; prints the public half\n" +
+			"  warren check          # what would not work here, and how to mend it\n" +
+			"  warren up             # run the node\n" +
+			"  warren cni install    # once: the plugin for the container runtime",
 		Version:           versions(), // for --version, which many try first
 		SilenceUsage:      true,
 		SilenceErrors:     true,
@@ -100,6 +104,8 @@ func newRoot(inv Invocation) *cobra.Command {
 func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Long: "Print the version of this program and of the Go that built it. The running node may be of another one:\n" +
+			"`warren status` says which.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "warren %s\n", versions())
 			return err

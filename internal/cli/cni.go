@@ -22,6 +22,8 @@ import (
 func newCNI() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cni", Short: "Put the CNI plugin in place for a container runtime, or take it away", Args: cobra.NoArgs,
+		Long: "Put the CNI plugin in place for a container runtime, or take it away. The runtime runs the plugin, the\n" +
+			"program warren-cni, to attach pods to the node, because a configuration list names it.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newInstall(), newRemove())
@@ -45,7 +47,10 @@ func newInstall() *cobra.Command {
 		Long: "Put the plugin warren-cni and the configuration list " + install.ListName + " where a container\n" +
 			"runtime finds them, each whole or not at all. The node has to run, or to have run: the list says where the\n" +
 			"plugin finds the node's pod CIDRs. A list that says something else is replaced with --force only, and so is\n" +
-			"a program of that name that is not Warren's.",
+			"a program of that name that is not Warren's. Run it again after an upgrade; a second time changes nothing.",
+		Example: "  warren cni install\n" +
+			"  # For Debian's containerd, with host ports:\n" +
+			"  warren cni install --bin-dir /usr/lib/cni --chain portmap,bandwidth",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
 				return err
@@ -103,6 +108,7 @@ func newRemove() *cobra.Command {
 		Long: "Take away the configuration list and the plugin, as far as they are Warren's. While pods are attached, or\n" +
 			"when the list was edited by hand, nothing is removed without --force. The plugin stays while another list\n" +
 			"names it.",
+		Example: "  warren cni remove --bin-dir /usr/lib/cni",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
 				return err

@@ -79,6 +79,9 @@ func newKeyNew() *cobra.Command {
 	var where keyDir
 	cmd := &cobra.Command{
 		Use: "new", Short: "Make this node's key, and print the public half", Args: cobra.NoArgs,
+		Long: "Make this node's key and print the public half, for `publicKey` of this node's entry in the configuration\n" +
+			"of every node. It is an error when there is a key already: nothing is replaced.",
+		Example: "  warren key new",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := where.find(cmd)
 			if err != nil {
@@ -103,6 +106,9 @@ func newKeyPublic() *cobra.Command {
 	var where keyDir
 	cmd := &cobra.Command{
 		Use: "public", Short: "Print the public half of this node's key", Args: cobra.NoArgs,
+		Long: "Print the public half of this node's key. While a rotation is under way that is the newer one's, and\n" +
+			"standard error says so.",
+		Example: "  warren key public",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := where.find(cmd)
 			if err != nil {
@@ -130,6 +136,8 @@ func newKeyRotate() *cobra.Command {
 		Use: "rotate", Short: "Give this node a new key without losing a connection", Args: cobra.NoArgs,
 		Long: "Make this node's next key and print the public half. The node answers to both keys until all nodes have\n" +
 			"the new one and `warren key rotate --finish` takes the old one away.",
+		Example: "  warren key rotate             # then give the key to all nodes\n" +
+			"  warren key rotate --finish    # when all have it",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := where.find(cmd)
 			if err != nil {

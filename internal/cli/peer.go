@@ -22,6 +22,8 @@ import (
 func newPeer() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "peer", Short: "Configure machines that join without Warren", Args: cobra.NoArgs,
+		Long: "Configure machines that join the pod network by any WireGuard program: laptops, phones. They are listed\n" +
+			"in `peers` of the configuration, each with addresses of its own.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newPeerConfig())
@@ -48,6 +50,11 @@ func newPeerConfig() *cobra.Command {
 		Long: "Print the configuration with which a machine in `peers`, or one that is to be added, joins the pod\n" +
 			"network: for wg-quick(8), WireGuard's apps, and as a QR code for their cameras. A private key is in it.\n" +
 			"Without --key a new one is made, which nothing else keeps, and the public half is said on standard error.",
+		Example: "  # One that is not in the list yet:\n" +
+			"  umask 077\n" +
+			"  warren peer config laptop --address 10.244.255.7 > warren.conf\n" +
+			"  # One that is, for the camera of its app:\n" +
+			"  warren peer config phone --key phone.key --qr",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p.name = args[0]
 			return p.run(cmd)

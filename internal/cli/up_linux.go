@@ -31,7 +31,12 @@ func newUp() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "up", Short: "Run a node in the foreground", Args: cobra.NoArgs,
 		Long: "Run a node in the foreground, until SIGTERM or SIGINT. SIGHUP reads the configuration again;\n" +
-			"so does a change of the file. A second SIGTERM ends the node at once and leaves everything as it is.",
+			"so does a change of the file. A second SIGTERM ends the node at once and leaves everything as it is.\n\n" +
+			"A node that is killed leaves its device, routes and rules, and so does one with `onExit: leave` that is\n" +
+			"stopped: the next start takes them over, and connections between pods go on. Under systemd it says when it\n" +
+			"is ready (Type=notify).",
+		Example: "  warren up\n" +
+			"  warren up --config /etc/warren/other.yaml --log-level debug",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			src.Control = config.Control(control)
 			cfg, err := config.LoadSource(src)
@@ -147,6 +152,7 @@ func newDown() *cobra.Command {
 		Long: "Remove the device, addresses, routes, rules and nftables tables that a killed node, or one with\n" +
 			"`onExit: leave`, left behind. While pods are attached, the routes that keep their traffic from leaving\n" +
 			"in the clear stay.",
+		Example: "  systemctl stop warren && warren down",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(path)
 			if err != nil {
