@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -42,12 +41,15 @@ func dirFlags(cmd *cobra.Command, dirs *install.Dirs) {
 func newInstall() *cobra.Command {
 	var o install.Options
 	var path string
+	var early bool
 	cmd := &cobra.Command{
 		Use: "install", Short: "Put warren-cni and a configuration list in place", Args: cobra.NoArgs,
 		Long: "Put the plugin warren-cni and the configuration list " + install.ListName + " where a container\n" +
-			"runtime finds them, each whole or not at all. The node has to run, or to have run: the list says where the\n" +
-			"plugin finds the node's pod CIDRs. A list that says something else is replaced with --force only, and so is\n" +
-			"a program of that name that is not Warren's. Run it again after an upgrade; a second time changes nothing.",
+			"runtime finds them. The node has to run, or to have run, unless --before-up says otherwise: the list says\n" +
+			"where the plugin finds the node's pod CIDRs. A list that says something else is replaced with --force only,\n" +
+			"and so is a program of that name that is not Warren's. Run it again after an upgrade; a second time changes\n" +
+			"nothing. Whenever it is killed, and however many pods start meanwhile, a runtime sees each file whole, old\n" +
+			"or new.",
 		Example: "  warren cni install\n" +
 			"  # For Debian's containerd, with host ports:\n" +
 			"  warren cni install --bin-dir /usr/lib/cni --chain portmap,bandwidth",
@@ -56,28 +58,30 @@ func newInstall() *cobra.Command {
 				return err
 			}
 			if o.Binary == "" {
-				self, err := os.Executable()
-				if err != nil {
-					return fmt.Errorf("where this program is: %w; name the plugin with --binary", err)
+				var err error
+				if o.Binary, err = ownPlugin(); err != nil {
+					return err
 				}
-				o.Binary = filepath.Join(filepath.Dir(self), "warren-cni")
 			}
 			cfg, err := config.Load(path)
 			if err != nil {
 				return err
 			}
-			node, err := nodefile.Read(cfg.RunDir)
-			if errors.Is(err, nodefile.ErrMissing) {
-				return fmt.Errorf("%s: %w with this run directory, so the plugin would have no addresses to give: start "+
-					"`warren up` first", filepath.Join(cfg.RunDir, nodefile.Name), nodefile.ErrMissing)
-			}
+			node, err := readNode(cfg, early)
 			if err != nil {
 				return err
 			}
-			o.Network.RunDir, o.Network.StateDir = cfg.RunDir, node.StateDir
+			o.Network.RunDir, o.Network.StateDir = cfg.RunDir, cfg.StateDir
+			if node != nil {
+				o.Network.StateDir = node.StateDir
+			}
 			report, err := install.Install(o)
-			if err == nil {
-				describe(cmd.Context(), &report, cfg, node)
+			switch {
+			case err != nil:
+			case node == nil:
+				notYet(&report)
+			default:
+				describe(cmd.Context(), &report, cfg, *node)
 			}
 			return errors.Join(say(cmd, report), err)
 		},
@@ -85,7 +89,8 @@ func newInstall() *cobra.Command {
 	configFlag(cmd, &path)
 	dirFlags(cmd, &o.Dirs)
 	f := cmd.Flags()
-	f.StringVar(&o.Binary, "binary", "", "`FILE` that is installed as warren-cni (default: the one beside this program)")
+	f.StringVar(&o.Binary, "binary", "",
+		"`FILE` that is installed as warren-cni (default: the one that came with this program)")
 	f.StringVar(&o.Network.Mode, "mode", cni.ModeRouted, "`MODE` of attachment: routed or bridge")
 	f.StringVar(&o.Network.Name, "name", "warren", "`NAME` of the network")
 	f.StringVar(&o.Network.CNIVersion, "cni-version", "1.0.0",
@@ -93,6 +98,8 @@ func newInstall() *cobra.Command {
 			"; from 1.1.0 on give each runtime a --name of its own, as it removes pods of the network that it does not know")
 	f.StringSliceVar(&o.Network.Chain, "chain", nil,
 		"`PLUGINS` behind Warren's, with commas between them: "+strings.Join(install.Chainable(), ", "))
+	f.BoolVar(&early, "before-up", false,
+		"also when the node has not run yet, as in an init container: pods wait for it")
 	f.BoolVar(&o.Force, "force", false,
 		"replace a list that says something else, and a program warren-cni that is not Warren's")
 	_ = cmd.RegisterFlagCompletionFunc("mode",

@@ -71,7 +71,7 @@ func TestPages(t *testing.T) {
 	install := string(all["warren-cni-install.8"])
 	for _, want := range []string{
 		".TP\n\\fB--bin-dir\\fP=\\fIDIR\\fP\nDIR where the runtime looks for plugins (default /opt/cni/bin)\n",
-		".TP\n\\fB--force\\fP\nreplace", "default: the one beside this program)\n",
+		".TP\n\\fB--force\\fP\nreplace", "default: the one that came with this program)\n",
 	} {
 		if !strings.Contains(install, want) {
 			t.Errorf("no %q in\n%s", want, install)
