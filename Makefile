@@ -31,7 +31,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .PHONY: help
 help: ## This list
 	@echo "Warren $(VERSION)"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: need-go ## Build bin/warren and bin/warren-cni
@@ -121,6 +121,8 @@ bench-go: need-go ## Micro-benchmarks of the data path on one core, routes repla
 	$(GO) test -buildvcs=false -run '^$$' -bench '$(BENCH)' -skip Decide -cpu 2 -count $(COUNT) -benchmem \
 		-benchtime 200ms ./forwarder
 	$(GO) test -buildvcs=false -run BytesPerRoute -v ./forwarder | grep 'bytes per route'
+
+include deploy/package.mk
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -23,8 +23,8 @@ func ownPlugin() (string, error) {
 	return pluginOf(filepath.Dir(self)), nil
 }
 
-// pluginOf is the plugin of a program in bin: beside it, as it is built and in the image, or where packages put programs
-// that nobody runs by hand. Where there is none it is looked for beside the program.
+// pluginOf is the plugin of a program in bin: beside it, as it is built and in the image, or where packages put what
+// nobody runs by hand. Where there is none it is looked for beside the program.
 func pluginOf(bin string) string {
 	beside := filepath.Join(bin, pluginName)
 	packaged := filepath.Join(filepath.Dir(bin), "libexec", "warren", pluginName)
@@ -36,8 +36,8 @@ func pluginOf(bin string) string {
 	return beside
 }
 
-// readNode reads what the node wrote about itself. early: it need not have run yet; then the answer is nil, and the list
-// says what the configuration does.
+// readNode reads what the node wrote about itself. early: it need not have run yet; then the answer is nil, and the
+// list says what the configuration does.
 func readNode(cfg *config.Config, early bool) (*nodefile.File, error) {
 	node, err := nodefile.Read(cfg.RunDir)
 	switch {

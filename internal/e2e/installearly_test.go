@@ -12,9 +12,9 @@ import (
 	"github.com/warren-net/warren/internal/lab"
 )
 
-// TestInstallBeforeUp is what an init container does on a new node: plugin and list come before the node has ever run. A
-// runtime that starts a pod then is told to try again, and succeeds when the node runs; the installation done again, as
-// by the next version's init container, finds everything as it should be.
+// TestInstallBeforeUp is what an init container does on a new node: plugin and list come before the node has ever run.
+// A runtime that starts a pod then is told to try again, and succeeds when the node runs; the installation done again,
+// as by the next version's init container, finds everything as it should be.
 func TestInstallBeforeUp(t *testing.T) {
 	h := newHost(t)
 	a := h.node

@@ -1,0 +1,45 @@
+# What is made of the programs: man pages and completions, the Debian package, the container image; the Makefile
+# includes it. docs/packaging.md tells about each.
+
+# The last release that builds without modules that not every proxy serves; newer ones add formats that are not made here.
+NFPM_VERSION := v2.45.2
+NFPM := bin/tools/nfpm-$(NFPM_VERSION)
+
+# For which the package and the image are built; `make deb GOARCH=arm64`.
+GOARCH ?= $(shell $(GO) env GOARCH)
+PROGRAMS := bin/pkg/$(GOARCH)
+DEB_VERSION ?= $(shell deploy/debian/version)
+MAINTAINER ?= Warren maintainers <warren-net@users.noreply.github.com>
+IMAGE ?= localhost/warren:$(subst +,-,$(subst ~,-,$(DEB_VERSION)))
+
+# The same sources make the same files: what has a date in it gets that of the commit.
+EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+dist-files deb image: export SOURCE_DATE_EPOCH ?= $(EPOCH)
+dist-files deb: export DEB_VERSION := $(DEB_VERSION)
+dist-files deb: export MAINTAINER := $(MAINTAINER)
+
+.PHONY: dist-files
+dist-files: need-go ## Man pages, completions, the unit and notices of a package, into bin/dist
+	@rm -rf bin/dist && mkdir -p bin/dist/man-gz bin/dist/doc bin/dist/systemd
+	GOARCH= $(GO) run -buildvcs=false ./internal/cli/distfiles -version '$(DEB_VERSION)' bin/dist
+	@for page in bin/dist/man/*.8; do gzip -9nc "$$page" >bin/dist/man-gz/"$${page##*/}".gz; done
+	@sed 's|/usr/local/bin/|/usr/bin/|' deploy/systemd/warren.service >bin/dist/systemd/warren.service
+	@GO='$(GO)' deploy/notices >bin/dist/notices
+	@gzip -9nc bin/dist/notices >bin/dist/doc/third-party-notices.gz
+	@gzip -9nc CHANGELOG.md >bin/dist/doc/changelog.gz
+	@deploy/debian/changelog | gzip -9nc >bin/dist/doc/changelog.Debian.gz
+
+.PHONY: programs
+programs: need-go
+	@mkdir -p $(PROGRAMS)
+	GOARCH=$(GOARCH) $(BUILD) -o $(PROGRAMS)/ ./cmd/...
+
+.PHONY: deb
+deb: dist-files programs $(NFPM) ## The Debian package, into bin; GOARCH=arm64 for another machine
+	@GOARCH=$(GOARCH) PROGRAMS=$(PROGRAMS) $(NFPM) package -f deploy/debian/nfpm.yaml -p deb -t bin/
+
+$(NFPM): | need-go
+	@mkdir -p bin/tools
+	@echo "building nfpm $(NFPM_VERSION) (once)"
+	@GOARCH= GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
+	@mv bin/tools/nfpm $@
