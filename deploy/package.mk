@@ -10,6 +10,7 @@ GOARCH ?= $(shell $(GO) env GOARCH)
 PROGRAMS := bin/pkg/$(GOARCH)
 DEB_VERSION ?= $(shell deploy/debian/version)
 MAINTAINER ?= Warren maintainers <warren-net@users.noreply.github.com>
+DEB_DIR ?= bin/
 IMAGE ?= localhost/warren:$(subst +,-,$(subst ~,-,$(DEB_VERSION)))
 
 # The same sources make the same files: what has a date in it gets that of the commit.
@@ -36,10 +37,20 @@ programs: need-go
 
 .PHONY: deb
 deb: dist-files programs $(NFPM) ## The Debian package, into bin; GOARCH=arm64 for another machine
-	@GOARCH=$(GOARCH) PROGRAMS=$(PROGRAMS) $(NFPM) package -f deploy/debian/nfpm.yaml -p deb -t bin/
+	@GOARCH=$(GOARCH) PROGRAMS=$(PROGRAMS) $(NFPM) package -f deploy/debian/nfpm.yaml -p deb -t $(DEB_DIR)
 
 $(NFPM): | need-go
 	@mkdir -p bin/tools
 	@echo "building nfpm $(NFPM_VERSION) (once)"
 	@GOARCH= GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
 	@mv bin/tools/nfpm $@
+
+# The package is built twice, as versions that follow each other, and installed by the real dpkg, in namespaces.
+.PHONY: test-package
+test-package: TOOLS := lintian:lintian man:man-db dpkg-deb:dpkg unshare:util-linux
+test-package: need-root deps ## The Debian package: lintian, and installed, upgraded, removed and purged in a copy of /
+	@rm -rf bin/test-package && mkdir -p bin/test-package/{this,next}
+	@$(MAKE) deb DEB_VERSION='$(DEB_VERSION)' DEB_DIR=bin/test-package/this/
+	@$(MAKE) deb DEB_VERSION='$(DEB_VERSION)+next' DEB_DIR=bin/test-package/next/
+	lintian --allow-root --fail-on error,warning bin/test-package/*/*.deb
+	deploy/debian/test bin/test-package/this/*.deb bin/test-package/next/*.deb
