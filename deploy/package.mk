@@ -54,3 +54,32 @@ test-package: need-root deps ## The Debian package: lintian, and installed, upgr
 	@$(MAKE) deb DEB_VERSION='$(DEB_VERSION)+next' DEB_DIR=bin/test-package/next/
 	lintian --allow-root --fail-on error,warning bin/test-package/*/*.deb
 	deploy/debian/test bin/test-package/this/*.deb bin/test-package/next/*.deb
+
+IMAGE_ARCHIVE ?= bin/warren-image.tar
+
+# All that is in the image. Beside each other warren finds warren-cni.
+.PHONY: image-files
+image-files: programs
+	@rm -rf bin/image && mkdir -p bin/image/licenses
+	@cp $(PROGRAMS)/warren $(PROGRAMS)/warren-cni bin/image/
+	@cp LICENSE bin/image/licenses/
+	@GO='$(GO)' deploy/notices >bin/image/licenses/third-party-notices
+	@chmod -R u=rwX,go=rX bin/image
+
+# buildah keeps nothing on this machine but the archive.
+.PHONY: image
+image: TOOLS := buildah:buildah
+image: deps image-files ## The container image as an OCI archive, bin/warren-image.tar; no registry is asked
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	buildah --root "$$work/root" --runroot "$$work/run" --storage-driver vfs build --quiet --isolation chroot \
+		--target prebuilt --platform linux/$(GOARCH) --timestamp "$$SOURCE_DATE_EPOCH" --format oci \
+		--build-arg VERSION='$(DEB_VERSION)' --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
+		--tag oci:"$$work/oci":$(IMAGE) -f deploy/container/Containerfile bin/image >/dev/null; \
+	tar --sort=name --mtime="@$$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
+		-cf $(IMAGE_ARCHIVE) -C "$$work/oci" .
+	@ls -l $(IMAGE_ARCHIVE)
+
+.PHONY: test-image
+test-image: TOOLS := jq:jq readelf:binutils setpriv:util-linux unshare:util-linux
+test-image: need-root deps image ## The image: what is in it, and as a node's init container, in namespaces
+	deploy/container/test $(IMAGE_ARCHIVE)
