@@ -21,9 +21,9 @@ dist-files deb: export MAINTAINER := $(MAINTAINER)
 
 .PHONY: dist-files
 dist-files: need-go ## Man pages, completions, the unit and notices of a package, into bin/dist
-	@rm -rf bin/dist && mkdir -p bin/dist/man-gz bin/dist/doc bin/dist/systemd
+	@rm -rf bin/dist && mkdir -p bin/dist/{man5,man8,doc,systemd}
 	GOARCH= $(GO) run -buildvcs=false ./internal/cli/distfiles -version '$(DEB_VERSION)' bin/dist
-	@for page in bin/dist/man/*.8; do gzip -9nc "$$page" >bin/dist/man-gz/"$${page##*/}".gz; done
+	@for page in bin/dist/man/*; do gzip -9nc "$$page" >bin/dist/man"$${page##*.}/$${page##*/}".gz; done
 	@sed 's|/usr/local/bin/|/usr/bin/|' deploy/systemd/warren.service >bin/dist/systemd/warren.service
 	@GO='$(GO)' deploy/notices >bin/dist/notices
 	@gzip -9nc bin/dist/notices >bin/dist/doc/third-party-notices.gz

@@ -20,8 +20,9 @@ import (
 
 func main() {
 	version := flag.String("version", "", "version of Warren, for the foot of the man pages")
+	configuration := flag.String("configuration", "docs/configuration.md", "`FILE` of which warren.yaml(5) is made")
 	flag.Usage = func() {
-		fmt.Fprintf(flag.CommandLine.Output(), "usage: %s [-version VERSION] DIRECTORY\n", os.Args[0])
+		fmt.Fprintf(flag.CommandLine.Output(), "usage: %s [-version VERSION] [-configuration FILE] DIRECTORY\n", os.Args[0])
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -31,7 +32,7 @@ func main() {
 	}
 	date, err := dateOf(os.Getenv("SOURCE_DATE_EPOCH"))
 	if err == nil {
-		err = write(flag.Arg(0), edition{version: *version, date: date})
+		err = write(flag.Arg(0), *configuration, edition{version: *version, date: date})
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "distfiles: %v\n", err)
@@ -52,9 +53,19 @@ func dateOf(epoch string) (time.Time, error) {
 }
 
 // write makes the directories man and completions, anew.
-func write(dir string, e edition) error {
+func write(dir, configuration string, e edition) error {
+	text, err := os.ReadFile(configuration)
+	if err != nil {
+		return fmt.Errorf("the text of warren.yaml(5): %w", err)
+	}
 	for name, make := range map[string]func() (map[string][]byte, error){
-		"man":         func() (map[string][]byte, error) { return pages(cli.Root(), e) },
+		"man": func() (map[string][]byte, error) {
+			all, err := pages(cli.Root(), e)
+			if err == nil {
+				all["warren.yaml.5"] = configPage(string(text), e)
+			}
+			return all, err
+		},
 		"completions": func() (map[string][]byte, error) { return completions(cli.Root()) },
 	} {
 		files, err := make()

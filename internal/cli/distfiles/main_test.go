@@ -83,6 +83,36 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// The page of the configuration has every row of the tables as a paragraph, and no link to a file that is not there.
+func TestConfigPage(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(configPage(string(text), edition{version: "v1", date: time.Unix(0, 0).UTC()}))
+	for _, want := range []string{
+		`"WARREN.YAML" "5" "1970-01-01" "Warren v1" "Warren"`, `warren.yaml \- configuration`, ".SH Required",
+		".TP\n\\fBvxlan.vni\\fR (default \\fB1\\fR)\n", ".TP\n\\fBnodes[].addresses\\fR\nUnderlay addresses, at most",
+		"cluster: [10.244.0.0/16,", ".SH SEE ALSO",
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("no %q in\n%s", want, page)
+		}
+	}
+	if found := regexp.MustCompile(`(?m)^.*(\.md#|\]\(|^\.TS).*$`).FindString(page); found != "" {
+		t.Errorf("%q", found)
+	}
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "| `") {
+			rows++
+		}
+	}
+	if got := strings.Count(page, "\n.TP\n"); got < rows || rows == 0 {
+		t.Errorf("%d paragraphs for %d rows", got, rows)
+	}
+}
+
 // Made twice, the files are the same; what is left of a command that is no more goes.
 func TestReproducible(t *testing.T) {
 	date, err := dateOf("1700000000")
@@ -91,14 +121,14 @@ func TestReproducible(t *testing.T) {
 	}
 	dir := t.TempDir()
 	e := edition{version: "v1", date: date}
-	if err := write(dir, e); err != nil {
+	if err := write(dir, "../../../docs/configuration.md", e); err != nil {
 		t.Fatal(err)
 	}
 	first := read(t, dir)
 	if err := os.WriteFile(filepath.Join(dir, "man", "warren-gone.8"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := write(dir, e); err != nil {
+	if err := write(dir, "../../../docs/configuration.md", e); err != nil {
 		t.Fatal(err)
 	}
 	second := read(t, dir)

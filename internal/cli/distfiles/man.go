@@ -21,6 +21,8 @@ type edition struct {
 	date    time.Time
 }
 
+func (e edition) source() string { return strings.TrimSpace("Warren " + e.version) }
+
 // pages are the man pages of a command and of those below it, by their file names.
 func pages(cmd *cobra.Command, e edition) (map[string][]byte, error) {
 	all := map[string][]byte{}
@@ -44,7 +46,7 @@ func pages(cmd *cobra.Command, e edition) (map[string][]byte, error) {
 	cmd.Flags().VisitAll(describe)
 	var out bytes.Buffer
 	err := doc.GenMan(cmd, &doc.GenManHeader{
-		Section: section, Date: &e.date, Source: strings.TrimSpace("Warren " + e.version), Manual: "Warren",
+		Section: section, Date: &e.date, Source: e.source(), Manual: "Warren",
 	}, &out)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", cmd.CommandPath(), err)
@@ -106,7 +108,7 @@ It was not. One line on standard error, which begins with "warren: ", says what 
 .SH FILES
 .TP
 \fI/etc/warren/warren.yaml\fP
-The configuration. Each command that reads it has \fB--config\fP for another one.
+The configuration, see \fBwarren.yaml\fP(5). Each command that reads it has \fB--config\fP for another one.
 .TP
 \fI/run/warren/warren.sock\fP
 Where the running node answers the other commands.
