@@ -16,6 +16,7 @@ GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
 
 FUZZTIME ?= 10s
 TESTTIME ?= 20m
+CLUSTERTIME ?= 30m
 BENCH ?= .
 COUNT ?= 1
 SOAK ?= 1h
@@ -67,6 +68,24 @@ test-runtime: need-root deps build ## Pods under two real containerds, through c
 .PHONY: test-deploy
 test-deploy: need-go ## The manifests for Kubernetes: valid, and the same by kubectl, kustomize and Helm
 	cd deploy/check && $(GO) test -buildvcs=false -timeout $(TESTTIME) ./...
+
+# Kubernetes at the release that internal/lab/kube/binaries requires, which says what is built, and CoreDNS. Both are
+# modules of their own: nothing of Warren's depends on them. The first time takes minutes, Go's build cache the next.
+.PHONY: kube
+kube: need-go ## Build Kubernetes and CoreDNS into bin/kube, for `make test-cluster`; ten minutes the first time
+	@mkdir -p bin/kube
+	cd internal/lab/kube/binaries && CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w' \
+		-o $(CURDIR)/bin/kube/ tool
+	cd internal/lab/kube/coredns && CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w' \
+		-o $(CURDIR)/bin/kube/coredns .
+
+.PHONY: test-cluster
+test-cluster: TOOLS += containerd:containerd ctr:containerd runc:runc unshare:util-linux etcd:etcd-server \
+	conntrack:conntrack
+test-cluster: need-root deps build kube ## A real Kubernetes with Warren as its pod network, beside kube-proxy
+	@rm -rf bin/cni && mkdir -p bin/cni
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/cni/ $(CNI_PLUGINS)
+	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags cluster -count 1 -timeout $(CLUSTERTIME) -v ./internal/lab/kube
 
 # Each switch of the configuration's `offloads` by itself, all of them, and the one that can be forced.
 OFFLOADS ?= checksum=off tso=off uso=off udpGSO=off udpGRO=off tunnelGSO=off superframes=off \
