@@ -76,3 +76,33 @@ func removeGroups(groups []string) error {
 	}
 	return errors.Join(errs...)
 }
+
+// MakeCgroup makes the group, in every hierarchy, under which a kubelet is to make those of its pods, and returns its
+// path. It goes with the node.
+func (r *Runtime) MakeCgroup() (string, error) {
+	procs, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.procs"); err == nil {
+		procs = []string{"/sys/fs/cgroup/cgroup.procs"} // version 2 alone
+	}
+	for _, file := range procs {
+		hierarchy := filepath.Dir(file)
+		group := filepath.Join(hierarchy, r.cgroup())
+		if err := os.MkdirAll(group, 0o755); err != nil {
+			return "", fmt.Errorf("control group of node %s: %w", r.Node.Name, err)
+		}
+		// A cpuset of version 1 begins without processors and memory, and then takes no process.
+		for _, set := range []string{"cpuset.cpus", "cpuset.mems"} {
+			value, err := os.ReadFile(filepath.Join(hierarchy, set))
+			if err != nil {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(group, set), value, 0o644); err != nil {
+				return "", fmt.Errorf("control group of node %s: %w", r.Node.Name, err)
+			}
+		}
+	}
+	return "/" + r.cgroup(), nil
+}

@@ -1,0 +1,136 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/internal/lab/cri"
+)
+
+// Options say what a cluster is to be like.
+type Options struct {
+	BinDir string // of Warren's programs, with those of Kubernetes in kube and CNI's own in cni
+	Mode   string // how Warren attaches pods
+	Proxy  string // mode of kube-proxy
+}
+
+// A Cluster is a Kubernetes with Warren as its pod network.
+type Cluster struct {
+	Lab     *lab.Lab
+	Nodes   []*Node
+	Options Options
+
+	pki     *authority
+	control *controlPlane
+	images  *cri.Images
+	admin   string // kubeconfig
+}
+
+// Names of images that are assembled here.
+const (
+	AgnhostImage = "warren.test/agnhost:1"
+	corednsImage = "warren.test/coredns:1"
+)
+
+// New starts a control plane in a lab. The lab's end is the cluster's.
+func New(ctx context.Context, l *lab.Lab, o Options) (*Cluster, error) {
+	c := &Cluster{Lab: l, Options: o}
+	var err error
+	if c.pki, err = newAuthority(filepath.Join(l.Dir, "pki")); err != nil {
+		return nil, err
+	}
+	c.control = &controlPlane{cluster: c}
+	if c.control.host, err = l.AddHost("control", 0); err != nil {
+		return nil, err
+	}
+	c.admin, err = c.pki.kubeconfig("admin", c.control.url(), subject{name: "admin", groups: []string{"system:masters"}})
+	if err != nil {
+		return nil, err
+	}
+	started := make(chan error, 1)
+	go func() { started <- c.control.start(ctx) }()
+	err = c.assembleImages(ctx)
+	return c, errors.Join(err, <-started)
+}
+
+// program is the path of a program of Kubernetes'.
+func (c *Cluster) program(name string) (string, error) {
+	path := filepath.Join(c.Options.BinDir, "kube", name)
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("%w: `make kube` builds it", err)
+	}
+	return path, nil
+}
+
+func (c *Cluster) assembleImages(ctx context.Context) error {
+	var err error
+	if c.images, err = cri.BuildImages(ctx, c.Lab.Dir); err != nil {
+		return err
+	}
+	for name, program := range map[string]string{AgnhostImage: "agnhost", corednsImage: "coredns"} {
+		path, err := c.program(program)
+		if err != nil {
+			return err
+		}
+		image := cri.Image{Name: name, Files: map[string]string{"/" + program: path}, Entrypoint: []string{"/" + program}}
+		if err := c.images.Add(filepath.Join(c.Lab.Dir, program+".tar"), image); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Kubectl asks the cluster as an administrator does, and returns the answer.
+func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
+	kubectl, err := c.program("kubectl")
+	if err != nil {
+		return "", err
+	}
+	return c.control.host.NS.Run(ctx, append([]string{kubectl, "--kubeconfig=" + c.admin,
+		"--cache-dir=" + filepath.Join(c.Lab.Dir, "kubectl")}, args...)...)
+}
+
+// Get reads objects of the API into a value.
+func (c *Cluster) Get(ctx context.Context, into any, args ...string) error {
+	out, err := c.Kubectl(ctx, append([]string{"get", "-o", "json"}, args...)...)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(out), into)
+}
+
+// Apply is `kubectl apply` of a manifest.
+func (c *Cluster) Apply(ctx context.Context, manifest string) error {
+	f, err := os.CreateTemp(c.Lab.Dir, "manifest-*.yaml")
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(manifest)
+	if err = errors.Join(err, f.Close()); err == nil {
+		_, err = c.Kubectl(ctx, "apply", "-f", f.Name())
+	}
+	return err
+}
+
+// StopAPIServer ends the API server as a crash would. StartAPIServer starts it again, and waits until it is ready.
+func (c *Cluster) StopAPIServer() error { return c.control.apiserver.Kill() }
+
+// StartAPIServer is the end of what StopAPIServer began.
+func (c *Cluster) StartAPIServer(ctx context.Context) error { return c.control.startAPIServer(ctx) }
+
+// each does something on some nodes at once.
+func each(nodes []*Node, do func(n *Node) error) error {
+	errs := make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		wg.Go(func() { errs[i] = do(n) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,68 @@
+//go:build cluster
+
+package kube_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/internal/lab/kube"
+)
+
+// testTime bounds a cluster's life.
+const testTime = 15 * time.Minute
+
+type cluster struct {
+	*kube.Cluster
+	t   *testing.T
+	ctx context.Context
+}
+
+// newCluster brings a cluster up, with two nodes.
+func newCluster(t *testing.T, mode string) *cluster {
+	t.Helper()
+	bin, err := filepath.Abs("../../../bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(bin, "kube")); err != nil {
+		t.Fatalf("%v: `make test-cluster` builds what this test needs and runs it", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), testTime)
+	t.Cleanup(cancel)
+	l := lab.ForTest(t, lab.Options{Prefix: "kube", BinDir: bin})
+	began := time.Now()
+	c := &cluster{t: t, ctx: ctx}
+	c.Cluster, err = kube.New(ctx, l, kube.Options{BinDir: bin, Mode: mode, Proxy: "nftables"})
+	c.ok(err)
+	t.Logf("control plane after %v", time.Since(began).Round(time.Millisecond))
+	t.Cleanup(func() {
+		if err := c.PowerOff(); err != nil {
+			t.Error(err)
+		}
+	})
+	_, err = c.AddNodes(ctx, "n1", "n2")
+	c.ok(err)
+	t.Logf("nodes after %v", time.Since(began).Round(time.Millisecond))
+	return c
+}
+
+func (c *cluster) ok(err error) {
+	c.t.Helper()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func TestUp(t *testing.T) {
+	c := newCluster(t, "routed")
+	out, err := c.Kubectl(c.ctx, "get", "nodes", "-o", "wide")
+	t.Log(out, err)
+	if d, err := time.ParseDuration(os.Getenv("HOLD")); err == nil {
+		time.Sleep(d)
+	}
+}

@@ -1,0 +1,172 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/internal/lab/cri"
+)
+
+// A Node of the cluster: a machine with containerd, a kubelet and kube-proxy.
+type Node struct {
+	*lab.Node
+	Runtime *cri.Runtime
+
+	cluster *Cluster
+	kubelet *cri.Process
+	proxy   *cri.Process
+}
+
+// AddNodes makes nodes that join the cluster by themselves, and waits until they are ready.
+func (c *Cluster) AddNodes(ctx context.Context, names ...string) ([]*Node, error) {
+	var nodes []*Node
+	for _, name := range names {
+		host, err := c.Lab.AddNode(name)
+		if err != nil {
+			return nil, err
+		}
+		n := &Node{Node: host, cluster: c}
+		n.Runtime, err = cri.Install(ctx, c.Lab, host, cri.Options{
+			Plugins: filepath.Join(c.Options.BinDir, "cni"), Images: c.images, Machine: true,
+		})
+		if err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, n)
+	}
+	c.Nodes = append(c.Nodes, nodes...)
+	if err := each(nodes, func(n *Node) error { return n.Boot(ctx) }); err != nil {
+		return nodes, err
+	}
+	if err := c.installNetwork(ctx, nodes); err != nil {
+		return nodes, err
+	}
+	return nodes, each(nodes, func(n *Node) error { return n.WaitReady(ctx) })
+}
+
+// Boot starts what a node starts when it boots: containerd, the kubelet, kube-proxy.
+func (n *Node) Boot(ctx context.Context) error {
+	if err := n.Runtime.Boot(ctx); err != nil {
+		return err
+	}
+	if err := n.Runtime.Start(ctx); err != nil {
+		return err
+	}
+	if err := n.startKubelet(); err != nil {
+		return fmt.Errorf("kubelet of node %s: %w", n.Name, err)
+	}
+	return n.StartProxy(n.cluster.Options.Proxy)
+}
+
+// WaitReady waits until the API server says that the node is ready.
+func (n *Node) WaitReady(ctx context.Context) error {
+	_, err := n.cluster.Kubectl(ctx, "wait", "--for=condition=Ready", "node/"+n.Name, "--timeout="+startWait.String())
+	if err != nil {
+		return fmt.Errorf("%w; the kubelet's log:\n%s", err, n.kubelet.LogTail())
+	}
+	return nil
+}
+
+// startKubelet gives the kubelet a certificate with the node's present addresses, a configuration, and starts it.
+func (n *Node) startKubelet() error {
+	pki := n.cluster.pki
+	file := "kubelet-" + n.Name
+	kubeconfig, err := pki.kubeconfig(file, n.cluster.control.url(), subject{
+		name: "system:node:" + n.Name, groups: []string{"system:nodes"},
+		hosts: []string{n.Name}, addresses: []netip.Addr{n.V4, n.V6},
+	})
+	if err != nil {
+		return err
+	}
+	cgroup, err := n.Runtime.MakeCgroup()
+	if err != nil {
+		return err
+	}
+	type object map[string]any
+	config, err := json.Marshal(object{
+		"apiVersion": "kubelet.config.k8s.io/v1beta1",
+		"kind":       "KubeletConfiguration",
+		"authentication": object{
+			"anonymous": object{"enabled": false}, "webhook": object{"enabled": true},
+			"x509": object{"clientCAFile": pki.caFile()},
+		},
+		"authorization": object{"mode": "Webhook"},
+		"tlsCertFile":   pki.certFile(file), "tlsPrivateKeyFile": pki.keyFile(file),
+		"clusterDNS": dnsAddresses(), "clusterDomain": "cluster.local",
+		"resolvConf":               "", // nobody answers but the cluster's DNS
+		"containerRuntimeEndpoint": "unix://" + n.Runtime.Socket(),
+		"cgroupDriver":             "cgroupfs", "cgroupRoot": cgroup, "enforceNodeAllocatable": []string{},
+		"failSwapOn": false,
+		// The disk is the machine's, and others fill it.
+		"evictionHard":                object{"imagefs.available": "0%", "nodefs.available": "0%"},
+		"imageGCHighThresholdPercent": 100,
+	})
+	if err != nil {
+		return err
+	}
+	configFile := filepath.Join(n.Dir, "kubelet.json")
+	if err := os.WriteFile(configFile, config, 0o644); err != nil {
+		return err
+	}
+	program, err := n.cluster.program("kubelet")
+	if err != nil {
+		return err
+	}
+	n.kubelet, err = n.Runtime.Launch("kubelet", program, "--config="+configFile, "--kubeconfig="+kubeconfig,
+		"--hostname-override="+n.Name, fmt.Sprintf("--node-ip=%s,%s", n.V4, n.V6))
+	return err
+}
+
+// StartProxy starts kube-proxy in a mode.
+func (n *Node) StartProxy(mode string) error {
+	kubeconfig, err := n.cluster.pki.kubeconfig("proxy-"+n.Name, n.cluster.control.url(), subject{name: "system:kube-proxy"})
+	if err != nil {
+		return err
+	}
+	type object map[string]any
+	config, err := json.Marshal(object{
+		"apiVersion":       "kubeproxy.config.k8s.io/v1alpha1",
+		"kind":             "KubeProxyConfiguration",
+		"mode":             mode,
+		"clientConnection": object{"kubeconfig": kubeconfig},
+		"clusterCIDR":      podRanges,
+		"hostnameOverride": n.Name,
+		// The machine's, of which a namespace has no own.
+		"conntrack": object{"maxPerCore": 0, "min": 0},
+	})
+	if err != nil {
+		return err
+	}
+	configFile := filepath.Join(n.Dir, "proxy.json")
+	if err := os.WriteFile(configFile, config, 0o644); err != nil {
+		return err
+	}
+	program, err := n.cluster.program("kube-proxy")
+	if err != nil {
+		return err
+	}
+	n.proxy, err = n.Runtime.Launch("kube-proxy", program, "--config="+configFile)
+	return err
+}
+
+// StopProxy ends kube-proxy; its rules stay.
+func (n *Node) StopProxy(ctx context.Context) error { return n.proxy.End(ctx, syscall.SIGTERM) }
+
+// PowerOff ends the node as a power failure does.
+func (n *Node) PowerOff() error { return n.Runtime.PowerOff() }
+
+// PowerOff ends all nodes, before the end of the lab, so that the end of their containerds is waited for.
+func (c *Cluster) PowerOff() error {
+	var errs []error
+	for _, n := range c.Nodes {
+		errs = append(errs, n.PowerOff())
+	}
+	return errors.Join(errs...)
+}
