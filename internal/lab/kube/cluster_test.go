@@ -58,10 +58,24 @@ func (c *cluster) ok(err error) {
 	}
 }
 
-func TestUp(t *testing.T) {
+// TestCluster is the life of a cluster.
+func TestCluster(t *testing.T) {
 	c := newCluster(t, "routed")
-	out, err := c.Kubectl(c.ctx, "get", "nodes", "-o", "wide")
-	t.Log(out, err)
+	for _, part := range []struct {
+		name string
+		test func(*cluster)
+	}{
+		{"pods talk", podsTalk},
+		{"probes", probes},
+		{"exec and logs", execAndLogs},
+		{"scale", scale},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			c.t = t
+			part.test(c)
+		})
+		c.t = t
+	}
 	if d, err := time.ParseDuration(os.Getenv("HOLD")); err == nil {
 		time.Sleep(d)
 	}

@@ -42,3 +42,30 @@ func (c *Cluster) installNetwork(ctx context.Context, nodes []*Node) error {
 		return err
 	})
 }
+
+// PodCIDRs are those that the cluster has given to a node, IPv4 and IPv6.
+func (c *Cluster) PodCIDRs(ctx context.Context, n *Node) ([]netip.Prefix, error) {
+	if n.podCIDRs != nil {
+		return n.podCIDRs, nil // for good
+	}
+	err := eventually(ctx, startWait, "pod CIDRs of node "+n.Name, func() error {
+		var object struct {
+			Spec struct{ PodCIDRs []netip.Prefix }
+		}
+		if err := c.Get(ctx, &object, "node", n.Name); err != nil {
+			return err
+		}
+		cidrs := object.Spec.PodCIDRs
+		if len(cidrs) != 2 || !cidrs[0].Addr().Is4() || !cidrs[1].Addr().Is6() {
+			return fmt.Errorf("it has %v, and should have one of each family", cidrs)
+		}
+		n.podCIDRs = cidrs
+		return nil
+	})
+	return n.podCIDRs, err
+}
+
+// Warren runs a command of Warren's on a node.
+func (c *Cluster) Warren(ctx context.Context, n *Node, args ...string) (string, error) {
+	return n.Warren(ctx, args...)
+}

@@ -19,9 +19,10 @@ type Node struct {
 	*lab.Node
 	Runtime *cri.Runtime
 
-	cluster *Cluster
-	kubelet *cri.Process
-	proxy   *cri.Process
+	cluster  *Cluster
+	kubelet  *cri.Process
+	proxy    *cri.Process
+	podCIDRs []netip.Prefix // see Cluster.PodCIDRs
 }
 
 // AddNodes makes nodes that join the cluster by themselves, and waits until they are ready.
