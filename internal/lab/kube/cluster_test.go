@@ -69,6 +69,8 @@ func TestCluster(t *testing.T) {
 		{"probes", probes},
 		{"exec and logs", execAndLogs},
 		{"scale", scale},
+		{"kube-proxy nftables", beside("nftables")},
+		{"kube-proxy iptables", beside("iptables")},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			c.t = t

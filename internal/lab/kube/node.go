@@ -63,7 +63,7 @@ func (n *Node) Boot(ctx context.Context) error {
 	if err := n.startKubelet(); err != nil {
 		return fmt.Errorf("kubelet of node %s: %w", n.Name, err)
 	}
-	return n.StartProxy(n.cluster.Options.Proxy)
+	return n.startProxy(n.cluster.Options.Proxy)
 }
 
 // WaitReady waits until the API server says that the node is ready.
@@ -125,14 +125,14 @@ func (n *Node) startKubelet() error {
 	return err
 }
 
-// StartProxy starts kube-proxy in a mode.
-func (n *Node) StartProxy(mode string) error {
+// startProxy starts kube-proxy in a mode.
+func (n *Node) startProxy(mode string) error {
 	kubeconfig, err := n.cluster.pki.kubeconfig("proxy-"+n.Name, n.cluster.control.url(), subject{name: "system:kube-proxy"})
 	if err != nil {
 		return err
 	}
 	type object map[string]any
-	config, err := json.Marshal(object{
+	content, err := json.Marshal(object{
 		"apiVersion":       "kubeproxy.config.k8s.io/v1alpha1",
 		"kind":             "KubeProxyConfiguration",
 		"mode":             mode,
@@ -145,20 +145,31 @@ func (n *Node) StartProxy(mode string) error {
 	if err != nil {
 		return err
 	}
-	configFile := filepath.Join(n.Dir, "proxy.json")
-	if err := os.WriteFile(configFile, config, 0o644); err != nil {
+	config := filepath.Join(n.Dir, "proxy.json")
+	if err := os.WriteFile(config, content, 0o644); err != nil {
 		return err
 	}
 	program, err := n.cluster.program("kube-proxy")
 	if err != nil {
 		return err
 	}
-	n.proxy, err = n.Runtime.Launch("kube-proxy", program, "--config="+configFile)
+	n.proxy, err = n.Runtime.Launch("kube-proxy", program, "--config="+config)
 	return err
 }
 
-// StopProxy ends kube-proxy; its rules stay.
-func (n *Node) StopProxy(ctx context.Context) error { return n.proxy.End(ctx, syscall.SIGTERM) }
+// SetProxy ends kube-proxy on all nodes and starts it in another mode, in which it removes what it left in the first one.
+func (c *Cluster) SetProxy(ctx context.Context, mode string) error {
+	if mode == c.Options.Proxy {
+		return nil
+	}
+	c.Options.Proxy = mode
+	return each(c.Nodes, func(n *Node) error {
+		if err := n.proxy.End(ctx, syscall.SIGTERM); err != nil {
+			return err
+		}
+		return n.startProxy(mode)
+	})
+}
 
 // PowerOff ends the node as a power failure does.
 func (n *Node) PowerOff() error { return n.Runtime.PowerOff() }
