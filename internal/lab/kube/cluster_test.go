@@ -58,9 +58,15 @@ func (c *cluster) ok(err error) {
 	}
 }
 
-// TestCluster is the life of a cluster.
+// TestCluster is the life of a cluster, whose pods see no difference between the ways in which Warren attaches them.
 func TestCluster(t *testing.T) {
-	c := newCluster(t, "routed")
+	for _, mode := range []string{"routed", "bridge"} {
+		t.Run(mode, func(t *testing.T) { life(newCluster(t, mode)) })
+	}
+}
+
+func life(c *cluster) {
+	t := c.t
 	for _, part := range []struct {
 		name string
 		test func(*cluster)
@@ -70,7 +76,9 @@ func TestCluster(t *testing.T) {
 		{"exec and logs", execAndLogs},
 		{"scale", scale},
 		{"kube-proxy nftables", beside("nftables")},
+		{"DNS beside nftables", resolve},
 		{"kube-proxy iptables", beside("iptables")},
+		{"DNS beside iptables", resolve},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			c.t = t

@@ -8,8 +8,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/internal/lab/kube"
 )
 
 // servicePort is the port of every service, TCP and UDP.
@@ -148,25 +150,30 @@ func outsider(family int) netip.Addr {
 // backend sees who asks.
 func (c *cluster) fromOutside(backend *pod, s, local *service) {
 	c.t.Helper()
+	var unanswered sync.WaitGroup // which takes the time that one waits for an answer
 	for _, n := range c.Nodes {
 		c.everyWay(func(family int, by string) {
 			if _, err := c.askFrom(c.Lab.Outside, by, netip.AddrPortFrom(n.Address(family), uint16(s.nodePort))); err != nil {
 				c.t.Error(err)
 			}
 			to := netip.AddrPortFrom(n.Address(family), uint16(local.nodePort))
+			if n != backend.node {
+				unanswered.Go(func() {
+					if _, err := c.askFrom(c.Lab.Outside, by, to); err == nil {
+						c.t.Errorf("%s to %s is answered, though the backend is on another node", by, to)
+					}
+				})
+				return
+			}
 			seen, err := c.askFrom(c.Lab.Outside, by, to)
-			switch {
-			case n != backend.node:
-				if err == nil {
-					c.t.Errorf("%s to %s is answered, though the backend is on another node", by, to)
-				}
-			case err != nil:
+			if err != nil {
 				c.t.Error(err)
-			case seen != outsider(family):
+			} else if seen != outsider(family) {
 				c.t.Errorf("%s from outside to %s comes from %s, want %s", by, to, seen, outsider(family))
 			}
 		})
 	}
+	unanswered.Wait()
 }
 
 // hostsAsk: programs of the nodes themselves, by the service's address and by their own node's port.
@@ -249,8 +256,30 @@ func hostPorts(c *cluster) {
 func beside(mode string) func(c *cluster) {
 	return func(c *cluster) {
 		c.ok(c.SetProxy(c.ctx, mode))
+		for _, n := range c.Nodes {
+			c.until("rules of kube-proxy on node "+n.Name, func() error { return c.hasRules(n, mode) })
+		}
 		services(c)
 		balance(c)
 		hostPorts(c)
 	}
+}
+
+// hasRules is nil when kube-proxy has rules in this mode, and none in the other.
+func (c *cluster) hasRules(n *kube.Node, mode string) error {
+	rules, err := n.NS.Run(c.ctx, "nft", "list", "tables")
+	if err != nil {
+		return err
+	}
+	if has := strings.Contains(rules, "table ip kube-proxy"); has != (mode == "nftables") {
+		return fmt.Errorf("it has the table kube-proxy: %t", has)
+	}
+	chains, err := n.NS.Run(c.ctx, "iptables-save", "-t", "nat")
+	if err != nil {
+		return err
+	}
+	if has := strings.Contains(chains, "-j KUBE-SVC-"); has != (mode == "iptables") {
+		return fmt.Errorf("it has chains of services: %t", has)
+	}
+	return nil
 }
