@@ -79,12 +79,19 @@ func life(c *cluster) {
 		{"DNS beside nftables", resolve},
 		{"kube-proxy iptables", beside("iptables")},
 		{"DNS beside iptables", resolve},
+		{"API server down", apiServerDown},
+		{"node comes and goes", nodeComesAndGoes},
+		{"rolling restart", rollingRestart},
+		{"another address", anotherAddress},
 	} {
-		t.Run(part.name, func(t *testing.T) {
+		ok := t.Run(part.name, func(t *testing.T) {
 			c.t = t
 			part.test(c)
 		})
 		c.t = t
+		if !ok {
+			t.Fatalf("%s failed, and the cluster is in whatever state it left", part.name)
+		}
 	}
 	if d, err := time.ParseDuration(os.Getenv("HOLD")); err == nil {
 		time.Sleep(d)

@@ -69,3 +69,19 @@ func (c *Cluster) PodCIDRs(ctx context.Context, n *Node) ([]netip.Prefix, error)
 func (c *Cluster) Warren(ctx context.Context, n *Node, args ...string) (string, error) {
 	return n.Warren(ctx, args...)
 }
+
+// RestartWarren restarts Warren on one node after the other.
+func (c *Cluster) RestartWarren(ctx context.Context) error {
+	for _, n := range c.Nodes {
+		if err := n.Down(ctx); err != nil {
+			return err
+		}
+		if err := n.Up(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// UpgradeWarren does the same with another version.
+func (c *Cluster) UpgradeWarren(ctx context.Context) error { return c.RestartWarren(ctx) }

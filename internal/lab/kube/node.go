@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/warren-net/warren/internal/lab"
@@ -173,6 +174,34 @@ func (c *Cluster) SetProxy(ctx context.Context, mode string) error {
 
 // PowerOff ends the node as a power failure does.
 func (n *Node) PowerOff() error { return n.Runtime.PowerOff() }
+
+// MoveNode is a power failure of a node, after which it boots with other addresses on the underlay.
+func (c *Cluster) MoveNode(ctx context.Context, n *Node, v4, v6 netip.Addr) error {
+	if err := n.PowerOff(); err != nil {
+		return err
+	}
+	n.V4, n.V6 = v4, v6
+	if err := n.Reboot(); err != nil {
+		return err
+	}
+	if err := n.Boot(ctx); err != nil {
+		return err
+	}
+	if err := c.installNetwork(ctx, []*Node{n}); err != nil {
+		return err
+	}
+	return n.WaitReady(ctx)
+}
+
+// DeleteNode is a power failure of a node for good, of which the API server is told.
+func (c *Cluster) DeleteNode(ctx context.Context, n *Node) error {
+	if err := n.PowerOff(); err != nil {
+		return err
+	}
+	c.Nodes = slices.DeleteFunc(c.Nodes, func(other *Node) bool { return other == n })
+	_, err := c.Kubectl(ctx, "delete", "node", n.Name)
+	return err
+}
 
 // PowerOff ends all nodes, before the end of the lab, so that the end of their containerds is waited for.
 func (c *Cluster) PowerOff() error {

@@ -29,6 +29,8 @@ type pod struct {
 	name   string
 	node   *kube.Node
 	v4, v6 netip.Addr
+
+	ns *lab.NS // see within
 }
 
 func (p *pod) address(family int) netip.Addr {
@@ -114,8 +116,16 @@ func (c *cluster) rolledOut(what string) {
 	}
 }
 
-// pods lists the running pods of a workload, and checks that each has an address of its node's CIDRs.
+// pods lists the pods of a workload.
 func (c *cluster) pods(app string) []*pod {
+	c.t.Helper()
+	pods, err := c.listPods(app)
+	c.ok(err)
+	return pods
+}
+
+// listPods lists the pods of a workload, and checks that each has addresses of its node's CIDRs.
+func (c *cluster) listPods(app string) ([]*pod, error) {
 	c.t.Helper()
 	var list struct {
 		Items []struct {
@@ -127,7 +137,9 @@ func (c *cluster) pods(app string) []*pod {
 			Status struct{ PodIPs []struct{ IP netip.Addr } }
 		}
 	}
-	c.ok(c.Get(c.ctx, &list, "pods", "--selector=app="+app))
+	if err := c.Get(c.ctx, &list, "pods", "--selector=app="+app); err != nil {
+		return nil, err
+	}
 	var pods []*pod
 	for _, item := range list.Items {
 		if item.Metadata.DeletionTimestamp != "" {
@@ -142,13 +154,16 @@ func (c *cluster) pods(app string) []*pod {
 			}
 		}
 		cidrs, err := c.PodCIDRs(c.ctx, p.node)
-		c.ok(err)
+		if err != nil {
+			return nil, err
+		}
 		if !cidrs[0].Contains(p.v4) || !cidrs[1].Contains(p.v6) {
-			c.t.Fatalf("pod %s of node %s has %v, want one of each of %v", p.name, p.node.Name, item.Status.PodIPs, cidrs)
+			return nil, fmt.Errorf("pod %s of node %s has %v, want one of each of %v", p.name, p.node.Name, item.Status.PodIPs,
+				cidrs)
 		}
 		pods = append(pods, p)
 	}
-	return pods
+	return pods, nil
 }
 
 func (c *cluster) node(name string) *kube.Node {
@@ -260,10 +275,14 @@ func (c *cluster) until(what string, try func() error) {
 // within names the network namespace of a pod, until the test is over.
 func (c *cluster) within(p *pod) *lab.NS {
 	c.t.Helper()
+	if p.ns != nil {
+		return p.ns
+	}
 	path, err := p.node.Runtime.Netns(c.ctx, "default", p.name)
 	c.ok(err)
 	ns, err := c.Lab.AdoptNS(p.name, path)
 	c.ok(err)
+	p.ns = ns
 	c.t.Cleanup(func() {
 		if err := c.Lab.ReleaseNS(ns); err != nil {
 			c.t.Error(err)

@@ -1,0 +1,241 @@
+//go:build cluster
+
+package kube_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/internal/lab/kube"
+)
+
+// Traffic is a question and its answer every few milliseconds, and a transfer at a rate, by both families.
+type traffic struct {
+	c         *cluster
+	what      string
+	echoes    []*lab.Echo
+	transfers []*lab.Transfer
+}
+
+const (
+	askEvery       = 20 * time.Millisecond
+	bytesPerSecond = 4 << 20
+)
+
+// start begins traffic from a pod to another.
+func (c *cluster) start(from, to *pod) *traffic {
+	c.t.Helper()
+	t := &traffic{c: c, what: fmt.Sprintf("from pod %s on node %s to pod %s on node %s", from.name, from.node.Name, to.name,
+		to.node.Name)}
+	fromNS, toNS := c.within(from), c.within(to)
+	for _, family := range []int{4, 6} {
+		path := lab.Path{From: fromNS, To: toNS, Addr: to.address(family)}
+		echo, err := lab.StartEcho(c.ctx, path, askEvery)
+		c.ok(err)
+		transfer, err := lab.StartTransfer(c.ctx, path, lab.TransferOptions{BytesPerSecond: bytesPerSecond})
+		c.ok(err)
+		t.echoes, t.transfers = append(t.echoes, echo), append(t.transfers, transfer)
+	}
+	return t
+}
+
+// flows checks that questions are answered now.
+func (t *traffic) flows() {
+	t.c.t.Helper()
+	for _, e := range t.echoes {
+		if err := e.WaitAnswered(t.c.ctx); err != nil {
+			t.c.t.Fatalf("traffic %s: %v", t.what, err)
+		}
+	}
+}
+
+// stop ends the traffic: no connection may have broken, no byte changed, and nobody have waited for an answer too long.
+func (t *traffic) stop(longest time.Duration) {
+	t.c.t.Helper()
+	t.flows()
+	for _, e := range t.echoes {
+		if gap := e.Longest(); gap > longest {
+			t.c.t.Errorf("traffic %s stood still for %v, more than %v", t.what, gap, longest)
+		}
+		if err := e.Stop(); err != nil {
+			t.c.t.Errorf("traffic %s: %v", t.what, err)
+		}
+	}
+	for _, transfer := range t.transfers {
+		transfer.Finish()
+		r, err := transfer.Wait()
+		if err != nil {
+			t.c.t.Errorf("traffic %s: %v", t.what, err)
+		}
+		t.c.t.Logf("traffic %s: %d MB in %v, longest stall %v", t.what, r.Bytes>>20, r.Took.Round(time.Second), r.LongestStall)
+	}
+}
+
+// undisturbed is the longest time without an answer where nothing is to be noticed: the machine is busy with other things.
+const undisturbed = 3 * time.Second
+
+// apiServerDown: for a minute nobody answers for the cluster, and pods go on.
+func apiServerDown(c *cluster) {
+	const down = time.Minute
+	pods := c.run(workload{name: "client", replicas: 2 * len(c.Nodes)})
+	s := c.expose("client", "client", serviceOptions{})
+	c.known(s)
+	a, b := on(c.Nodes[0], pods), on(c.Nodes[1], pods)
+	there, back := c.start(a[0], b[0]), c.start(b[1], a[1])
+	c.ok(c.StopAPIServer())
+	for end := time.Now().Add(down); time.Now().Before(end); time.Sleep(5 * time.Second) {
+		if _, err := c.Kubectl(c.ctx, "get", "nodes", "--request-timeout=1s"); err == nil {
+			c.t.Fatal("the API server answers after it was killed")
+		}
+		c.allTalk(pods)
+		for _, client := range pods {
+			c.everyWay(func(family int, by string) {
+				c.wantSource(client, by, netip.AddrPortFrom(s.address(family), servicePort))
+			})
+		}
+	}
+	began := time.Now()
+	c.ok(c.StartAPIServer(c.ctx))
+	for _, n := range c.Nodes {
+		c.ok(n.WaitReady(c.ctx))
+	}
+	c.t.Logf("nodes are ready %v after the API server's start", time.Since(began).Round(time.Second))
+	there.stop(undisturbed)
+	back.stop(undisturbed)
+	more := c.run(workload{name: "later", replicas: len(c.Nodes)})
+	c.allTalk(append(more, a[0], b[0]))
+	c.remove(append(more, pods...), "client", "later")
+}
+
+// nodeComesAndGoes: a node is added, its pods talk to all others, and it is deleted; traffic of the others goes on.
+func nodeComesAndGoes(c *cluster) {
+	pods := c.run(workload{name: "client", replicas: len(c.Nodes)})
+	t := c.start(pods[0], pods[1])
+	added, err := c.AddNodes(c.ctx, "n3")
+	c.ok(err)
+	n := added[0]
+	cidrs, err := c.PodCIDRs(c.ctx, n)
+	c.ok(err)
+	theirs := c.run(workload{name: "added", replicas: 2, node: n.Name})
+	c.allTalk(append(theirs, pods...))
+
+	// Gone for good, without a word: the operator deletes the node.
+	_, err = c.Kubectl(c.ctx, "delete", "deployment", "added", "--wait=false")
+	c.ok(err)
+	c.ok(c.DeleteNode(c.ctx, n))
+	for _, other := range c.Nodes {
+		c.until("node "+other.Name+" forgets node "+n.Name, func() error {
+			routes, err := c.Warren(c.ctx, other, "routes")
+			if err == nil && strings.Contains(routes, cidrs[0].String()) {
+				err = fmt.Errorf("`warren routes` lists %s", cidrs[0])
+			}
+			return err
+		})
+	}
+	t.stop(undisturbed)
+	c.allTalk(pods)
+	c.remove(pods, "client", "added")
+}
+
+// rollingRestart: Warren is replaced on one node after the other, and long transfers arrive unchanged.
+func rollingRestart(c *cluster) {
+	pods := c.run(workload{name: "client", replicas: 2 * len(c.Nodes)})
+	a, b := on(c.Nodes[0], pods), on(c.Nodes[1], pods)
+	across, back, near := c.start(a[0], b[0]), c.start(b[1], a[1]), c.start(a[0], a[1])
+	for _, round := range []struct {
+		what string
+		do   func() error
+	}{
+		{"restart", func() error { return c.RestartWarren(c.ctx) }},
+		{"upgrade", func() error { return c.UpgradeWarren(c.ctx) }},
+	} {
+		if err := round.do(); err != nil {
+			c.t.Fatalf("%s: %v", round.what, err)
+		}
+		for _, t := range []*traffic{across, back, near} {
+			t.flows()
+		}
+		c.allTalk(pods)
+	}
+	// Userspace carries the packets: they wait until the next daemon is there.
+	const restart = 20 * time.Second
+	across.stop(restart)
+	back.stop(restart)
+	near.stop(restart)
+	c.remove(pods, "client")
+}
+
+// anotherAddress: a node loses its power and comes back with other addresses.
+func anotherAddress(c *cluster) {
+	n := c.Nodes[1]
+	pods := c.run(workload{name: "client", replicas: 2 * len(c.Nodes)})
+	s := c.expose("client", "client", serviceOptions{nodePort: 30090})
+	c.known(s)
+	old := []netip.Addr{n.V4, n.V6}
+	c.ok(c.MoveNode(c.ctx, n, netip.MustParseAddr("192.0.2.102"), netip.MustParseAddr("2001:db8::66")))
+
+	var object struct {
+		Status struct {
+			Addresses []struct{ Type, Address string }
+		}
+	}
+	c.until("addresses of node "+n.Name, func() error {
+		object.Status.Addresses = nil
+		if err := c.Get(c.ctx, &object, "node", n.Name); err != nil {
+			return err
+		}
+		var got []string
+		for _, a := range object.Status.Addresses {
+			if a.Type == "InternalIP" {
+				got = append(got, a.Address)
+			}
+		}
+		if want := []string{n.V4.String(), n.V6.String()}; !slices.Equal(got, want) {
+			return fmt.Errorf("they are %v, want %v", got, want)
+		}
+		return nil
+	})
+	c.rolledOut("deployment/client")
+	c.until("pods of node "+n.Name, func() error { return c.answering(n, "client") })
+	pods = c.pods("client")
+	c.allTalk(pods)
+	c.known(s)
+	c.everyWay(func(family int, by string) {
+		if _, err := c.askFrom(c.Lab.Outside, by, netip.AddrPortFrom(n.Address(family), uint16(s.nodePort))); err != nil {
+			c.t.Error(err)
+		}
+	})
+	for _, other := range c.Nodes {
+		peers, err := c.Warren(c.ctx, other, "peers")
+		c.ok(err)
+		for _, addr := range old {
+			if slices.Contains(strings.FieldsFunc(peers, func(r rune) bool { return r == ' ' || r == '\n' || r == ',' }), addr.String()) {
+				c.t.Errorf("node %s still knows %s:\n%s", other.Name, addr, peers)
+			}
+		}
+	}
+	c.remove(pods, "client")
+}
+
+// answering is nil when the pods of a workload on a node answer at the addresses that the API server has for them.
+func (c *cluster) answering(n *kube.Node, app string) error {
+	pods, err := c.listPods(app)
+	if err != nil {
+		return err
+	}
+	mine := on(n, pods)
+	if len(mine) == 0 {
+		return errors.New("there is none")
+	}
+	for _, p := range mine {
+		if _, err := c.askFrom(n.NS, "tcp", netip.AddrPortFrom(p.v4, port)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
