@@ -64,7 +64,35 @@ func (n *Node) Boot(ctx context.Context) error {
 	if err := n.startKubelet(); err != nil {
 		return fmt.Errorf("kubelet of node %s: %w", n.Name, err)
 	}
+	// kube-proxy looks once what addresses the node has, for the ports of services.
+	if err := n.waitRegistered(ctx); err != nil {
+		return err
+	}
 	return n.startProxy(n.cluster.Options.Proxy)
+}
+
+// waitRegistered waits until the kubelet has told the API server of the node's present addresses.
+func (n *Node) waitRegistered(ctx context.Context) error {
+	return eventually(ctx, startWait, "addresses of node "+n.Name, func() error {
+		var object struct {
+			Status struct {
+				Addresses []struct{ Type, Address string }
+			}
+		}
+		if err := n.cluster.Get(ctx, &object, "node", n.Name); err != nil {
+			return fmt.Errorf("%w; the kubelet's log:\n%s", err, n.kubelet.LogTail())
+		}
+		var got []string
+		for _, a := range object.Status.Addresses {
+			if a.Type == "InternalIP" {
+				got = append(got, a.Address)
+			}
+		}
+		if want := []string{n.V4.String(), n.V6.String()}; !slices.Equal(got, want) {
+			return fmt.Errorf("they are %v, want %v", got, want)
+		}
+		return nil
+	})
 }
 
 // WaitReady waits until the API server says that the node is ready.
