@@ -118,11 +118,12 @@ func (c *Cluster) Apply(ctx context.Context, manifest string) error {
 	return err
 }
 
-// StopAPIServer ends the API server as a crash would. StartAPIServer starts it again, and waits until it is ready.
-func (c *Cluster) StopAPIServer() error { return c.control.apiserver.Kill() }
+// StopAPIServer ends the API server as a crash would, and with it the controller manager and the scheduler, which end by
+// themselves where they are several and cannot hold on to their lease.
+func (c *Cluster) StopAPIServer() error { return c.control.stopServers() }
 
-// StartAPIServer is the end of what StopAPIServer began.
-func (c *Cluster) StartAPIServer(ctx context.Context) error { return c.control.startAPIServer(ctx) }
+// StartAPIServer starts again what StopAPIServer ended, and waits until the API server is ready.
+func (c *Cluster) StartAPIServer(ctx context.Context) error { return c.control.startServers(ctx) }
 
 // each does something on some nodes at once.
 func each(nodes []*Node, do func(n *Node) error) error {

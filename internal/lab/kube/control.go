@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -28,6 +29,7 @@ type controlPlane struct {
 	cluster   *Cluster
 	host      *lab.Host
 	apiserver *lab.Proc
+	managers  []*lab.Proc // who works through the API server: the controller manager and the scheduler
 }
 
 // url is where the API server is asked.
@@ -58,9 +60,16 @@ func (p *controlPlane) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return p.startServers(ctx)
+}
+
+// startServers starts all but etcd.
+func (p *controlPlane) startServers(ctx context.Context) error {
 	if err := p.startAPIServer(ctx); err != nil {
 		return err
 	}
+	pki := p.cluster.pki
+	p.managers = nil
 	for name, flags := range map[string][]string{
 		"kube-controller-manager": {
 			"--allocate-node-cidrs", "--cluster-cidr=" + podRanges, "--node-cidr-mask-size-ipv4=24",
@@ -80,11 +89,22 @@ func (p *controlPlane) start(ctx context.Context) error {
 		}
 		args := append([]string{program, "--kubeconfig=" + config, "--authentication-kubeconfig=" + config,
 			"--authorization-kubeconfig=" + config, "--leader-elect=false"}, flags...)
-		if _, err := p.cluster.Lab.Start(p.host.NS, name, args...); err != nil {
+		manager, err := p.cluster.Lab.Start(p.host.NS, name, args...)
+		if err != nil {
 			return err
 		}
+		p.managers = append(p.managers, manager)
 	}
 	return nil
+}
+
+// stopServers ends all but etcd as a crash does.
+func (p *controlPlane) stopServers() error {
+	err := p.apiserver.Kill()
+	for _, manager := range p.managers {
+		err = errors.Join(err, manager.Kill())
+	}
+	return err
 }
 
 // startAPIServer starts it, and waits until it is ready.
