@@ -15,9 +15,10 @@ import (
 
 // Options say what a cluster is to be like.
 type Options struct {
-	BinDir string // of Warren's programs, with those of Kubernetes in kube and CNI's own in cni
-	Mode   string // how Warren attaches pods
-	Proxy  string // mode of kube-proxy
+	BinDir   string // of Warren's programs, with those of Kubernetes in kube and CNI's own in cni
+	Manifest string // path of deploy/kubernetes/warren.yaml
+	Mode     string // how Warren attaches pods
+	Proxy    string // mode of kube-proxy
 }
 
 // A Cluster is a Kubernetes with Warren as its pod network.
@@ -26,10 +27,11 @@ type Cluster struct {
 	Nodes   []*Node
 	Options Options
 
-	pki     *authority
-	control *controlPlane
-	images  *cri.Images
-	admin   string // kubeconfig
+	pki      *authority
+	control  *controlPlane
+	images   *cri.Images
+	admin    string // kubeconfig
+	manifest string // of Warren
 }
 
 // Names of images that are assembled here.
@@ -38,10 +40,13 @@ const (
 	corednsImage = "warren.test/coredns:1"
 )
 
-// New starts a control plane in a lab. The lab's end is the cluster's.
+// New starts a control plane in a lab, and makes Warren its pod network. The lab's end is the cluster's.
 func New(ctx context.Context, l *lab.Lab, o Options) (*Cluster, error) {
 	c := &Cluster{Lab: l, Options: o}
-	var err error
+	err := c.readManifest()
+	if err != nil {
+		return nil, err
+	}
 	if c.pki, err = newAuthority(filepath.Join(l.Dir, "pki")); err != nil {
 		return nil, err
 	}
@@ -56,7 +61,10 @@ func New(ctx context.Context, l *lab.Lab, o Options) (*Cluster, error) {
 	started := make(chan error, 1)
 	go func() { started <- c.control.start(ctx) }()
 	err = c.assembleImages(ctx)
-	return c, errors.Join(err, <-started)
+	if err = errors.Join(err, <-started); err != nil {
+		return nil, err
+	}
+	return c, c.Apply(ctx, c.manifest)
 }
 
 // program is the path of a program of Kubernetes'.
@@ -83,7 +91,7 @@ func (c *Cluster) assembleImages(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return c.addWarrenImages()
 }
 
 // Kubectl asks the cluster as an administrator does, and returns the answer.

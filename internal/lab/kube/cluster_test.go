@@ -37,7 +37,9 @@ func newCluster(t *testing.T, mode string) *cluster {
 	l := lab.ForTest(t, lab.Options{Prefix: "kube", BinDir: bin})
 	began := time.Now()
 	c := &cluster{t: t, ctx: ctx}
-	c.Cluster, err = kube.New(ctx, l, kube.Options{BinDir: bin, Mode: mode, Proxy: "nftables"})
+	c.Cluster, err = kube.New(ctx, l, kube.Options{
+		BinDir: bin, Manifest: "../../../deploy/kubernetes/warren.yaml", Mode: mode, Proxy: "nftables",
+	})
 	c.ok(err)
 	t.Logf("control plane after %v", time.Since(began).Round(time.Millisecond))
 	t.Cleanup(func() {

@@ -2,45 +2,103 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/warren-net/warren/internal/lab/cri"
 )
 
-// installNetwork makes Warren the pod network of some nodes.
-func (c *Cluster) installNetwork(ctx context.Context, nodes []*Node) error {
-	err := each(nodes, func(n *Node) error {
-		return eventually(ctx, startWait, "pod CIDRs of node "+n.Name, func() error {
-			var object struct {
-				Spec struct{ PodCIDRs []netip.Prefix }
-			}
-			if err := c.Get(ctx, &object, "node", n.Name); err != nil {
-				return err
-			}
-			if len(object.Spec.PodCIDRs) != 2 {
-				return fmt.Errorf("it has %v, and should have one of each family", object.Spec.PodCIDRs)
-			}
-			n.PodCIDRs = object.Spec.PodCIDRs
-			return nil
-		})
-	})
+// namespace is where the manifest puts Warren, in a DaemonSet of the same name as its container.
+const namespace, daemonSet = "warren-system", "daemonset/warren"
+
+// imageLine matches the names of images in the manifest.
+var imageLine = regexp.MustCompile(`(?m)^ *image: (\S+)$`)
+
+// readManifest reads deploy/kubernetes/warren.yaml, and changes nothing but the attachment's mode, if it is another one.
+func (c *Cluster) readManifest() error {
+	b, err := os.ReadFile(c.Options.Manifest)
 	if err != nil {
 		return err
 	}
-	if err := c.Lab.WriteConfigs(); err != nil {
+	c.manifest = string(b)
+	const mode = "--mode=routed"
+	if !strings.Contains(c.manifest, mode) {
+		return fmt.Errorf("%s has no flag %s to be changed to another mode", c.Options.Manifest, mode)
+	}
+	c.manifest = strings.ReplaceAll(c.manifest, mode, "--mode="+c.Options.Mode)
+	return nil
+}
+
+// warrenImages are the images that the manifest names, and the one that they are upgraded to. As Containerfile has it,
+// there are two programs in it and nothing else.
+func (c *Cluster) warrenImages() ([]string, error) {
+	found := imageLine.FindAllStringSubmatch(c.manifest, -1)
+	if len(found) == 0 {
+		return nil, errors.New("the manifest names no image")
+	}
+	for _, match := range found {
+		if match[1] != found[0][1] {
+			return nil, fmt.Errorf("the manifest names the images %s and %s", found[0][1], match[1])
+		}
+	}
+	name := found[0][1]
+	return []string{name, name[:strings.LastIndexByte(name, ':')] + ":next"}, nil
+}
+
+func (c *Cluster) addWarrenImages() error {
+	names, err := c.warrenImages()
+	if err != nil {
 		return err
 	}
-	return each(nodes, func(n *Node) error {
-		if err := n.Up(ctx); err != nil {
+	files := make(map[string]string)
+	for _, program := range []string{"warren", "warren-cni"} {
+		if files["/"+program], err = c.Lab.Binary(program); err != nil {
 			return err
 		}
-		warren, err := c.Lab.Binary("warren")
-		if err != nil {
+	}
+	for i, name := range names {
+		image := cri.Image{Name: name, Files: files, Entrypoint: []string{"/warren"}}
+		if err := c.images.Add(filepath.Join(c.Lab.Dir, fmt.Sprintf("warren-%d.tar", i)), image); err != nil {
 			return err
 		}
-		_, err = n.Runtime.Run(ctx, warren, "cni", "install", "--config", n.ConfigFile, "--mode", c.Options.Mode,
-			"--chain", "portmap")
+	}
+	return nil
+}
+
+// waitNetwork waits until Warren is ready on all nodes, in the version that was asked for last.
+func (c *Cluster) waitNetwork(ctx context.Context) error {
+	_, err := c.Kubectl(ctx, "--namespace="+namespace, "rollout", "status", daemonSet, "--timeout="+startWait.String())
+	if err == nil {
+		return nil
+	}
+	said, _ := c.Kubectl(ctx, "--namespace="+namespace, "describe", "pods")
+	logs, _ := c.Kubectl(ctx, "--namespace="+namespace, "logs", daemonSet, "--all-containers", "--tail=50")
+	return fmt.Errorf("%w\n%s\n%s", err, said, logs)
+}
+
+// RestartWarren has the DaemonSet restart Warren, on one node after the other.
+func (c *Cluster) RestartWarren(ctx context.Context) error {
+	if _, err := c.Kubectl(ctx, "--namespace="+namespace, "rollout", "restart", daemonSet); err != nil {
 		return err
-	})
+	}
+	return c.waitNetwork(ctx)
+}
+
+// UpgradeWarren has the DaemonSet put another image in the place of Warren's.
+func (c *Cluster) UpgradeWarren(ctx context.Context) error {
+	names, err := c.warrenImages()
+	if err != nil {
+		return err
+	}
+	if _, err := c.Kubectl(ctx, "--namespace="+namespace, "set", "image", daemonSet, "*="+names[1]); err != nil {
+		return err
+	}
+	return c.waitNetwork(ctx)
 }
 
 // PodCIDRs are those that the cluster has given to a node, IPv4 and IPv6.
@@ -65,23 +123,11 @@ func (c *Cluster) PodCIDRs(ctx context.Context, n *Node) ([]netip.Prefix, error)
 	return n.podCIDRs, err
 }
 
-// Warren runs a command of Warren's on a node.
+// Warren asks the daemon on a node.
 func (c *Cluster) Warren(ctx context.Context, n *Node, args ...string) (string, error) {
-	return n.Warren(ctx, args...)
-}
-
-// RestartWarren restarts Warren on one node after the other.
-func (c *Cluster) RestartWarren(ctx context.Context) error {
-	for _, n := range c.Nodes {
-		if err := n.Down(ctx); err != nil {
-			return err
-		}
-		if err := n.Up(ctx); err != nil {
-			return err
-		}
+	warren, err := c.Lab.Binary("warren")
+	if err != nil {
+		return "", err
 	}
-	return nil
+	return n.NS.Run(ctx, append(append([]string{warren}, args...), "--socket", n.Runtime.Path("/run/warren/warren.sock"))...)
 }
-
-// UpgradeWarren does the same with another version.
-func (c *Cluster) UpgradeWarren(ctx context.Context) error { return c.RestartWarren(ctx) }

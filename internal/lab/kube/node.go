@@ -47,10 +47,10 @@ func (c *Cluster) AddNodes(ctx context.Context, names ...string) ([]*Node, error
 	if err := each(nodes, func(n *Node) error { return n.Boot(ctx) }); err != nil {
 		return nodes, err
 	}
-	if err := c.installNetwork(ctx, nodes); err != nil {
+	if err := each(nodes, func(n *Node) error { return n.WaitReady(ctx) }); err != nil {
 		return nodes, err
 	}
-	return nodes, each(nodes, func(n *Node) error { return n.WaitReady(ctx) })
+	return nodes, c.waitNetwork(ctx)
 }
 
 // Boot starts what a node starts when it boots: containerd, the kubelet, kube-proxy.
@@ -213,9 +213,6 @@ func (c *Cluster) MoveNode(ctx context.Context, n *Node, v4, v6 netip.Addr) erro
 		return err
 	}
 	if err := n.Boot(ctx); err != nil {
-		return err
-	}
-	if err := c.installNetwork(ctx, []*Node{n}); err != nil {
 		return err
 	}
 	return n.WaitReady(ctx)
