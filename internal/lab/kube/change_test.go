@@ -179,8 +179,10 @@ func anotherAddress(c *cluster) {
 	old := []netip.Addr{n.V4, n.V6}
 	c.ok(c.MoveNode(c.ctx, n, netip.MustParseAddr("192.0.2.102"), netip.MustParseAddr("2001:db8::66")))
 
+	booted := time.Now()
+	c.untilWithin(readyWait, "pods of node "+n.Name, func() error { return c.answering(n, "client") })
+	c.t.Logf("pods of node %s answer again %v after its boot", n.Name, time.Since(booted).Round(time.Second))
 	c.rolledOut("deployment/client")
-	c.until("pods of node "+n.Name, func() error { return c.answering(n, "client") })
 	pods = c.pods("client")
 	c.allTalk(pods)
 	c.known(s)

@@ -92,6 +92,7 @@ func life(c *cluster) {
 		})
 		c.t = t
 		if !ok {
+			t.Log(c.Logs())
 			t.Fatalf("%s failed, and the cluster is in whatever state it left", part.name)
 		}
 	}

@@ -73,12 +73,28 @@ func (c *Cluster) addWarrenImages() error {
 // waitNetwork waits until Warren is ready on all nodes, in the version that was asked for last.
 func (c *Cluster) waitNetwork(ctx context.Context) error {
 	_, err := c.Kubectl(ctx, "--namespace="+namespace, "rollout", "status", daemonSet, "--timeout="+startWait.String())
-	if err == nil {
-		return nil
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, c.Logs())
 	}
-	said, _ := c.Kubectl(ctx, "--namespace="+namespace, "describe", "pods")
-	logs, _ := c.Kubectl(ctx, "--namespace="+namespace, "logs", daemonSet, "--all-containers", "--tail=50")
-	return fmt.Errorf("%w\n%s\n%s", err, said, logs)
+	return nil
+}
+
+// Logs are what the containers of Warren have said last on each node, as the nodes' disks have it: also without an API
+// server.
+func (c *Cluster) Logs() string {
+	const keep = 4 << 10
+	var all strings.Builder
+	for _, n := range c.Nodes {
+		files, _ := filepath.Glob(n.Runtime.Path("/var/log/pods/" + namespace + "_*/*/*.log"))
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				b = []byte(err.Error())
+			}
+			fmt.Fprintf(&all, "%s of node %s:\n%s\n", file, n.Name, b[max(0, len(b)-keep):])
+		}
+	}
+	return all.String()
 }
 
 // RestartWarren has the DaemonSet restart Warren, on one node after the other.

@@ -263,8 +263,13 @@ func askUDP(ns *lab.NS, to netip.AddrPort) (string, error) {
 // until asks again until there is no error: the cluster takes its time to do what was asked of it.
 func (c *cluster) until(what string, try func() error) {
 	c.t.Helper()
+	c.untilWithin(30*time.Second, what, try)
+}
+
+func (c *cluster) untilWithin(wait time.Duration, what string, try func() error) {
+	c.t.Helper()
 	var err error
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(wait); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
 		if err = try(); err == nil {
 			return
 		}
