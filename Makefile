@@ -71,13 +71,15 @@ test-deploy: need-go ## The manifests for Kubernetes: valid, and the same by kub
 
 # Kubernetes at the release that internal/lab/kube/binaries requires, which says what is built, and CoreDNS. Both are
 # modules of their own: nothing of Warren's depends on them. The first time takes minutes, Go's build cache the next.
+KUBE_VERSION = $(shell sed -n 's,.*k8s.io/kubernetes \(v[0-9.]*\).*,\1,p' internal/lab/kube/binaries/go.mod)
+KUBE_BUILD = CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath \
+	-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBE_VERSION)'
+
 .PHONY: kube
 kube: need-go ## Build Kubernetes and CoreDNS into bin/kube, for `make test-cluster`; ten minutes the first time
 	@mkdir -p bin/kube
-	cd internal/lab/kube/binaries && CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w' \
-		-o $(CURDIR)/bin/kube/ tool
-	cd internal/lab/kube/coredns && CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w' \
-		-o $(CURDIR)/bin/kube/coredns .
+	cd internal/lab/kube/binaries && $(KUBE_BUILD) -o $(CURDIR)/bin/kube/ tool
+	cd internal/lab/kube/coredns && $(KUBE_BUILD) -o $(CURDIR)/bin/kube/coredns .
 
 .PHONY: test-cluster
 test-cluster: TOOLS += containerd:containerd ctr:containerd runc:runc unshare:util-linux etcd:etcd-server \
