@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -167,6 +168,30 @@ func (l *Lab) AddNS(role string) (*NS, error) {
 	}
 	l.spaces = append(l.spaces, ns)
 	return ns, nil
+}
+
+// AdoptNS names a namespace that somebody else made, by its file, e.g. a pod's: it can then be used as the lab's own can,
+// and lasts until ReleaseNS or the end of the lab.
+func (l *Lab) AdoptNS(role, path string) (*NS, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, fmt.Errorf("naming namespace %s: %w", role, ErrClosed)
+	}
+	ns, err := adoptNS(nsName(l.Options.Prefix, role, os.Getpid()), path)
+	if err != nil {
+		return nil, err
+	}
+	l.spaces = append(l.spaces, ns)
+	return ns, nil
+}
+
+// ReleaseNS takes back the name that AdoptNS gave. What runs in the namespace goes on.
+func (l *Lab) ReleaseNS(ns *NS) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spaces = slices.DeleteFunc(l.spaces, func(s *NS) bool { return s == ns })
+	return removeNS(ns.Name)
 }
 
 // RemoveNS removes a namespace of the lab and the processes in it.

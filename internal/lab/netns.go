@@ -56,6 +56,25 @@ func newNS(name string) (*NS, error) {
 	return ns, nil
 }
 
+// adoptNS gives a namespace, which a file stands for, a name.
+func adoptNS(name, path string) (*NS, error) {
+	ns := &NS{Name: name}
+	f, err := os.OpenFile(ns.Path(), os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
+	if err != nil {
+		return nil, fmt.Errorf("naming namespace %s: %w", name, err)
+	}
+	_ = f.Close()
+	if err = unix.Mount(path, ns.Path(), "none", unix.MS_BIND, ""); err != nil {
+		err = fmt.Errorf("mounting namespace %s at %s: %w", path, ns.Path(), err)
+	} else {
+		ns.id, err = identify(ns.Path())
+	}
+	if err != nil {
+		return nil, errors.Join(err, removeNS(name))
+	}
+	return ns, nil
+}
+
 // shareNetnsDir makes the directory of named namespaces a mount point, as the first `ip netns add` on a machine does,
 // and under the same lock (ip-netns(8)): one that came later would cover the mounts that are there, and their files
 // could not be removed any more.

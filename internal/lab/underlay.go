@@ -43,6 +43,36 @@ const OutsidePort = "outside"
 // Port is the name of the switch's port that the node is plugged into.
 func (n *Node) Port() string { return fmt.Sprintf("port%d", n.Index) }
 
+// firstHost is the last byte of the address of the first host that is no node.
+const firstHost = 240
+
+// A Host is a machine on the underlay that is no node: Warren does not run there.
+type Host struct {
+	NS     *NS
+	V4, V6 netip.Addr
+}
+
+// AddHost makes a host: a namespace with eth0 on the underlay, IPv4 and IPv6, and default routes to the outside. Its
+// index is 0 to 9 and its own.
+func (l *Lab) AddHost(name string, index int) (*Host, error) {
+	if index < 0 || index > 9 {
+		return nil, fmt.Errorf("host %s is number %d: the underlay has addresses for 0 to 9", name, index)
+	}
+	h := &Host{V4: nth(underlayV4, firstHost+index), V6: nth(underlayV6, firstHost+index)}
+	var err error
+	if h.NS, err = l.AddNS(name); err != nil {
+		return nil, err
+	}
+	err = l.plug(h.NS, fmt.Sprintf("host%d", index), []netip.Prefix{onSubnet(h.V4), onSubnet(h.V6)})
+	if err == nil {
+		err = h.NS.Do(addDefaultRoutes)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("host %s: %w", name, err)
+	}
+	return h, nil
+}
+
 // makeUnderlay makes the switch (a bridge in a namespace of its own, without addresses) and the outside world.
 func (l *Lab) makeUnderlay() error {
 	var err error

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -36,23 +37,33 @@ const chain = "portmap,bandwidth,firewall,tuning"
 // writeFiles puts on the node what an operator would: the daemon's configuration, CNI's own plugins, and by `warren cni
 // install`, as docs/cni.md has it, Warren's and the network configuration list.
 func (r *Runtime) writeFiles(ctx context.Context, o Options) error {
-	for _, dir := range []string{r.confDir(), r.binDir(), r.logDir()} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+	bin := r.binDir()
+	if r.machine {
+		if err := r.makeMachine(); err != nil {
 			return err
 		}
+		bin = r.own(bin) // until the node boots
+	} else if err := errors.Join(os.MkdirAll(r.confDir(), 0o755), os.MkdirAll(bin, 0o755)); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(r.logDir(), 0o755); err != nil {
+		return err
 	}
 	plugins, err := os.ReadDir(o.Plugins)
 	if err != nil {
 		return fmt.Errorf("CNI's own plugins (`make test-runtime` builds them): %w", err)
 	}
 	for _, p := range plugins {
-		if err := os.Symlink(filepath.Join(o.Plugins, p.Name()), filepath.Join(r.binDir(), p.Name())); err != nil {
+		if err := os.Symlink(filepath.Join(o.Plugins, p.Name()), filepath.Join(bin, p.Name())); err != nil {
 			return err
 		}
 	}
 	config := fmt.Sprintf(containerdConfig, r.root(), r.socket(), pauseImage, r.binDir(), r.confDir())
 	if err := os.WriteFile(r.configFile(), []byte(config), 0o644); err != nil {
 		return err
+	}
+	if r.machine {
+		return nil
 	}
 	_, err = r.warrenCNI(ctx, "install", "--mode", o.Mode, "--chain", chain)
 	return err
@@ -87,6 +98,21 @@ func (r *Runtime) in(name string) string { return filepath.Join(r.Node.Dir, name
 func (r *Runtime) root() string          { return r.in("containerd") }
 func (r *Runtime) socket() string        { return r.in("c.sock") }
 func (r *Runtime) configFile() string    { return r.in("containerd.toml") }
-func (r *Runtime) confDir() string       { return r.in("net.d") }
-func (r *Runtime) binDir() string        { return r.in("cni") }
 func (r *Runtime) logDir() string        { return r.in("logs") }
+
+func (r *Runtime) confDir() string {
+	if r.machine {
+		return "/etc/cni/net.d"
+	}
+	return r.in("net.d")
+}
+
+func (r *Runtime) binDir() string {
+	if r.machine {
+		return "/opt/cni/bin"
+	}
+	return r.in("cni")
+}
+
+// Socket is where CRI is spoken.
+func (r *Runtime) Socket() string { return r.socket() }

@@ -8,10 +8,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 )
 
 // Names of the images. The registry's name is reserved (RFC 6761) and never asked.
@@ -38,21 +41,31 @@ func buildProgram(ctx context.Context, pkg, dir string) (string, error) {
 	return program, nil
 }
 
-// writeImage writes an archive in the form of `docker save` with an image of one layer, which holds one program.
-func writeImage(archive, name, program string) error {
-	content, err := os.ReadFile(program)
-	if err != nil {
-		return err
+// An Image is what a registry would have: a name, and programs.
+type Image struct {
+	Name       string            // with a tag
+	Files      map[string]string // path in the image → file on this machine, which is a program
+	Entrypoint []string
+}
+
+// Write writes an archive in the form of `docker save` with the image, which is of one layer.
+func (i Image) Write(archive string) error {
+	var files []file
+	for _, path := range slices.Sorted(maps.Keys(i.Files)) {
+		content, err := os.ReadFile(i.Files[path])
+		if err != nil {
+			return fmt.Errorf("image %s: %w", i.Name, err)
+		}
+		files = append(files, file{strings.TrimPrefix(path, "/"), content, 0o755})
 	}
-	entry := filepath.Base(program)
-	layer, err := tarOf(file{entry, content, 0o755})
+	layer, err := tarOf(files...)
 	if err != nil {
 		return err
 	}
 	config, err := json.Marshal(map[string]any{
 		"architecture": runtime.GOARCH,
 		"os":           runtime.GOOS,
-		"config":       map[string]any{"Entrypoint": []string{"/" + entry}},
+		"config":       map[string]any{"Entrypoint": i.Entrypoint},
 		"rootfs":       map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + digest(layer)}},
 	})
 	if err != nil {
@@ -60,7 +73,7 @@ func writeImage(archive, name, program string) error {
 	}
 	configName := digest(config) + ".json"
 	manifest, err := json.Marshal([]map[string]any{
-		{"Config": configName, "RepoTags": []string{name}, "Layers": []string{"layer.tar"}},
+		{"Config": configName, "RepoTags": []string{i.Name}, "Layers": []string{"layer.tar"}},
 	})
 	if err != nil {
 		return err
@@ -71,6 +84,41 @@ func writeImage(archive, name, program string) error {
 		return err
 	}
 	return os.WriteFile(archive, image, 0o644)
+}
+
+// Images are archives of what the pods run.
+type Images struct {
+	archives []string
+	init     string // the program pause, which does for a node what it does for a sandbox
+}
+
+// BuildImages builds the programs and assembles an image of each.
+func BuildImages(ctx context.Context, dir string) (*Images, error) {
+	images := new(Images)
+	for name, pkg := range programs() {
+		program, err := buildProgram(ctx, pkg, dir)
+		if err != nil {
+			return nil, err
+		}
+		path := "/" + filepath.Base(program)
+		image := Image{Name: name, Files: map[string]string{path: program}, Entrypoint: []string{path}}
+		if err := images.Add(program+".tar", image); err != nil {
+			return nil, err
+		}
+		if name == pauseImage {
+			images.init = program
+		}
+	}
+	return images, nil
+}
+
+// Add assembles another image, as an archive with this path.
+func (i *Images) Add(archive string, image Image) error {
+	if err := image.Write(archive); err != nil {
+		return fmt.Errorf("image %s: %w", image.Name, err)
+	}
+	i.archives = append(i.archives, archive)
+	return nil
 }
 
 type file struct {

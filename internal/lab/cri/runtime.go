@@ -24,8 +24,12 @@ const readyWait = 30 * time.Second
 // Options say what a runtime is to be like.
 type Options struct {
 	Plugins string  // directory of CNI's own plugins
-	Mode    string  // of attachment
+	Mode    string  // of attachment; with Machine, `warren cni install` is left to who runs the node
 	Images  *Images // loaded at the first start
+
+	// Machine gives the node directories of its own where others expect them, as a kubelet and what it runs do: CNI's
+	// are /opt/cni/bin and /etc/cni/net.d.
+	Machine bool
 }
 
 // A Runtime is containerd on a node. RunPod and the methods of pods may be called concurrently, the others by one
@@ -35,41 +39,17 @@ type Runtime struct {
 
 	lab        *lab.Lab
 	images     *Images
+	machine    bool
 	init       *lab.Proc // holds the namespaces; it ends with all that runs in them
 	initPid    int
-	containerd *lab.Proc
+	containerd *Process
 	conn       *grpc.ClientConn
 	client     criapi.RuntimeServiceClient
 }
 
-// Images are archives of what the pods run.
-type Images struct {
-	archives []string
-	init     string // the program pause, which does for a node what it does for a sandbox
-}
-
-// BuildImages builds the programs and assembles an image of each.
-func BuildImages(ctx context.Context, dir string) (*Images, error) {
-	images := new(Images)
-	for name, pkg := range programs() {
-		program, err := buildProgram(ctx, pkg, dir)
-		if err != nil {
-			return nil, err
-		}
-		if err := writeImage(program+".tar", name, program); err != nil {
-			return nil, fmt.Errorf("image %s: %w", name, err)
-		}
-		images.archives = append(images.archives, program+".tar")
-		if name == pauseImage {
-			images.init = program
-		}
-	}
-	return images, nil
-}
-
 // Install prepares a runtime on a node, where Warren runs; Boot and Start start it. It ends with the lab.
 func Install(ctx context.Context, l *lab.Lab, n *lab.Node, o Options) (*Runtime, error) {
-	r := &Runtime{Node: n, lab: l, images: o.Images}
+	r := &Runtime{Node: n, lab: l, images: o.Images, machine: o.Machine}
 	l.OnClose(r.removeCgroups)
 	if err := errors.Join(sweepCgroups(), r.writeFiles(ctx, o)); err != nil {
 		return nil, fmt.Errorf("runtime of node %s: %w", n.Name, err)
@@ -80,9 +60,16 @@ func Install(ctx context.Context, l *lab.Lab, n *lab.Node, o Options) (*Runtime,
 // Boot makes the namespaces that a machine of its own would be: of mounts, with an empty /run, and of processes. The
 // network's is the node's.
 func (r *Runtime) Boot(ctx context.Context) error {
-	const mountRun = `mount -t tmpfs -o mode=755 run /run && exec "$0"`
+	mounts := "mount -t tmpfs -o mode=755 run /run"
+	if r.machine {
+		more, err := r.mountMachine()
+		if err != nil {
+			return fmt.Errorf("directories of node %s: %w", r.Node.Name, err)
+		}
+		mounts += " && " + more
+	}
 	p, err := r.lab.Start(r.Node.NS, "init-"+r.Node.Name, "unshare", "--mount", "--propagation", "private",
-		"--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", mountRun, r.images.init)
+		"--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", mounts+` && exec "$0"`, r.images.init)
 	if err != nil {
 		return err
 	}
@@ -100,11 +87,10 @@ func (r *Runtime) Boot(ctx context.Context) error {
 	})
 }
 
-// Start starts containerd and waits until it can run pods. The daemon of Warren has to run.
+// Start starts containerd and waits until it can run pods: the daemon of Warren has to run, but for a node that is a
+// machine of its own, whose list of CNI's comes later.
 func (r *Runtime) Start(ctx context.Context) error {
-	proc := fmt.Sprintf("/proc/%d/ns/", r.initPid)
-	p, err := r.lab.Start(r.Node.NS, "containerd-"+r.Node.Name,
-		"nsenter", "--mount="+proc+"mnt", "--pid="+proc+"pid", "--", "containerd", "--config", r.configFile())
+	p, err := r.Launch("containerd", "containerd", "--config", r.configFile())
 	if err != nil {
 		return err
 	}
@@ -130,7 +116,7 @@ func (r *Runtime) ready(ctx context.Context) error {
 		return err
 	}
 	for _, c := range status.GetStatus().GetConditions() {
-		if !c.GetStatus() {
+		if !c.GetStatus() && (!r.machine || c.GetType() != criapi.NetworkReady) {
 			return fmt.Errorf("%s is false: %s: %s", c.GetType(), c.GetReason(), c.GetMessage())
 		}
 	}
@@ -150,19 +136,7 @@ func (r *Runtime) loadImages(ctx context.Context) error {
 
 // Kill ends containerd as a crash would. The pods go on.
 func (r *Runtime) Kill(ctx context.Context) error {
-	pid, err := onlyChild(r.containerd.Pid()) // of nsenter, which has to fork to enter a process namespace
-	if err != nil {
-		return fmt.Errorf("containerd of node %s: %w", r.Node.Name, err)
-	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		return fmt.Errorf("killing containerd of node %s: %w", r.Node.Name, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, readyWait)
-	defer cancel()
-	if err := r.containerd.Wait(ctx); ctx.Err() != nil {
-		return err
-	}
-	return nil
+	return r.containerd.End(ctx, syscall.SIGKILL)
 }
 
 // PowerOff ends everything that the runtime has started at once, as a power failure would. What the node's disk holds
