@@ -27,6 +27,8 @@ type Encapsulation string
 const (
 	WireGuard Encapsulation = "wireguard" // the encrypted tunnel
 	VXLAN     Encapsulation = "vxlan"     // the plaintext tunnel
+	Direct    Encapsulation = "direct"    // no tunnel: routes through the other node, or through the router before it
+	Auto      Encapsulation = "auto"      // the same with nodes on the same subnet, a tunnel with others
 )
 
 // A Node is what the cluster knows of one node. It is not changed once it was handed on.
@@ -56,8 +58,14 @@ type Node struct {
 	Broken string
 }
 
-// Plaintext reports whether the node's tunnel is a plaintext one.
-func (n *Node) Plaintext() bool { return n.Encapsulation == VXLAN }
+// Plaintext reports whether the node's tunnel is a plaintext one. One that permits plaintext by asking for direct or auto
+// still has an encrypted tunnel if it has a key.
+func (n *Node) Plaintext() bool {
+	return n.Encapsulation == VXLAN || n.Untunnelled() && n.PublicKey.IsZero()
+}
+
+// Untunnelled reports whether the node asks to be reached without a tunnel, by some or by all.
+func (n *Node) Untunnelled() bool { return n.Encapsulation == Direct || n.Encapsulation == Auto }
 
 // Equal reports whether two claims say the same.
 func (n *Node) Equal(o *Node) bool {

@@ -14,7 +14,7 @@ func (b *builder) common(s *Spec) error {
 	if err := b.encapsulation("encapsulation", s.Encapsulation); err != nil {
 		return err
 	}
-	b.plaintext = s.Encapsulation == control.VXLAN
+	b.wanted = s.Encapsulation
 	// No number at all is the default of who reads the file.
 	if p := s.WireGuard.Port; p < 0 || p > 65535 || p == 0 && b.doc.Has("wireguard.port") {
 		return b.wrong("wireguard.port", fmt.Sprint(p), "is not a UDP port", "use 1 to 65535; 51820 is WireGuard's usual one")
@@ -30,19 +30,17 @@ func (b *builder) common(s *Spec) error {
 
 func (b *builder) encapsulation(key string, name control.Encapsulation) error {
 	switch name {
-	case "", control.VXLAN, control.WireGuard:
+	case "", control.VXLAN, control.WireGuard, control.Direct, control.Auto:
 		return nil
-	case "direct", "auto":
-		return b.wrong(key, string(name), "is planned, but this version does not have it",
-			"use wireguard, or on an underlay that can be trusted vxlan")
 	}
 	return b.wrong(key, string(name), "is not an encapsulation",
-		"use wireguard, or for plaintext on an underlay that can be trusted vxlan")
+		"use wireguard, or for plaintext on an underlay that can be trusted vxlan, direct or auto")
 }
 
 // tunnel reads what a node's entry says of its tunnel. A node with a public key is encrypted unless its own entry asks
 // for plaintext, and one without is refused unless its entry or the whole file does: nothing is sent in the clear that
-// nobody asked for.
+// nobody asked for. That the whole file asks for VXLAN is for those without a key; direct and auto are for all, as what
+// they say of the way to a node beside the tunnel.
 func (b *builder) tunnel(key string, s *NodeSpec, n *control.Node) error {
 	if err := b.encapsulation(key+".encapsulation", s.Encapsulation); err != nil {
 		return err
@@ -57,11 +55,14 @@ func (b *builder) tunnel(key string, s *NodeSpec, n *control.Node) error {
 		return err
 	}
 	n.Encapsulation = s.Encapsulation
+	if n.Encapsulation == "" && (b.wanted == control.Direct || b.wanted == control.Auto) {
+		n.Encapsulation = b.wanted
+	}
 	if s.PublicKey != "" {
 		n.PublicKey, err = b.publicKey(key+".publicKey", s.PublicKey, "node "+n.Name)
 		return err
 	}
-	if n.Encapsulation == "" && b.plaintext {
+	if n.Encapsulation == "" && b.wanted == control.VXLAN {
 		n.Encapsulation = control.VXLAN
 	}
 	if n.Plaintext() {
@@ -74,7 +75,7 @@ func (b *builder) tunnel(key string, s *NodeSpec, n *control.Node) error {
 	return b.doc.Error(yamldoc.Finding{Key: where, Value: value,
 		Why: "node " + n.Name + " has no publicKey, so traffic to it could not be encrypted",
 		Fix: "add its publicKey (`warren key public` on that node prints it), or ask for plaintext with " +
-			"`encapsulation: vxlan`"})
+			"`encapsulation: vxlan` (or direct, or auto)"})
 }
 
 func (b *builder) publicKey(where, text, owner string) (key.Public, error) {

@@ -64,29 +64,56 @@ func TestBuildKeys(t *testing.T) {
 	}
 }
 
-// TestEncapsulationOfANode goes through what the entry and the file can say together.
+// TestEncapsulationOfANode goes through what the entry and the file can say together: which tunnel a node has, and
+// whether it goes without.
 func TestEncapsulationOfANode(t *testing.T) {
-	const none control.Encapsulation = "refused"
-	for _, c := range []struct{ top, entry, keyed, keyless control.Encapsulation }{
-		{"", "", control.WireGuard, none},
-		{"", control.VXLAN, control.VXLAN, control.VXLAN},
-		{"", control.WireGuard, control.WireGuard, none},
-		{control.WireGuard, "", control.WireGuard, none},
-		{control.WireGuard, control.VXLAN, control.VXLAN, control.VXLAN},
-		{control.WireGuard, control.WireGuard, control.WireGuard, none},
-		{control.VXLAN, "", control.WireGuard, control.VXLAN},
-		{control.VXLAN, control.VXLAN, control.VXLAN, control.VXLAN},
-		{control.VXLAN, control.WireGuard, control.WireGuard, none},
+	const (
+		none      = "refused"
+		wireguard = "wireguard"
+		vxlan     = "vxlan"
+		direct    = "direct, else "
+		auto      = "auto, else "
+	)
+	for _, c := range []struct {
+		top, entry     control.Encapsulation
+		keyed, keyless string
+	}{
+		{"", "", wireguard, none},
+		{"", control.VXLAN, vxlan, vxlan},
+		{"", control.WireGuard, wireguard, none},
+		{"", control.Direct, direct + wireguard, direct + vxlan},
+		{"", control.Auto, auto + wireguard, auto + vxlan},
+		{control.WireGuard, "", wireguard, none},
+		{control.WireGuard, control.VXLAN, vxlan, vxlan},
+		{control.WireGuard, control.WireGuard, wireguard, none},
+		{control.WireGuard, control.Auto, auto + wireguard, auto + vxlan},
+		{control.VXLAN, "", wireguard, vxlan},
+		{control.VXLAN, control.VXLAN, vxlan, vxlan},
+		{control.VXLAN, control.WireGuard, wireguard, none},
+		{control.VXLAN, control.Direct, direct + wireguard, direct + vxlan},
+		{control.Direct, "", direct + wireguard, direct + vxlan},
+		{control.Direct, control.Auto, auto + wireguard, auto + vxlan},
+		{control.Direct, control.VXLAN, vxlan, vxlan},
+		{control.Direct, control.WireGuard, wireguard, none},
+		{control.Auto, "", auto + wireguard, auto + vxlan},
+		{control.Auto, control.Direct, direct + wireguard, direct + vxlan},
+		{control.Auto, control.WireGuard, wireguard, none},
 	} {
-		for publicKey, want := range map[string]control.Encapsulation{testKey('a').String(): c.keyed, "": c.keyless} {
+		for publicKey, want := range map[string]string{testKey('a').String(): c.keyed, "": c.keyless} {
 			cluster, err := build(fmt.Sprintf("cluster: [10.244.0.0/16]\nencapsulation: %q\nnodes: [{name: a, "+
 				"addresses: [192.0.2.1], podCIDRs: [10.244.1.0/24], encapsulation: %q, publicKey: %q}]\n", c.top, c.entry,
 				publicKey))
 			got := none
 			if err == nil {
-				got = control.WireGuard
-				if cluster.State.Nodes[0].Plaintext() {
-					got = control.VXLAN
+				n := cluster.State.Nodes[0]
+				if got = wireguard; n.Plaintext() {
+					got = vxlan
+				}
+				switch n.Encapsulation {
+				case control.Auto:
+					got = auto + got
+				case control.Direct:
+					got = direct + got
 				}
 			}
 			if got != want {
@@ -112,11 +139,10 @@ func TestBuildKeyErrors(t *testing.T) {
 		{"wireguard without a key", edit("encapsulation: vxlan, pre", "encapsulation: wireguard, pre"),
 			`f:6: nodes[2].encapsulation: "wireguard" node c has no publicKey, so traffic to it could not be encrypted; ` +
 				noKey},
-		{"planned", edit("encapsulation: vxlan}", "encapsulation: direct}"),
-			`f:5: nodes[1].encapsulation: "direct" is planned, but this version does not have it; use wireguard, or on`},
 		{"encapsulation", edit("encapsulation: vxlan}", "encapsulation: gre}"),
-			`f:5: nodes[1].encapsulation: "gre" is not an encapsulation; use wireguard, or for plaintext`},
-		{"encapsulation of all", "encapsulation: auto\n" + encrypted, `f:1: encapsulation: "auto" is planned`},
+			`f:5: nodes[1].encapsulation: "gre" is not an encapsulation; use wireguard, or for plaintext on an underlay ` +
+				`that can be trusted vxlan, direct or auto`},
+		{"encapsulation of all", "encapsulation: host-gw\n" + encrypted, `f:1: encapsulation: "host-gw" is not an`},
 		{"key", edit(quoted('a'), "secret"),
 			`f:4: nodes[0].publicKey: "secret" is not a public key; write the 44 characters, with the = at the end, that ` +
 				"`warren key public` or `wg pubkey` prints"},

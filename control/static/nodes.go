@@ -136,7 +136,7 @@ type builder struct {
 	owners map[string]string // "address 192.0.2.1" → "node alpha"
 	cidrs  []ownedPrefix
 
-	plaintext bool // the nodes without a public key are to be reached by VXLAN
+	wanted control.Encapsulation // of nodes whose entry says nothing, see tunnel
 }
 
 type ownedPrefix struct {

@@ -357,10 +357,15 @@ func (c *Config) WireGuardPortOf(n *control.Node) uint16 {
 	return cmp.Or(n.WireGuardPort, c.WireGuardPort)
 }
 
-// Encrypted reports whether traffic with the peer is encrypted. Both nodes of a pair come to the same answer from the
+// Encrypted reports whether the tunnel to the peer is the encrypted one. Both nodes of a pair come to the same answer from the
 // same file, so that it can be changed node by node: one that is plaintext is so to all others.
 func (c *Config) Encrypted(peer *control.Node) bool {
-	return peer.Roams || !c.Self.Plaintext() && !peer.Plaintext()
+	return control.EncryptedBetween(&c.Self, peer)
+}
+
+// Direct says when the peer is reached without a tunnel.
+func (c *Config) Direct(peer *control.Node) control.Directness {
+	return control.DirectBetween(&c.Self, peer)
 }
 
 // Encapsulation is what this node asks for. With a peer that asks for VXLAN it is that; Encrypted knows.
