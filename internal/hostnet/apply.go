@@ -40,19 +40,26 @@ func apply(spec Spec, log *slog.Logger, fw *firewall) (Changes, error) {
 	}
 	families := spec.families(&errs)
 
+	direct := spec.planDirect(h, families)
+	c.Direct = direct.answers
+	c.Lost = append(c.Lost, direct.lost(spec.Direct)...)
+
 	step("guard routes", syncRoutes(h, families, spec.guards(families), keepOthers, &c))
 	step("policy rules", syncRules(h, families, spec.rules(families), &c))
-	step("nftables", fw.apply(spec, podsOfRoutes(h, families), func() (map[string]bool, error) { return names(h) }, &c))
+	step("nftables", fw.apply(spec, direct, podsOfRoutes(h, families), func() (map[string]bool, error) { return names(h) }, &c))
 	step("devices of before", removeIdle(h, spec.Device, &c))
 	dev, err := setUpDevice(h, spec, families, &c)
 	step("device "+spec.Device, err)
 	want := spec.guards(families)
 	if dev != nil {
-		want = append(want, spec.deviceRoutes(families, dev.Attrs().Index)...)
+		want = append(want, beside(direct.routes, spec.deviceRoutes(families, dev.Attrs().Index))...)
+		want = append(want, direct.routes...)
+	} else {
+		want = append(want, withoutSource(direct.routes)...)
 	}
 	want = append(want, spec.podRoutes(h, families, dev != nil)...)
 	step("routes", syncRoutes(h, families, want, dropStale(spec.Device), &c))
-	step("forwarding", setUpForwarding(families, &c))
+	step("forwarding", errors.Join(setUpForwarding(families, &c), direct.setUpForwarding(families, &c)))
 
 	for _, m := range c.Made {
 		log.Info("network set-up changed", "change", m)

@@ -2,8 +2,10 @@ package hostnet
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -88,6 +90,9 @@ func readElements(parts []mdnetlink.Message) ([][]byte, error) {
 // resourceID is a field of struct nfgenmsg, which a message that keysOf has taken begins with.
 func resourceID(part mdnetlink.Message) []byte { return part.Data[2:4] }
 
+// intervalEnd is what keysOf adds to a key with which an interval ends: the next one may begin with the same.
+const intervalEnd = 1
+
 // keysOf reads one message: a list of elements, each with attributes of its own, one of which is the key.
 func keysOf(part mdnetlink.Message) ([][]byte, error) {
 	const nfgenmsg = 4
@@ -109,14 +114,33 @@ func keysOf(part mdnetlink.Message) ([][]byte, error) {
 			return nil
 		}
 	}
-	value := func(d *mdnetlink.AttributeDecoder) error {
+	element := func(d *mdnetlink.AttributeDecoder) error {
+		var key []byte
+		ends := false
 		for d.Next() {
-			if d.Type() == unix.NFTA_DATA_VALUE {
-				keys = append(keys, d.Bytes())
+			switch d.Type() {
+			case unix.NFTA_SET_ELEM_KEY:
+				d.Nested(func(d *mdnetlink.AttributeDecoder) error {
+					for d.Next() {
+						if d.Type() == unix.NFTA_DATA_VALUE {
+							key = d.Bytes()
+						}
+					}
+					return nil
+				})
+			case unix.NFTA_SET_ELEM_FLAGS:
+				flags := d.Bytes()
+				ends = len(flags) == 4 && binary.BigEndian.Uint32(flags)&unix.NFT_SET_ELEM_INTERVAL_END != 0
 			}
+		}
+		switch {
+		case ends:
+			keys = append(keys, append(slices.Clone(key), intervalEnd))
+		case key != nil:
+			keys = append(keys, key)
 		}
 		return nil
 	}
-	list := each(unix.NFTA_SET_ELEM_LIST_ELEMENTS, each(unix.NFTA_LIST_ELEM, each(unix.NFTA_SET_ELEM_KEY, value)))
+	list := each(unix.NFTA_SET_ELEM_LIST_ELEMENTS, each(unix.NFTA_LIST_ELEM, element))
 	return keys, errors.Join(list(attrs), attrs.Err())
 }

@@ -128,7 +128,7 @@ func missing(err error) error {
 // apply makes table inet what spec says, and keeps the sets. What the kernel lacks goes to c.Lost.
 //
 // found are pods that were found in the kernel, links lists the names of the interfaces that exist.
-func (fw *firewall) apply(spec Spec, found []Pod, links linkNames, c *Changes) error {
+func (fw *firewall) apply(spec Spec, direct directPlan, found []Pod, links linkNames, c *Changes) error {
 	inet, bridge, err := fw.tables()
 	if errors.Is(err, ErrNoNftables) {
 		c.Lost = append(c.Lost, fmt.Sprintf("%v: pods' IPv6 sources and bridge mode's sources are unchecked (IPv4: only by "+
@@ -173,7 +173,8 @@ func (fw *firewall) apply(spec Spec, found []Pod, links linkNames, c *Changes) e
 			wantBridge[set] = append(wantBridge[set], keys...)
 		}
 	}
-	errs = append(errs, fw.repairSets(inetTable(), spec, wantInet, links, c), fw.syncNodes(spec, c))
+	errs = append(errs, fw.repairSets(inetTable(), spec, wantInet, links, c), fw.syncNodes(spec, c),
+		fw.syncDirect(spec, direct.devices, c))
 	if bridge || len(wantBridge) > 0 {
 		errs = append(errs, fw.applyBridge(bridge, c), fw.repairSets(bridgeTable(), spec, wantBridge, links, c))
 	}
@@ -417,6 +418,9 @@ func (tx *txn) putChain(w chain, state tableState) {
 	if old := state.chain(w.name); old != nil && !w.sameHook(old) {
 		tx.removeChains([]*nftables.Chain{old})
 	}
+	for _, s := range w.sets {
+		tx.addSet(s, nil)
+	}
 	policy := nftables.ChainPolicyAccept
 	c := &nftables.Chain{
 		Table: tx.table, Name: w.name, Type: w.kind, Hooknum: &w.hook, Priority: &w.priority, Policy: &policy,
@@ -459,6 +463,13 @@ func (tx *txn) removeChains(cs []*nftables.Chain) {
 	}
 	for _, c := range cs {
 		tx.add(func(conn *nftables.Conn) { conn.DelChain(c) })
+		if c.Name != chainUnderlay {
+			continue
+		}
+		for _, s := range directSets() {
+			tx.addSet(s, nil) // nobody can delete what is not there
+			tx.add(func(conn *nftables.Conn) { conn.DelSet(s) })
+		}
 	}
 }
 

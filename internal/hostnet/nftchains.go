@@ -35,7 +35,8 @@ type chain struct {
 	hook     nftables.ChainHook
 	priority nftables.ChainPriority
 	rules    []chainRule
-	lost     string // what does not work when the kernel refuses the chain; "": the table is of no use without it
+	sets     []*nftables.Set // that it looks into, beside those that every table has
+	lost     string          // what does not work when the kernel refuses the chain; "": the table is of no use without it
 }
 
 // A chainRule is a rule with the reason that `nft list ruleset` shows beside it.
@@ -151,6 +152,9 @@ func (s Spec) chains(families []family) []chain {
 	cs := []chain{sourceChain(), s.untracked(families), s.replies(families)}
 	if s.TunnelGSO != "" {
 		cs = append(cs, probes(s.TunnelGSO))
+	}
+	if len(s.Direct) > 0 {
+		cs = append(cs, s.underlayChain(families))
 	}
 	if s.CookiePort != 0 {
 		cs = append(cs, cookies(s.CookiePort))

@@ -72,7 +72,7 @@ func TestEnsurePodAtOnce(t *testing.T) {
 			if i%8 == 1 && errs[i] == nil {
 				fw := newFirewall()
 				defer fw.close()
-				errs[i] = fw.apply(testSpec().withDefaults(), nil, everyLink, &Changes{})
+				errs[i] = fw.apply(testSpec().withDefaults(), directPlan{}, nil, everyLink, &Changes{})
 			}
 		})
 	}

@@ -26,7 +26,8 @@ type route struct {
 	table       int
 	dst         netip.Prefix
 	metric      int
-	dev         int // interface index; 0: unreachable
+	dev         int        // interface index; 0: unreachable
+	via         netip.Addr // next hop, on the device's link; only direct routes have one
 	src         netip.Addr
 	unreachable bool
 }
@@ -35,6 +36,9 @@ func (r route) String() string {
 	kind, via := "", fmt.Sprintf(" dev #%d", r.dev)
 	if r.unreachable {
 		kind, via = "unreachable ", ""
+	}
+	if r.via.IsValid() {
+		via = " via " + r.via.String() + via
 	}
 	if r.src.IsValid() {
 		via += " src " + r.src.String()
@@ -148,11 +152,11 @@ type staleRoute func(r route, link netlink.Link) bool
 // keepOthers removes nothing.
 func keepOthers(route, netlink.Link) bool { return false }
 
-// dropStale removes guards and routes through the device, or through one of Warren's devices under an older name.
-// Routes through other devices lead to pods and are the CNI plugin's.
+// dropStale removes guards, direct routes, and routes through the device, or through one of Warren's devices under an
+// older name. Other routes through other devices lead to pods and are the CNI plugin's.
 func dropStale(device string) staleRoute {
 	return func(r route, link netlink.Link) bool {
-		if r.unreachable {
+		if r.unreachable || r.via.IsValid() {
 			return true
 		}
 		return link != nil && (link.Attrs().Name == device || link.Attrs().Alias == DeviceAlias)
@@ -171,11 +175,17 @@ func syncRoutes(h *netlink.Handle, families []family, want []route, stale staleR
 		}
 		have = append(have, rs...)
 	}
+	there, keys := make(map[route]bool, len(have)), make(map[route]bool, len(have))
+	for _, r := range have {
+		there[r], keys[r.key()] = true, true
+	}
+	wanted := make(map[route]bool, len(want))
 	for _, w := range want {
-		if !slices.Contains(families, w.family) || slices.Contains(have, w) {
+		wanted[w.key()] = true
+		if !slices.Contains(families, w.family) || there[w] {
 			continue
 		}
-		err := putRoute(h, w, have)
+		err := putRoute(h, w, keys)
 		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENETDOWN) {
 			continue // the interface went away or down since: a link event tells, and the next Apply sees it
 		}
@@ -187,8 +197,7 @@ func syncRoutes(h *netlink.Handle, families []family, want []route, stale staleR
 	}
 	links := map[int]netlink.Link{}
 	for _, r := range have {
-		replaced := slices.ContainsFunc(want, func(w route) bool { return w.key() == r.key() })
-		if replaced || !stale(r, linkOf(h, r.dev, links)) {
+		if wanted[r.key()] || !stale(r, linkOf(h, r.dev, links)) {
 			continue
 		}
 		// The device may have taken the route along in the meantime.
@@ -206,8 +215,9 @@ func (r route) key() route {
 	return route{family: r.family, table: r.table, dst: r.dst, metric: r.metric}
 }
 
-func putRoute(h *netlink.Handle, w route, have []route) error {
-	if slices.ContainsFunc(have, func(r route) bool { return r.key() == w.key() }) {
+// putRoute adds a route, or replaces the one whose key it has: never is there a moment with neither.
+func putRoute(h *netlink.Handle, w route, keys map[route]bool) error {
+	if keys[w.key()] {
 		return replaceRoute(h, w)
 	}
 	err := h.RouteAdd(w.netlink())
@@ -245,8 +255,8 @@ func listRoutes(h *netlink.Handle, f family) ([]route, error) {
 	rs := make([]route, 0, len(found))
 	for _, n := range found {
 		r := route{
-			family: f, table: n.Table, dst: prefixOf(n.Dst, f), metric: n.Priority, dev: n.LinkIndex, src: addrOf(n.Src),
-			unreachable: n.Type == unix.RTN_UNREACHABLE,
+			family: f, table: n.Table, dst: prefixOf(n.Dst, f), metric: n.Priority, dev: n.LinkIndex,
+			via: gatewayOf(&n), src: addrOf(n.Src), unreachable: n.Type == unix.RTN_UNREACHABLE,
 		}
 		if r.unreachable {
 			r.dev = 0 // IPv6 names the loopback device
@@ -281,9 +291,19 @@ func (r route) netlink() *netlink.Route {
 	if r.src.IsValid() {
 		n.Src = r.src.AsSlice()
 	}
-	if r.unreachable {
+	switch {
+	case r.unreachable:
 		n.Type = unix.RTN_UNREACHABLE
-	} else if r.family == v4 {
+	case r.via.IsValid():
+		// The kernel has just used this hop for packets of the node's own; it need not look for a route to it again, which
+		// it would do in the table of the new route first.
+		n.Flags = int(netlink.FLAG_ONLINK)
+		if f := familyOf(r.via); f == r.family {
+			n.Gw = r.via.AsSlice()
+		} else {
+			n.Via = &netlink.Via{AddrFamily: int(f), Addr: r.via.AsSlice()}
+		}
+	case r.family == v4:
 		n.Scope = netlink.SCOPE_LINK
 	}
 	return n

@@ -50,6 +50,7 @@ type Spec struct {
 	ClusterCIDRs  []netip.Prefix // the whole cluster's
 	NodeAddrs     []netip.Addr   // the node's own underlay addresses
 	PeerNodeAddrs []netip.Addr   // the peers' underlay addresses: pods reach them through the tunnel
+	Direct        []DirectPeer   // peers that may be reached without the tunnel
 
 	Table        int    // routing table of pod traffic; 0: DefaultTable
 	RulePriority int    // of the first rule; four are used; 0: DefaultRulePriority
@@ -84,6 +85,8 @@ type Pod struct {
 type Changes struct {
 	Made []string // one line per change, for the log; empty when everything was as it should be
 	Lost []string // what the kernel lacks and what does not work for it; nothing to retry
+
+	Direct []DirectRoute // of Spec.Direct, pod CIDR by pod CIDR
 
 	tidied int // of Made: what only went, as the pods that had it did
 }
@@ -143,6 +146,13 @@ func (s Spec) validate() error {
 	for _, g := range s.Gateways {
 		if !slices.ContainsFunc(s.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(g) }) {
 			bad("gateway %s is in none of the pod CIDRs %v", g, s.PodCIDRs)
+		}
+	}
+	for _, d := range s.Direct {
+		for _, p := range d.PodCIDRs {
+			if !p.IsValid() || p != p.Masked() || p.Bits() == 0 || slices.ContainsFunc(s.PodCIDRs, p.Overlaps) {
+				bad("pod CIDR %s of peer %s: it must be a masked prefix longer than /0, outside of this node's own", p, d.Name)
+			}
 		}
 	}
 	for _, p := range s.Pods {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,7 +45,16 @@ func Watch(ctx context.Context, get func() Spec, o WatchOptions) error {
 	defer stop()
 	wake := make(chan struct{}, 1)
 	device := get().Device // once: link events are many, and a device does not change its name while it is served
-	err := listen(ctx, unix.NETLINK_ROUTE, wake, routeEvent(func() string { return device }),
+	var far hopAddrs
+	wanted := get
+	get = func() Spec {
+		s := wanted()
+		far.set(s.Direct)
+		return s
+	}
+	undone, moved := routeEvent(func() string { return device }), far.event()
+	either := func(m syscall.NetlinkMessage) bool { return undone(m) || moved(m) }
+	err := listen(ctx, unix.NETLINK_ROUTE, wake, either,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 		unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_NETCONF,
 		unix.RTNLGRP_IPV6_NETCONF)

@@ -1,0 +1,286 @@
+package hostnet
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+)
+
+const (
+	farPod4, farPod6   = "10.244.2.5", "fd00:10:244:2::5"
+	nextPod4, nextPod6 = "10.244.3.5", "fd00:10:244:3::5"
+)
+
+// directSpec is the node of all tests with one direct peer.
+func directSpec(onLink bool) Spec {
+	s := testSpec()
+	s.Direct = []DirectPeer{{
+		Name: "b", OnLink: onLink,
+		PodCIDRs:  []netip.Prefix{prefix("10.244.2.0/24"), prefix("fd00:10:244:2::/64")},
+		NodeAddrs: s.PeerNodeAddrs,
+	}}
+	return s
+}
+
+// far gives the other side of the underlay pods: those of peer b, and those of a node c that it may not speak for.
+func (w *world) far(other netns.NsHandle) {
+	w.Helper()
+	w.in(other, func() {
+		for _, a := range []string{farPod4, nextPod4} {
+			w.run(fmt.Sprintf("ip addr add %s/32 dev lo", a))
+		}
+		for _, a := range []string{farPod6, nextPod6} {
+			w.run(fmt.Sprintf("ip addr add %s/128 dev lo", a))
+		}
+		w.run("ip route add 10.244.1.0/24 via 192.0.2.1; ip -6 route add fd00:10:244:1::/64 via 2001:db8::1")
+	})
+}
+
+// seenBy counts the packets of IPv4 and IPv6 that reach a TUN with one of the addresses as destination.
+func seenBy(count *atomic.Int64, to ...string) func([]byte) {
+	var want [][]byte
+	for _, a := range to {
+		want = append(want, addr(a).AsSlice())
+	}
+	return func(p []byte) {
+		for _, b := range want {
+			if len(p) >= 40 && (p[0]>>4 == 4 && string(p[16:20]) == string(b) || p[0]>>4 == 6 && string(p[24:40]) == string(b)) {
+				count.Add(1)
+			}
+		}
+	}
+}
+
+func TestDirectPeer(t *testing.T) {
+	w := newWorld(t)
+	other := w.underlay()
+	w.far(other)
+	w.run("sysctl -qw net.ipv6.conf.all.forwarding=1") // which is left on, and makes anycast addresses
+	before := w.state()
+	var tunnelled atomic.Int64
+	tun := w.tunSeeing("warren0", seenBy(&tunnelled, farPod4, farPod6, "192.0.2.2", "2001:db8::2"))
+	spec := directSpec(true)
+	first := w.apply(spec)
+	want := []DirectRoute{
+		{Peer: "b", Prefix: prefix("10.244.2.0/24"), Via: addr("192.0.2.2"), Device: "eth0"},
+		{Peer: "b", Prefix: prefix("fd00:10:244:2::/64"), Via: addr("2001:db8::2"), Device: "eth0"},
+	}
+	if !slices.Equal(first.Direct, want) {
+		t.Errorf("got  %v\nwant %v", first.Direct, want)
+	}
+	state := w.state()
+	for _, line := range []string{
+		"10.244.2.0/24 via 192.0.2.2 dev eth0 proto 87 src 10.244.1.1 onlink",
+		"10.244.2.0/24 via 192.0.2.2 dev eth0 table 8787 proto 87 onlink",
+		"192.0.2.2 via 192.0.2.2 dev eth0 table 8787 proto 87 onlink",
+		"fd00:10:244:2::/64 via 2001:db8::2 dev eth0 proto 87 src fd00:10:244:1::1 metric 1024 onlink",
+		"fd00:10:244:2::/64 via 2001:db8::2 dev eth0 table 8787 proto 87 metric 1024 onlink",
+		"2001:db8::2 via 2001:db8::2 dev eth0 table 8787 proto 87 metric 1024 onlink",
+	} {
+		if !strings.Contains(state, line) {
+			t.Errorf("missing: %s", line)
+		}
+	}
+	if second := w.apply(spec); len(second.Made) != 0 {
+		t.Errorf("the second Apply changed: %s", strings.Join(second.Made, "\n"))
+	}
+
+	pod := w.newNS()
+	w.attach(pod, "wrn00000000001", addr(pod1v4), addr(pod1v6))
+	m := spec.masquerade()
+	w.must(EnsurePod(Pod{Interface: "wrn00000000001", Addrs: []netip.Addr{addr(pod1v4), addr(pod1v6)}, Masquerade: &m}))
+	if wrong := w.apply(spec).Made; len(wrong) > 0 {
+		t.Logf("with a pod: %s", strings.Join(wrong, "\n"))
+	}
+	for _, to := range []string{farPod4, farPod6, "192.0.2.2", "2001:db8::2"} {
+		w.in(pod, func() { w.run("ping -c 2 -i 0.2 -W 2 " + to) })
+	}
+	for _, to := range []string{farPod4, farPod6} {
+		w.run("ping -c 2 -i 0.2 -W 2 " + to) // the node to a far pod
+	}
+	for _, from := range []string{farPod4, farPod6, "192.0.2.2", "2001:db8::2"} {
+		to := map[bool]string{true: pod1v4, false: pod1v6}[addr(from).Is4()]
+		w.in(other, func() { w.run(fmt.Sprintf("ping -c 2 -i 0.2 -W 2 -I %s %s", from, to)) })
+	}
+	// With a strict filter of reverse paths on the underlay too: the way back is the way that packets come.
+	w.run("sysctl -qw net.ipv4.conf.eth0.rp_filter=1")
+	w.in(other, func() { w.run(fmt.Sprintf("ping -c 2 -i 0.2 -W 2 -I %s %s", farPod4, pod1v4)) })
+	w.run("sysctl -qw net.ipv4.conf.eth0.rp_filter=0")
+	if n := tunnelled.Load(); n != 0 {
+		t.Errorf("%d packets for the direct peer went to the TUN", n)
+	}
+	// Nobody else's pods speak from there, nor this node's own.
+	w.in(other, func() {
+		w.fails(fmt.Sprintf("ping -c 2 -i 0.2 -W 1 -I %s %s", nextPod4, pod1v4))
+		w.fails(fmt.Sprintf("ping -c 2 -i 0.2 -W 1 -I %s %s", nextPod6, pod1v6))
+	})
+	if dropped := w.run("nft list counter inet warren spoofed"); strings.Contains(dropped, "packets 0 ") {
+		t.Errorf("not counted: %s", dropped)
+	}
+
+	// The peer is no longer direct: through the tunnel, nothing by the underlay.
+	w.apply(testSpec())
+	if state := w.state(); strings.Contains(state, "10.244.2.0/24") || strings.Contains(state, "192.0.2.2 via") ||
+		strings.Contains(state, "direct4") || strings.Contains(state, chainUnderlay) {
+		t.Errorf("something stayed:\n%s", state)
+	}
+	w.in(pod, func() { w.fails("ping -c 1 -W 1 " + farPod4) })
+	if tunnelled.Load() == 0 {
+		t.Error("nothing went to the TUN")
+	}
+
+	w.apply(spec)
+	w.must(RemovePod("wrn00000000001"))
+	w.run("ip link del wrn00000000001")
+	_ = tun.Close()
+	w.must(Remove(spec, false))
+	if d := diff(before, w.state()); d != "" {
+		t.Errorf("Remove left something:\n%s", d)
+	}
+}
+
+// TestDirectWays goes through what the kernel may say of the way to a peer.
+func TestDirectWays(t *testing.T) {
+	w := newWorld(t)
+	_ = w.underlay()
+	w.tun("warren0")
+	for _, k := range []struct {
+		name, set, undo string
+		spec            func(*Spec)
+		via4, via6      string // what is not direct has none
+	}{
+		{name: "on the link", via4: "192.0.2.2", via6: "2001:db8::2"},
+		{name: "behind a router", set: "ip route add 198.51.100.2 via 192.0.2.9; ip -6 route add 2001:db8:7::2 via fe80::9 dev eth0",
+			undo: "ip route del 198.51.100.2; ip -6 route del 2001:db8:7::2",
+			spec: func(s *Spec) {
+				s.Direct[0].NodeAddrs = []netip.Addr{addr("198.51.100.2"), addr("2001:db8:7::2")}
+				s.Direct[0].OnLink = false
+			}, via4: "192.0.2.9", via6: "fe80::9"},
+		{name: "behind a router, automatic", spec: func(s *Spec) {
+			s.Direct[0].NodeAddrs = []netip.Addr{addr("203.0.113.2"), addr("2001:db8:7::2")}
+		}},
+		{name: "IPv6 underlay", spec: func(s *Spec) {
+			s.NodeAddrs, s.Direct[0].NodeAddrs = s.NodeAddrs[1:], s.Direct[0].NodeAddrs[1:]
+		}, via4: "2001:db8::2", via6: "2001:db8::2"},
+		{name: "IPv4 underlay", spec: func(s *Spec) {
+			s.NodeAddrs, s.Direct[0].NodeAddrs = s.NodeAddrs[:1], s.Direct[0].NodeAddrs[:1]
+		}, via4: "192.0.2.2"},
+		{name: "no route", set: "ip route add unreachable 192.0.2.2", undo: "ip route del unreachable 192.0.2.2",
+			via4: "2001:db8::2", via6: "2001:db8::2"},
+		{name: "this node itself", spec: func(s *Spec) {
+			s.Direct[0].NodeAddrs = s.NodeAddrs
+		}},
+		{name: "policy routing", set: "ip rule add from 192.0.2.1 lookup 99 priority 100; ip route add 198.51.100.2 via 192.0.2.7 table 99",
+			undo: "ip rule del priority 100; ip route flush table 99",
+			spec: func(s *Spec) {
+				s.Direct[0].NodeAddrs = []netip.Addr{addr("198.51.100.2"), addr("2001:db8::2")}
+				s.Direct[0].OnLink = false
+			}, via4: "192.0.2.7", via6: "2001:db8::2"},
+		{name: "the whole cluster's range is one node's", spec: func(s *Spec) {
+			s.ClusterCIDRs = append(slices.Clone(s.PodCIDRs), s.Direct[0].PodCIDRs...)
+		}, via4: "192.0.2.2", via6: "2001:db8::2"},
+	} {
+		if k.set != "" {
+			w.run(k.set)
+		}
+		spec := directSpec(true)
+		if k.spec != nil {
+			k.spec(&spec)
+		}
+		c, err := Apply(spec, discard())
+		w.must(err)
+		if again, _ := Apply(spec, discard()); len(again.Made) != 0 {
+			t.Errorf("%s: the second Apply changed: %s", k.name, strings.Join(again.Made, "\n"))
+		}
+		for i, want := range []string{k.via4, k.via6} {
+			got := c.Direct[i]
+			_, dev, _ := strings.Cut(w.run("ip route get "+map[int]string{0: farPod4, 1: farPod6}[i]), " dev ")
+			dev, _, _ = strings.Cut(dev, " ")
+			switch {
+			case want == "" && (got.Why == "" || dev != "warren0"):
+				t.Errorf("%s: %+v, and the kernel sends it to %s; want the tunnel", k.name, got, dev)
+			case want != "" && (got.Why != "" || got.Via != addr(want) || dev != "eth0"):
+				t.Errorf("%s: %+v, and the kernel sends it to %s; want it direct via %s", k.name, got, dev, want)
+			}
+		}
+		if wanted := !spec.Direct[0].OnLink && (k.via4 == "" || k.via6 == ""); wanted != (len(c.Lost) > 0) {
+			t.Errorf("%s: warnings %v", k.name, c.Lost)
+		}
+		if k.undo != "" {
+			w.run(k.undo)
+		}
+	}
+}
+
+// TestWatchFollowsDirectPeers has the way to a peer move, go and come back.
+func TestWatchFollowsDirectPeers(t *testing.T) {
+	w := newWorld(t)
+	_ = w.underlay()
+	w.tun("warren0")
+	spec := directSpec(false)
+	var mu sync.Mutex
+	applied := 0
+	w.background(func(ctx context.Context) error {
+		return Watch(ctx, func() Spec { mu.Lock(); defer mu.Unlock(); return spec }, WatchOptions{
+			Debounce: 20 * time.Millisecond, Interval: time.Hour,
+			Applied: func(Changes, error) { mu.Lock(); defer mu.Unlock(); applied++ },
+		})
+	})
+	for _, k := range []struct{ name, do, main, table string }{
+		{"at first", "true", "via 192.0.2.2 dev eth0", "10.244.2.0/24 via 192.0.2.2 dev eth0"},
+		{"another way", "ip route add 192.0.2.2 via 192.0.2.77", "via 192.0.2.77 dev eth0", "10.244.2.0/24 via 192.0.2.77 dev eth0"},
+		{"and yet another", "ip route replace 192.0.2.2 via 192.0.2.78", "via 192.0.2.78 dev", "10.244.2.0/24 via 192.0.2.78"},
+		{"back", "ip route del 192.0.2.2", "via 192.0.2.2 dev eth0", "10.244.2.0/24 via 192.0.2.2 dev eth0"},
+		{"flushed", "ip route flush proto 87; ip route flush table 8787", "via 192.0.2.2 dev", "10.244.2.0/24 via 192.0.2.2"},
+		{"a rule", "ip rule add to 192.0.2.2 lookup 99 priority 100; ip route add 192.0.2.2 via 192.0.2.79 table 99",
+			"via 192.0.2.79 dev", "10.244.2.0/24 via 192.0.2.79"},
+		{"no rule", "ip rule del priority 100", "via 192.0.2.2 dev", "10.244.2.0/24 via 192.0.2.2"},
+		{"down", "ip link set eth0 down", "dev warren0", "default dev warren0"},
+		{"up", "ip link set eth0 up", "via 192.0.2.2 dev eth0", "10.244.2.0/24 via 192.0.2.2 dev eth0"},
+	} {
+		w.run(k.do)
+		w.eventually(k.name, func() bool {
+			main, _ := w.try("ip route get 10.244.2.5")
+			table := w.run("ip route show table 8787")
+			return strings.Contains(main, k.main) && strings.Contains(table, k.table)
+		})
+	}
+	time.Sleep(500 * time.Millisecond)
+	mu.Lock()
+	n := applied
+	mu.Unlock()
+	time.Sleep(300 * time.Millisecond)
+	mu.Lock()
+	defer mu.Unlock()
+	if applied != n {
+		t.Errorf("%d Applies while nothing happened", applied-n)
+	}
+}
+
+func TestInterval(t *testing.T) {
+	for _, k := range []struct{ in, first, end string }{
+		{"10.244.1.0/24", "10.244.1.0", "10.244.2.0"},
+		{"10.244.255.0/24", "10.244.255.0", "10.245.0.0"},
+		{"10.244.1.7/32", "10.244.1.7", "10.244.1.8"},
+		{"10.244.1.255/32", "10.244.1.255", "10.244.2.0"},
+		{"255.255.255.0/24", "255.255.255.0", ""},
+		{"fd00:10:244:ffff::/64", "fd00:10:244:ffff::", "fd00:10:245::"},
+	} {
+		first, end := interval(prefix(k.in))
+		got := [2]string{addrOf(first).String(), ""}
+		if end != nil {
+			got[1] = addrOf(end).String()
+		}
+		if got != [2]string{k.first, k.end} {
+			t.Errorf("%s: %v, want %s and %s", k.in, got, k.first, k.end)
+		}
+	}
+}
