@@ -81,6 +81,7 @@ type Node struct {
 	gso      tunnelGSO
 	secure   secure
 	roamed   roaming
+	direct   directWays
 	workers  []*worker.Worker
 	table    forwarder.Table
 	next     atomic.Pointer[config.Config] // parsed by the source, fetched by the writer

@@ -224,7 +224,7 @@ func specOf(cfg *config.Config) hostnet.Spec {
 		Device: cfg.Device, MTU: cfg.MTU,
 		Gateways: cfg.Gateways(), PodCIDRs: cfg.Self.PodCIDRs, ClusterCIDRs: cfg.Cluster, NodeAddrs: cfg.Self.Addresses,
 		Table: cfg.Table, RulePriority: cfg.RulePriority, Masquerade: cfg.Masquerade,
-		CookiePort: cfg.WireGuardPortOf(&cfg.Self),
+		CookiePort: cfg.WireGuardPortOf(&cfg.Self), Direct: directPeers(cfg),
 	}
 	if cfg.Offloads.TunnelGSO {
 		spec.TunnelGSO = tapgso.Name(cfg.Device)

@@ -107,9 +107,10 @@ func (a answers) Peers() []api.Peer {
 			Name: p.Name, Encapsulation: string(control.VXLAN), Endpoint: p.Endpoint, PodCIDRs: p.PodCIDRs,
 			MAC: vxlan.Destination(p.Header4).String(),
 			MTU: p.MTU, TunnelGSO: p.TakesWhole(),
-			TxPackets: t.TxPackets, TxBytes: t.TxBytes, RxPackets: t.RxPackets, RxBytes: t.RxBytes,
+			TxPackets: t.TxPackets, TxBytes: t.TxBytes, RxPackets: t.RxPackets, RxBytes: t.RxBytes, Addresses: p.NodeAddrs,
 		}
 		a.secure(p, &peer)
+		a.n.direct.tell(&peer)
 		if t.LastSeen > 0 {
 			seen := time.Unix(0, t.LastSeen)
 			peer.LastSeen = &seen
@@ -160,7 +161,9 @@ func (a answers) Routes() []api.Route {
 	routes := a.n.view.Load().snapshot.Routes()
 	out := make([]api.Route, 0, len(routes))
 	for _, r := range routes {
-		out = append(out, api.Route{Prefix: r.Prefix, Kind: r.Kind, Peer: r.Peer})
+		route := api.Route{Prefix: r.Prefix, Kind: r.Kind, Peer: r.Peer}
+		a.n.direct.tellRoute(&route)
+		out = append(out, route)
 	}
 	return out
 }

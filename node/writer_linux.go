@@ -150,6 +150,7 @@ func (w *writer) applyHost() error {
 	w.node.hostMu.Lock()
 	defer w.node.hostMu.Unlock()
 	changes, err := hostnet.Apply(w.node.hostSpec(w.plan.cfg, attachedPods(w.plan.cfg, w.log)), w.log)
+	w.node.direct.note(changes.Direct)
 	w.note(applied{changes.Lost, err})
 	return err
 }
@@ -445,6 +446,7 @@ func (w *writer) watch(ctx context.Context) {
 	})
 	n.watching.Go(func() { n.followTunnelGSO(ctx) })
 	opt := hostnet.WatchOptions{Log: log, Lock: &n.hostMu, Applied: func(c hostnet.Changes, err error) {
+		n.direct.note(c.Direct)
 		select {
 		case n.applied <- applied{c.Lost, err}:
 		case <-ctx.Done():

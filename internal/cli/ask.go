@@ -74,17 +74,6 @@ func newPeers() *cobra.Command {
 	}.command()
 }
 
-func newRoutes() *cobra.Command {
-	return question[[]api.Route]{
-		use: "routes", short: "Show the forwarder's table",
-		long: "Show the forwarder's table: which prefix of the pod network goes to which peer, what is local, and what\n" +
-			"is refused because no node has it. The longest prefix that matches counts. The kernel's routes are not in\n" +
-			"it: those are in `ip route show table all`.",
-		get:   func(ctx context.Context, c *api.Client) ([]api.Route, error) { return c.Routes(ctx) },
-		table: routesTable,
-	}.command()
-}
-
 func newPods() *cobra.Command {
 	return question[[]api.Pod]{
 		use: "pods", short: "Show the pods attached to this node",

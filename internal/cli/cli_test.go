@@ -63,11 +63,21 @@ func (fake) Peers() []api.Peer {
 			PublicKey: "THEIRS=",
 		},
 		{Name: "away", Encapsulation: "wireguard", PublicKey: "ITS="},
+		{
+			Name: "near", Encapsulation: "direct", Endpoint: netip.MustParseAddrPort("192.0.2.4:4789"),
+			PodCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.244.4.0/24")},
+			Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.4")},
+			Direct: []api.DirectRoute{{
+				Prefix: netip.MustParsePrefix("10.244.4.0/24"), NextHop: netip.MustParseAddr("192.0.2.254"), Device: "eth0",
+			}},
+		},
 	}
 }
 
 func (fake) Routes() []api.Route {
 	return []api.Route{{Prefix: netip.MustParsePrefix("10.244.2.0/24"), Kind: "peer", Peer: "b"},
+		{Prefix: netip.MustParsePrefix("10.244.4.0/24"), Kind: "peer", Peer: "near", Device: "eth0",
+			NextHop: netip.MustParseAddr("192.0.2.254")},
 		{Prefix: netip.MustParsePrefix("10.244.0.0/16"), Kind: "unreachable"}}
 }
 
@@ -120,11 +130,13 @@ func TestTables(t *testing.T) {
 		}},
 		{[]string{"peers"}, []string{
 			"NAME       ENCAPSULATION  ENDPOINT",
-			"b          vxlan          192.0.2.2:4789      10.244.2.0/24,fd00:0:0:2::/64", "3s ago     -\n",
-			"long-name  wireguard      [2001:db8::3]:4789  -", "never      never\n", "away       wireguard      unknown ",
+			"b          vxlan          192.0.2.2:4789            10.244.2.0/24,fd00:0:0:2::/64", "3s ago     -\n",
+			"long-name  wireguard      [2001:db8::3]:4789        -", "never      never\n", "away       wireguard      unknown ",
+			"near       direct         via 192.0.2.254 dev eth0  10.244.4.0/24 ",
 		}},
 		{[]string{"routes"},
-			[]string{"PREFIX         KIND         PEER\n10.244.2.0/24  peer         b\n10.244.0.0/16  unreachable  -\n"}},
+			[]string{"PREFIX         KIND         PEER  DIRECT\n10.244.2.0/24  peer         b     -\n",
+				"10.244.4.0/24  peer         near  via 192.0.2.254 dev eth0\n", "10.244.0.0/16  unreachable  -     -\n"}},
 		{[]string{"pods"}, []string{"default/web  0123456789ab  eth0       wrn1            routed  10.244.1.2,fd00::2  " +
 			"2026-01-02T03:04:05Z  700       80\n", "-            -             -          wrn2 ",
 			"\nproblem  wrn2: its record is torn?\n",
@@ -252,5 +264,41 @@ func TestCheckReport(t *testing.T) {
 	err := report(&out, append(findings, hostnet.Finding{Level: hostnet.Error, What: "port"}), "json")
 	if !errors.Is(err, errSilent) || !strings.Contains(out.String(), `"level": "error"`) {
 		t.Errorf("%v: %s", err, out.String())
+	}
+}
+
+// TestRoutesExport asks a running node, and a file, for what a router needs.
+func TestRoutesExport(t *testing.T) {
+	sock := serve(t, fake{})
+	file := filepath.Join(t.TempDir(), "w.yaml")
+	text := "node: a\nencapsulation: direct\ncluster: [10.244.0.0/16]\nnodes:\n" +
+		"- {name: a, addresses: [192.0.2.1], podCIDRs: [10.244.1.0/24]}\n" +
+		"- {name: b, addresses: [192.0.2.2], podCIDRs: [10.244.2.0/24]}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args           []string
+		status         int
+		out, errOut    string
+		notInTheAnswer string
+	}{
+		{args: []string{"--socket", sock}, out: "ip route replace 10.244.1.0/24 via 192.0.2.1 proto static # a\n" +
+			"ip route replace 10.244.4.0/24 via 192.0.2.4 proto static # near\n", notInTheAnswer: "10.244.2.0"},
+		{args: []string{"--socket", sock, "--format", "bird", "--node", "near"},
+			out: "\troute 10.244.4.0/24 via 192.0.2.4; # near\n", notInTheAnswer: "10.244.1.0"},
+		{args: []string{"--socket", sock, "--node", "far"}, status: 1,
+			errOut: "warren: --node far: there is no such node; there are a, near\n"},
+		{args: []string{"--from-file", "--config", file, "--format", "frr"},
+			out: "! a\nip route 10.244.1.0/24 192.0.2.1\n! b\nip route 10.244.2.0/24 192.0.2.2\n"},
+		{args: []string{"--from-file", "--config", file, "--format", "ios"}, status: 1,
+			errOut: "warren: format \"ios\": use one of ip, bird, frr\n"},
+		{args: []string{"--from-file", "--config", file + ".not"}, status: 1, errOut: "warren: "},
+	} {
+		status, out, errOut := call(t, append([]string{"routes", "export"}, c.args...)...)
+		if status != c.status || !strings.Contains(out, c.out) || !strings.Contains(errOut, c.errOut) ||
+			c.notInTheAnswer != "" && strings.Contains(out, c.notInTheAnswer) {
+			t.Errorf("%v: status %d\n%s%s", c.args, status, out, errOut)
+		}
 	}
 }

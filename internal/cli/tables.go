@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -125,6 +126,9 @@ func peersTable(w io.Writer, peers []api.Peer) error {
 		if p.PublicKey == "" {
 			handshake = "-"
 		}
+		if p.Encapsulation == "direct" && len(p.Direct) > 0 {
+			endpoint = hopText(p.Direct[0].NextHop, p.Direct[0].Device)
+		}
 		rows = append(rows, []string{p.Name, p.Encapsulation, endpoint, joined(p.PodCIDRs), fmt.Sprint(p.MTU),
 			fmt.Sprint(p.TxPackets), fmt.Sprint(p.TxBytes), fmt.Sprint(p.RxPackets), fmt.Sprint(p.RxBytes),
 			ago(p.LastSeen), handshake})
@@ -141,12 +145,19 @@ func ago(t *time.Time) string {
 }
 
 func routesTable(w io.Writer, routes []api.Route) error {
-	rows := [][]string{{"PREFIX", "KIND", "PEER"}}
+	rows := [][]string{{"PREFIX", "KIND", "PEER", "DIRECT"}}
 	for _, r := range routes {
-		rows = append(rows, []string{r.Prefix.String(), r.Kind, dash(r.Peer)})
+		hop := ""
+		if r.NextHop.IsValid() {
+			hop = hopText(r.NextHop, r.Device)
+		}
+		rows = append(rows, []string{r.Prefix.String(), r.Kind, dash(r.Peer), dash(hop)})
 	}
 	return table(w, rows...)
 }
+
+// hopText is a next hop as ip(8) writes it.
+func hopText(via netip.Addr, device string) string { return "via " + via.String() + " dev " + device }
 
 func podsTable(w io.Writer, pods []api.Pod) error {
 	rows := [][]string{{"POD", "CONTAINER", "INTERFACE", "HOST INTERFACE", "MODE", "ADDRESSES", "SINCE", "TX BYTES",

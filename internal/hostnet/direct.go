@@ -22,7 +22,7 @@ type DirectPeer struct {
 // A DirectRoute is how a direct peer's pods are reached, or why not without the tunnel.
 type DirectRoute struct {
 	Peer   string
-	Prefix netip.Prefix // one of its pod CIDRs
+	Prefix netip.Prefix // one of its pod CIDRs, or one of its own addresses, to which this only matters for pods
 	Via    netip.Addr   // next hop: the peer's own address, or that of the router before it
 	Device string
 	Why    string // why the tunnel is taken instead; "": it is not
@@ -59,12 +59,6 @@ func (s Spec) planDirect(h *netlink.Handle, families []family) directPlan {
 		hops := map[netip.Addr]hop{}
 		for _, a := range peer.NodeAddrs {
 			hops[a] = s.hopTo(h, a, peer.OnLink, links)
-			if hops[a].why == "" && slices.Contains(families, familyOf(a)) {
-				p.routes = append(p.routes, directRoute(s.Table, netip.PrefixFrom(a, a.BitLen()), hops[a]))
-			}
-			if d := hops[a].device; hops[a].why == "" && !slices.Contains(p.devices, d) {
-				p.devices = append(p.devices, d)
-			}
 		}
 		for _, c := range peer.PodCIDRs {
 			f := familyOf(c.Addr())
@@ -79,6 +73,19 @@ func (s Spec) planDirect(h *netlink.Handle, families []family) directPlan {
 			inMain := directRoute(unix.RT_TABLE_MAIN, c, to)
 			inMain.src = s.gateway(f)
 			p.routes = append(p.routes, inMain, directRoute(s.Table, c, to))
+		}
+		for _, a := range peer.NodeAddrs {
+			to := hops[a]
+			if to.why != "" {
+				continue
+			}
+			if !slices.Contains(p.devices, to.device) {
+				p.devices = append(p.devices, to.device)
+			}
+			if own := netip.PrefixFrom(a, a.BitLen()); slices.Contains(families, familyOf(a)) {
+				p.routes = append(p.routes, directRoute(s.Table, own, to))
+				p.answers = append(p.answers, DirectRoute{Peer: peer.Name, Prefix: own, Via: to.via, Device: to.device})
+			}
 		}
 	}
 	return p

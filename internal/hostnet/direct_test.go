@@ -72,6 +72,8 @@ func TestDirectPeer(t *testing.T) {
 	want := []DirectRoute{
 		{Peer: "b", Prefix: prefix("10.244.2.0/24"), Via: addr("192.0.2.2"), Device: "eth0"},
 		{Peer: "b", Prefix: prefix("fd00:10:244:2::/64"), Via: addr("2001:db8::2"), Device: "eth0"},
+		{Peer: "b", Prefix: prefix("192.0.2.2/32"), Via: addr("192.0.2.2"), Device: "eth0"},
+		{Peer: "b", Prefix: prefix("2001:db8::2/128"), Via: addr("2001:db8::2"), Device: "eth0"},
 	}
 	if !slices.Equal(first.Direct, want) {
 		t.Errorf("got  %v\nwant %v", first.Direct, want)

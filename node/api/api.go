@@ -127,7 +127,7 @@ type Reload struct {
 // Peer is another node.
 type Peer struct {
 	Name          string         `json:"name"`
-	Encapsulation string         `json:"encapsulation"` // of what is sent to it: "vxlan" or "wireguard"
+	Encapsulation string         `json:"encapsulation"` // of what is sent to it: "vxlan", "wireguard" or "direct"
 	Endpoint      netip.AddrPort `json:"endpoint"`      // of an encrypted one where it was heard last; zero: unknown
 	PodCIDRs      []netip.Prefix `json:"podCIDRs"`
 	MAC           string         `json:"mac"`
@@ -139,6 +139,14 @@ type Peer struct {
 	RxBytes       uint64         `json:"rxBytes"`
 	LastSeen      *time.Time     `json:"lastSeen,omitempty"` // nil: never
 
+	// Addresses are the node's on the underlay; none: it may be anywhere.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+
+	// Direct says how a node that asks for direct or auto, as this one does, is reached, pod CIDR by pod CIDR. What goes
+	// without a tunnel is not in the counters. The encapsulation is "direct" when all of it does; "direct+vxlan" or
+	// "direct+wireguard" when a part does.
+	Direct []DirectRoute `json:"direct,omitempty"`
+
 	PublicKey     string     `json:"publicKey,omitempty"`
 	Session       bool       `json:"session"`                 // there are keys to encrypt with now
 	Superframes   bool       `json:"superframes"`             // superpackets are encrypted to it as one
@@ -146,11 +154,23 @@ type Peer struct {
 	LastHandshake *time.Time `json:"lastHandshake,omitempty"` // nil: never
 }
 
+// DirectRoute is how some addresses of a peer are reached without a tunnel, or why they are not.
+type DirectRoute struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	NextHop netip.Addr   `json:"nextHop,omitzero"`
+	Device  string       `json:"device,omitempty"`
+	Tunnel  string       `json:"tunnel,omitempty"` // why the tunnel is taken instead; empty: it is not
+}
+
 // Route is one line of the forwarder's table.
 type Route struct {
 	Prefix netip.Prefix `json:"prefix"`
 	Kind   string       `json:"kind"` // "pod", "node", "peer" or "unreachable"
 	Peer   string       `json:"peer,omitempty"`
+
+	// Of a prefix that is reached without a tunnel: the kernel has a route that is tried before the forwarder is.
+	NextHop netip.Addr `json:"nextHop,omitzero"`
+	Device  string     `json:"device,omitempty"`
 }
 
 // Pod is a pod that the CNI plugin attached to this node.
