@@ -34,21 +34,27 @@ type Node struct {
 	StateDir   string
 
 	lab     *Lab
+	far     bool // behind the router, see AddRouter
 	daemon  *Proc
 	entered []byte // the configuration that Init or Join wrote; nil: its nodes are listed
 }
 
 // AddNode makes a node: a namespace with eth0 on the underlay, IPv4 and IPv6, and default routes to the outside. The
 // name is 1 to 8 letters or digits.
-func (l *Lab) AddNode(name string) (*Node, error) {
+func (l *Lab) AddNode(name string) (*Node, error) { return l.addNode(name, false) }
+
+func (l *Lab) addNode(name string, far bool) (*Node, error) {
 	l.mu.Lock()
 	l.lastIndex++
-	n := &Node{Name: name, Index: l.lastIndex, lab: l}
+	n := &Node{Name: name, Index: l.lastIndex, lab: l, far: far}
 	l.mu.Unlock()
 	if n.Index > maxNodes {
 		return nil, fmt.Errorf("node %s is number %d: the underlay has addresses for %d", name, n.Index, maxNodes)
 	}
 	n.V4, n.V6 = nth(underlayV4, n.Index), nth(underlayV6, n.Index)
+	if far {
+		n.V4, n.V6 = nth(farV4, n.Index), nth(farV6, n.Index)
+	}
 	n.PodCIDRs = []netip.Prefix{
 		netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", n.Index)),
 		netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%x::/64", n.Index)),

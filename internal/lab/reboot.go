@@ -44,10 +44,19 @@ func (n *Node) Reboot() error {
 
 // connect plugs the node's namespace into the switch.
 func (n *Node) connect() error {
-	if err := n.lab.plug(n.NS, n.Port(), []netip.Prefix{onSubnet(n.V4), onSubnet(n.V6)}); err != nil {
+	p := plug{port: n.Port(), bridge: bridgeName, device: underlayDevice,
+		addresses: []netip.Prefix{onSubnet(n.V4), onSubnet(n.V6)}}
+	gateways := []netip.Addr{routerV4, routerV6}
+	if n.far {
+		p.bridge, gateways = farBridgeName, []netip.Addr{farRouterV4, farRouterV6}
+		p.addresses = []netip.Prefix{
+			netip.PrefixFrom(n.V4, farV4.Bits()), netip.PrefixFrom(n.V6, farV6.Bits()),
+		}
+	}
+	if err := n.lab.plug(n.NS, p); err != nil {
 		return err
 	}
-	return n.NS.Do(addDefaultRoutes)
+	return n.NS.Do(func() error { return addDefaultRoutes(gateways...) })
 }
 
 // KillIn kills every process in the namespace and waits until they are gone.

@@ -79,13 +79,15 @@ func (l *Lab) makeUnderlay() error {
 	if l.sw, err = l.AddNS("switch"); err != nil {
 		return err
 	}
-	if err := l.sw.Do(makeBridge); err != nil {
+	if err := l.sw.Do(func() error { return makeBridge(bridgeName) }); err != nil {
 		return fmt.Errorf("the lab's switch: %w", err)
 	}
 	if l.Outside, err = l.AddNS("outside"); err != nil {
 		return err
 	}
-	if err := l.plug(l.Outside, OutsidePort, []netip.Prefix{onSubnet(routerV4), onSubnet(routerV6)}); err != nil {
+	err = l.plug(l.Outside, plug{port: OutsidePort, bridge: bridgeName, device: underlayDevice,
+		addresses: []netip.Prefix{onSubnet(routerV4), onSubnet(routerV6)}})
+	if err != nil {
 		return err
 	}
 	return l.Outside.Do(func() error {
@@ -96,7 +98,7 @@ func (l *Lab) makeUnderlay() error {
 
 // makeBridge runs inside the switch's namespace. The bridge only bridges: no IPv6 of its own, no packet filter, and
 // no multicast snooping, which without a querier would eat neighbour discovery.
-func makeBridge() error {
+func makeBridge(name string) error {
 	for _, key := range []string{"net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/default/disable_ipv6"} {
 		if err := writeSysctl(key, "1"); err != nil {
 			return err
@@ -110,42 +112,49 @@ func makeBridge() error {
 		}
 	}
 	snooping := false
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName, TxQLen: -1}, MulticastSnooping: &snooping}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}, MulticastSnooping: &snooping}
 	if err := netlink.LinkAdd(bridge); err != nil {
-		return fmt.Errorf("making bridge %s: %w", bridgeName, err)
+		return fmt.Errorf("making bridge %s: %w", name, err)
 	}
 	return netlink.LinkSetUp(bridge)
 }
 
-// plug joins a namespace to the switch: a veth pair whose end eth0 is in the namespace, the other in the bridge. Both
-// are made where they belong, so that the machine's own namespace never sees a device.
-func (l *Lab) plug(ns *NS, port string, addresses []netip.Prefix) error {
+// A plug is where a namespace is joined to the switch.
+type plug struct {
+	port, bridge string         // in the switch
+	device       string         // in the namespace
+	addresses    []netip.Prefix // of device
+}
+
+// plug joins a namespace to the switch: a veth pair whose one end is in the namespace, the other in a bridge. Both are
+// made where they belong, so that the machine's own namespace never sees a device.
+func (l *Lab) plug(ns *NS, p plug) error {
 	file, err := os.Open(ns.Path())
 	if err != nil {
 		return fmt.Errorf("namespace %s: %w", ns.Name, err)
 	}
 	defer file.Close()
 	err = l.sw.Do(func() error {
-		bridge, err := netlink.LinkByName(bridgeName)
+		bridge, err := netlink.LinkByName(p.bridge)
 		if err != nil {
 			return err
 		}
 		veth := &netlink.Veth{
 			LinkAttrs: netlink.LinkAttrs{
-				Name: port, MTU: l.Options.MTU, TxQLen: -1, MasterIndex: bridge.Attrs().Index, Flags: net.FlagUp,
+				Name: p.port, MTU: l.Options.MTU, TxQLen: -1, MasterIndex: bridge.Attrs().Index, Flags: net.FlagUp,
 			},
-			PeerName:      underlayDevice,
+			PeerName:      p.device,
 			PeerNamespace: netlink.NsFd(file.Fd()),
 		}
 		return netlink.LinkAdd(veth)
 	})
 	if err != nil {
-		return fmt.Errorf("plugging %s into the switch: %w", port, err)
+		return fmt.Errorf("plugging %s into the switch: %w", p.port, err)
 	}
-	if err := ns.Do(func() error { return setUpPort(addresses) }); err != nil {
+	if err := ns.Do(func() error { return setUpPort(p.device, p.addresses) }); err != nil {
 		return err
 	}
-	return l.sw.Do(func() error { return waitForCarrier(port) })
+	return l.sw.Do(func() error { return waitForCarrier(p.port) })
 }
 
 // workQueueWait is how long the kernel may take for what it does on work queues of its own. These serve the whole
@@ -170,17 +179,17 @@ func waitForCarrier(device string) error {
 }
 
 // setUpPort runs inside the namespace that was plugged in.
-func setUpPort(addresses []netip.Prefix) error {
+func setUpPort(device string, addresses []netip.Prefix) error {
 	// Nobody else is on this segment; waiting a second for the link-local address would only make tests slower.
-	if err := writeSysctl("net/ipv6/conf/"+underlayDevice+"/accept_dad", "0"); err != nil {
+	if err := writeSysctl("net/ipv6/conf/"+device+"/accept_dad", "0"); err != nil {
 		return err
 	}
-	link, err := netlink.LinkByName(underlayDevice)
+	link, err := netlink.LinkByName(device)
 	if err != nil {
 		return err
 	}
 	for _, a := range addresses {
-		if err := addAddress(underlayDevice, a); err != nil {
+		if err := addAddress(device, a); err != nil {
 			return err
 		}
 	}
@@ -247,12 +256,12 @@ func addAddress(device string, p netip.Prefix) error {
 }
 
 // addDefaultRoutes runs inside a node's namespace.
-func addDefaultRoutes() error {
+func addDefaultRoutes(gateways ...netip.Addr) error {
 	link, err := netlink.LinkByName(underlayDevice)
 	if err != nil {
 		return err
 	}
-	for _, gateway := range []netip.Addr{routerV4, routerV6} {
+	for _, gateway := range gateways {
 		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 		if gateway.Is6() {
 			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
