@@ -21,7 +21,7 @@ var (
 const farBridgeName = "br1"
 
 // AddRouter makes a router with a second subnet behind it, for nodes that AddNodeBehind adds: eth0 is on the underlay,
-// eth1 on the other. It knows the two subnets, and no pods; hosts on the underlay, those of before, get a route to the
+// eth1 on the other. It knows the two subnets and the outside, and no pods; hosts on the underlay, those of before, get a route to the
 // other subnet through it.
 func (l *Lab) AddRouter() (*NS, error) {
 	router, err := l.AddNS("router")
@@ -49,6 +49,9 @@ func (l *Lab) AddRouter() (*NS, error) {
 		if err := router.SetSysctl(key, value); err != nil {
 			return nil, err
 		}
+	}
+	if err := router.Do(func() error { return addDefaultRoutes(routerV4, routerV6) }); err != nil {
+		return nil, err
 	}
 	hosts := []*NS{l.Outside}
 	for _, n := range l.Nodes() {
