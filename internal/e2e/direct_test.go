@@ -325,8 +325,8 @@ func TestEncapsulationTour(t *testing.T) {
 		for _, pair := range [][2]*lab.Node{{nodes[0], nodes[1]}, {nodes[1], far}} {
 			got := c.peer(pair[0], pair[1]).Encapsulation
 			want := to
-			if to == "auto" && pair[1] == far {
-				want = "wireguard"
+			if to == "auto" {
+				want = map[bool]string{true: "wireguard", false: "direct"}[pair[1] == far]
 			}
 			if to != "vxlan" && got != want { // to which it moves in ten minutes
 				t.Errorf("all ask for %s: node %s reaches %s by %s", to, pair[0].Name, pair[1].Name, got)
@@ -340,7 +340,11 @@ func TestEncapsulationTour(t *testing.T) {
 	if lost > 0 {
 		t.Errorf("%d pings lost", lost)
 		for _, n := range nodes {
-			t.Logf("drops of node %s: %d", n.Name, c.allDrops(n))
+			for _, d := range c.askDrops(n) {
+				if d.Count > 0 {
+					t.Logf("node %s: %d drops as %s", n.Name, d.Count, d.Reason)
+				}
+			}
 		}
 	}
 }
