@@ -36,7 +36,11 @@ func (w *writer) eat(f fed) error {
 	}
 	w.log.Info("nodes have changed", "generation", w.generation, "changed", len(f.set), "gone", len(f.gone),
 		"peers", w.node.view.Load().snapshot.PeerCount)
-	w.applyAddresses(before, w.plan.addresses(f.set, nil))
+	if w.node.direct.change(w.plan.cfg, f.set, f.gone) {
+		w.setUpAnew()
+	} else {
+		w.applyAddresses(before, w.plan.addresses(f.set, nil))
+	}
 	return nil
 }
 
@@ -54,6 +58,15 @@ func (w *writer) become(n *control.Node) {
 	next.Self = self
 	if err := w.adopt(&next, w.plan.nodes()); err != nil {
 		w.log.Error("what the cluster says of this node is not in force", "error", err)
+		return
+	}
+	w.setUpAnew()
+}
+
+// setUpAnew makes the kernel what is wanted, all of it.
+func (w *writer) setUpAnew() {
+	if err := w.applyHost(); err != nil {
+		w.log.Error("set-up of the kernel", "error", err)
 	}
 }
 
@@ -88,7 +101,5 @@ func (w *writer) applyAddresses(before, after []netip.Addr) {
 		return
 	}
 	w.log.Warn("addresses of nodes are not where the kernel looks for them; everything is looked at", "error", err)
-	if err := w.applyHost(); err != nil {
-		w.log.Error("set-up of the kernel", "error", err)
-	}
+	w.setUpAnew()
 }

@@ -81,7 +81,7 @@ type Node struct {
 	gso      tunnelGSO
 	secure   secure
 	roamed   roaming
-	direct   directWays
+	direct   direct
 	workers  []*worker.Worker
 	table    forwarder.Table
 	next     atomic.Pointer[config.Config] // parsed by the source, fetched by the writer

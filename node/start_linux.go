@@ -203,6 +203,7 @@ func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
 		for p := range v.snapshot.Peers() {
 			spec.PeerNodeAddrs = append(spec.PeerNodeAddrs, p.NodeAddrs...)
 		}
+		spec.Direct = n.direct.wanted()
 	}
 	spec.Attached = func() bool {
 		any, _ := attached(cfg)
@@ -224,7 +225,7 @@ func specOf(cfg *config.Config) hostnet.Spec {
 		Device: cfg.Device, MTU: cfg.MTU,
 		Gateways: cfg.Gateways(), PodCIDRs: cfg.Self.PodCIDRs, ClusterCIDRs: cfg.Cluster, NodeAddrs: cfg.Self.Addresses,
 		Table: cfg.Table, RulePriority: cfg.RulePriority, Masquerade: cfg.Masquerade,
-		CookiePort: cfg.WireGuardPortOf(&cfg.Self), Direct: directPeers(cfg),
+		CookiePort: cfg.WireGuardPortOf(&cfg.Self), Direct: directPeers(cfg, cfg.Peers(cfg.State)),
 	}
 	if cfg.Offloads.TunnelGSO {
 		spec.TunnelGSO = tapgso.Name(cfg.Device)

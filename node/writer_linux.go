@@ -63,6 +63,7 @@ func (w *writer) publish(nodes []control.Node) error {
 		return fmt.Errorf("forwarding table: %w", err)
 	}
 	w.secureSaid = w.secureWarnings()
+	w.node.direct.reset(w.plan.cfg, nodes)
 	w.enforce(out)
 	return nil
 }
