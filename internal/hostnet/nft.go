@@ -152,7 +152,8 @@ func (fw *firewall) apply(spec Spec, direct directPlan, found []Pod, links linkN
 	stale := slices.DeleteFunc(slices.Clone(state.chains), func(c *nftables.Chain) bool {
 		return slices.ContainsFunc(chains, func(w chain) bool { return w.name == c.Name })
 	})
-	var errs []error
+	// Before the chain that looks into them: what direct peers send must not be dropped for the time between.
+	errs := []error{fw.syncDirect(spec, direct.devices, c)}
 	if len(wrong) > 0 || len(stale) > 0 {
 		err := fw.rebuild(state, wrong, stale, c)
 		isOutgoing := func(c chain) bool { return c.name == chainOutgoing }
@@ -173,8 +174,7 @@ func (fw *firewall) apply(spec Spec, direct directPlan, found []Pod, links linkN
 			wantBridge[set] = append(wantBridge[set], keys...)
 		}
 	}
-	errs = append(errs, fw.repairSets(inetTable(), spec, wantInet, links, c), fw.syncNodes(spec, c),
-		fw.syncDirect(spec, direct.devices, c))
+	errs = append(errs, fw.repairSets(inetTable(), spec, wantInet, links, c), fw.syncNodes(spec, c))
 	if bridge || len(wantBridge) > 0 {
 		errs = append(errs, fw.applyBridge(bridge, c), fw.repairSets(bridgeTable(), spec, wantBridge, links, c))
 	}
