@@ -89,6 +89,11 @@ test-cluster: need-root deps build kube ## A real Kubernetes with Warren as its 
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/cni/ $(CNI_PLUGINS)
 	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags cluster -count 1 -timeout $(CLUSTERTIME) -v ./internal/lab/kube
 
+.PHONY: test-routers
+test-routers: TOOLS += bird:bird2 /usr/lib/frr/zebra:frr
+test-routers: need-root deps build ## Routes of `warren routes export` in BIRD and FRR; installs both, which are services
+	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags routers -count 1 -timeout 5m -v -run TestRouters ./internal/e2e
+
 # Each switch of the configuration's `offloads` by itself, all of them, and the one that can be forced.
 OFFLOADS ?= checksum=off tso=off uso=off udpGSO=off udpGRO=off tunnelGSO=off superframes=off \
 	checksum=off,tso=off,uso=off,udpGSO=off,udpGRO=off,tunnelGSO=off,superframes=off tunnelGSO=on
