@@ -1,6 +1,8 @@
 package node
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
@@ -53,30 +55,32 @@ func (d *direct) reset(cfg *config.Config, nodes []control.Node) {
 	d.peers = peers
 }
 
-// change takes in those that are new, changed or gone, and reports whether one of them is direct or was.
-func (d *direct) change(cfg *config.Config, set []control.Node, gone []string) bool {
+// change takes in those that are new, changed or gone, and returns those of them that were direct and that are.
+func (d *direct) change(cfg *config.Config, set []control.Node, gone []string) (before, after []hostnet.DirectPeer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	changed := false
 	drop := func(name string) {
-		_, was := d.peers[name]
-		delete(d.peers, name)
-		changed = changed || was
+		if was, ok := d.peers[name]; ok {
+			before = append(before, was)
+			delete(d.peers, name)
+			delete(d.ways, name)
+		}
 	}
 	for k := range set {
 		next, ok := directPeer(cfg, &set[k])
-		if !ok {
-			drop(set[k].Name)
+		if was, there := d.peers[next.Name]; ok && there && reflect.DeepEqual(was, next) {
 			continue
 		}
-		if before, was := d.peers[next.Name]; !was || !reflect.DeepEqual(before, next) {
-			d.peers[next.Name], changed = next, true
+		drop(next.Name)
+		if ok {
+			d.peers[next.Name] = next
+			after = append(after, next)
 		}
 	}
 	for _, name := range gone {
 		drop(name)
 	}
-	return changed
+	return before, after
 }
 
 // wanted lists them.
@@ -90,15 +94,45 @@ func (d *direct) wanted() []hostnet.DirectPeer {
 	return out
 }
 
-// note takes in what the kernel was set up with.
+// note takes in how peers are reached, as of the last time that the kernel was set up for all of them. One of whom it
+// says nothing has come since.
 func (d *direct) note(routes []hostnet.DirectRoute) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	ways := map[string][]hostnet.DirectRoute{}
 	for _, r := range routes {
 		ways[r.Peer] = append(ways[r.Peer], r)
 	}
+	if d.ways == nil {
+		d.ways = ways
+	}
+	for name := range d.ways {
+		if _, wanted := d.peers[name]; !wanted {
+			delete(d.ways, name)
+		}
+	}
+	for name, way := range ways {
+		if _, wanted := d.peers[name]; wanted {
+			d.ways[name] = way
+		}
+	}
+}
+
+// warnings says which pods of peers that are to be direct whatever is between are not.
+func (d *direct) warnings() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.ways = ways
+	var out []string
+	for name, routes := range d.ways {
+		for _, r := range routes {
+			if r.Why != "" && !d.peers[name].OnLink {
+				out = append(out, fmt.Sprintf("peer %s is to be direct, but its pods in %s are reached through the tunnel: %s",
+					name, r.Prefix, r.Why))
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 func (d *direct) of(peer string) []hostnet.DirectRoute {
@@ -131,4 +165,23 @@ func (d *direct) tellRoute(out *api.Route) {
 			out.NextHop, out.Device = r.Via, r.Device
 		}
 	}
+}
+
+// applyDirect tells the kernel of direct peers that were, and are.
+func (w *writer) applyDirect(before, after []hostnet.DirectPeer) {
+	if len(before)+len(after) == 0 {
+		return
+	}
+	w.node.hostMu.Lock()
+	changes, err := hostnet.ChangeDirect(specOf(w.plan.cfg), before, after)
+	w.node.hostMu.Unlock()
+	if err != nil {
+		if !errors.Is(err, hostnet.ErrWholeDirect) {
+			w.log.Warn("the kernel does not go the way to direct peers; everything is looked at", "error", err)
+		}
+		w.setUpAnew()
+	} else {
+		w.node.direct.note(changes.Direct)
+	}
+	w.showAgain()
 }

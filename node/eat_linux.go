@@ -36,11 +36,8 @@ func (w *writer) eat(f fed) error {
 	}
 	w.log.Info("nodes have changed", "generation", w.generation, "changed", len(f.set), "gone", len(f.gone),
 		"peers", w.node.view.Load().snapshot.PeerCount)
-	if w.node.direct.change(w.plan.cfg, f.set, f.gone) {
-		w.setUpAnew()
-	} else {
-		w.applyAddresses(before, w.plan.addresses(f.set, nil))
-	}
+	w.applyAddresses(before, w.plan.addresses(f.set, nil))
+	w.applyDirect(w.node.direct.change(w.plan.cfg, f.set, f.gone))
 	return nil
 }
 

@@ -38,6 +38,7 @@ type writer struct {
 	pathsAt     time.Time // when peers were last planned anew for paths
 	pathNews    bool      // they are to be for others
 	lost        []string  // what the kernel lacks, and what does not work for it
+	directSaid  []string  // which pods are reached by the tunnel, and should not
 	feedTrouble string    // why the control plane says nothing
 	feedSaid    []string  // what people should know of the control plane
 	secureSaid  []string  // what people should know of keys, as of the last look
@@ -92,7 +93,8 @@ func (w *writer) show(v *view) {
 	v.cfg, v.underlay, v.lastReload = w.plan.cfg, w.plan.underlay, w.lastReload
 	v.publicKeys = w.node.secure.publicKeys()
 	v.control = api.Control{Source: string(w.plan.cfg.Control), Problem: w.feedTrouble}
-	v.warnings = slices.Concat(w.plan.allWarnings(), w.lost, w.secureSaid, w.feedSaid)
+	w.directSaid = w.node.direct.warnings()
+	v.warnings = slices.Concat(w.plan.allWarnings(), w.lost, w.directSaid, w.secureSaid, w.feedSaid)
 	if w.hostError != "" {
 		v.warnings = append(v.warnings, w.hostError)
 	}
@@ -172,7 +174,8 @@ func (w *writer) repaired(a applied) {
 		whole.Incomplete = ""
 		w.lastReload = &whole
 	}
-	if w.note(a); !slices.Equal(lost, w.lost) || hostError != w.hostError {
+	w.note(a)
+	if !slices.Equal(lost, w.lost) || hostError != w.hostError || !slices.Equal(w.node.direct.warnings(), w.directSaid) {
 		w.showAgain()
 	}
 }

@@ -42,7 +42,6 @@ func apply(spec Spec, log *slog.Logger, fw *firewall) (Changes, error) {
 
 	direct := spec.planDirect(h, families)
 	c.Direct = direct.answers
-	c.Lost = append(c.Lost, direct.lost(spec.Direct)...)
 
 	step("guard routes", syncRoutes(h, families, spec.guards(families), keepOthers, &c))
 	step("policy rules", syncRules(h, families, spec.rules(families), &c))

@@ -177,22 +177,6 @@ func withoutSource(rs []route) []route {
 	return out
 }
 
-// lost says of which peers that are to be direct whatever is between, some pods are not.
-func (p directPlan) lost(peers []DirectPeer) []string {
-	anyway := map[string]bool{}
-	for _, peer := range peers {
-		anyway[peer.Name] = !peer.OnLink
-	}
-	var out []string
-	for _, a := range p.answers {
-		if anyway[a.Peer] && a.Why != "" {
-			out = append(out, fmt.Sprintf("peer %s is to be direct, but its pods in %s are reached through the tunnel: %s", a.Peer,
-				a.Prefix, a.Why))
-		}
-	}
-	return out
-}
-
 // setUpForwarding has the kernel forward what direct peers send, also by devices for which somebody turned that off.
 func (p directPlan) setUpForwarding(families []family, c *Changes) error {
 	var errs []error
@@ -206,4 +190,89 @@ func (p directPlan) setUpForwarding(families []family, c *Changes) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// ErrWholeDirect says that a change of direct peers concerns more than their own routes: Apply makes it.
+var ErrWholeDirect = errors.New("direct peers change more than their own routes")
+
+// ChangeDirect takes in direct peers that are new or changed, after, in place of what they were, before, which also has
+// those that are gone: what Apply does for all of spec.Direct, at the price of those that have changed. It says how those
+// of after are reached.
+func ChangeDirect(spec Spec, before, after []DirectPeer) (Changes, error) {
+	var c Changes
+	spec = spec.withDefaults()
+	for _, p := range slices.Concat(before, after) {
+		if slices.ContainsFunc(p.PodCIDRs, func(x netip.Prefix) bool { return slices.Contains(spec.ClusterCIDRs, x) }) {
+			return c, ErrWholeDirect // the route to the device gives way to it, and comes back
+		}
+	}
+	spec.Direct = after
+	if err := spec.validate(); err != nil {
+		return c, fmt.Errorf("direct peers: %w", err)
+	}
+	h, err := open()
+	if err != nil {
+		return c, err
+	}
+	defer h.Close()
+	families := spec.kernelHas()
+	plan := spec.planDirect(h, families)
+	c.Direct = plan.answers
+	fw := newFirewall()
+	defer fw.close()
+	if err := fw.changeDirect(plan.devices, before, after); err != nil {
+		return c, err
+	}
+	errs := []error{plan.setUpForwarding(families, &c)}
+	kept := make(map[route]bool, len(plan.routes))
+	for _, r := range plan.routes {
+		kept[r.key()] = true
+		if err := addOrReplace(h, r); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENETDOWN) {
+			errs = append(errs, err)
+		}
+	}
+	for _, r := range spec.keysOf(before) {
+		if kept[r.key()] || !slices.Contains(families, r.family) {
+			continue
+		}
+		if err := h.RouteDel(r.anyHop()); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("removing route %s: %w", r, err))
+		}
+	}
+	return c, errors.Join(errs...)
+}
+
+// addOrReplace adds a route, or replaces what has its key. To add is tried first, as a replacement has Watch look at
+// everything.
+func addOrReplace(h *netlink.Handle, r route) error {
+	err := h.RouteAdd(r.netlink())
+	if errors.Is(err, unix.EEXIST) {
+		return replaceRoute(h, r)
+	}
+	if err != nil {
+		return fmt.Errorf("adding route %s: %w", r, err)
+	}
+	return nil
+}
+
+// keysOf are the keys of all routes that there may be to direct peers.
+func (s Spec) keysOf(peers []DirectPeer) []route {
+	var rs []route
+	for _, peer := range peers {
+		for _, c := range peer.PodCIDRs {
+			rs = append(rs, directRoute(unix.RT_TABLE_MAIN, c, hop{}), directRoute(s.Table, c, hop{}))
+		}
+		for _, a := range peer.NodeAddrs {
+			rs = append(rs, directRoute(s.Table, netip.PrefixFrom(a, a.BitLen()), hop{}))
+		}
+	}
+	return rs
+}
+
+// anyHop is a route for the kernel to remove, wherever it leads.
+func (r route) anyHop() *netlink.Route {
+	return &netlink.Route{
+		Family: int(r.family), Table: r.table, Dst: ipNet(r.dst), Priority: r.metric, Protocol: Protocol,
+		Type: unix.RTN_UNICAST, Scope: netlink.SCOPE_UNIVERSE,
+	}
 }

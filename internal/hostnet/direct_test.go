@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -213,9 +214,6 @@ func TestDirectWays(t *testing.T) {
 				t.Errorf("%s: %+v, and the kernel sends it to %s; want it direct via %s", k.name, got, dev, want)
 			}
 		}
-		if wanted := !spec.Direct[0].OnLink && (k.via4 == "" || k.via6 == ""); wanted != (len(c.Lost) > 0) {
-			t.Errorf("%s: warnings %v", k.name, c.Lost)
-		}
 		if k.undo != "" {
 			w.run(k.undo)
 		}
@@ -284,5 +282,67 @@ func TestInterval(t *testing.T) {
 		if got != [2]string{k.first, k.end} {
 			t.Errorf("%s: %v, want %s and %s", k.in, got, k.first, k.end)
 		}
+	}
+}
+
+// TestChangeDirect takes peers in one by one: the kernel is then as Apply of all of them makes it.
+func TestChangeDirect(t *testing.T) {
+	w := newWorld(t)
+	_ = w.underlay()
+	w.tun("warren0")
+	peer := func(n int) DirectPeer {
+		return DirectPeer{
+			Name: fmt.Sprint("n", n), OnLink: true,
+			PodCIDRs:  []netip.Prefix{prefix(fmt.Sprintf("10.244.%d.0/24", n)), prefix(fmt.Sprintf("fd00:10:244:%x::/64", n))},
+			NodeAddrs: []netip.Addr{addr(fmt.Sprintf("192.0.2.%d", n)), addr(fmt.Sprintf("2001:db8::%x", n))},
+		}
+	}
+	spec := testSpec()
+	change := func(name string, before, after []DirectPeer, direct int) {
+		t.Helper()
+		c, err := ChangeDirect(spec, before, after)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		n := 0
+		for _, r := range c.Direct {
+			if r.Why == "" {
+				n++
+			}
+		}
+		if n != direct {
+			t.Errorf("%s: %+v", name, c.Direct)
+		}
+		names := map[string]bool{}
+		for _, p := range before {
+			names[p.Name] = true
+		}
+		spec.Direct = append(slices.DeleteFunc(spec.Direct, func(p DirectPeer) bool { return names[p.Name] }), after...)
+		if made := w.apply(spec).Made; len(made) != 0 {
+			t.Errorf("%s: Apply had to change: %s", name, strings.Join(made, "\n"))
+		}
+	}
+	w.apply(spec)
+	if _, err := ChangeDirect(spec, nil, []DirectPeer{peer(2)}); !errors.Is(err, ErrWholeDirect) {
+		t.Errorf("without a chain: %v", err)
+	}
+	spec.Direct = []DirectPeer{peer(2)}
+	w.apply(spec)
+	change("two join", nil, []DirectPeer{peer(3), peer(4)}, 8)
+	moved := peer(3)
+	moved.NodeAddrs = []netip.Addr{addr("192.0.2.33"), addr("2001:db8::33")}
+	change("one moves", []DirectPeer{peer(3)}, []DirectPeer{moved}, 4)
+	other := moved
+	other.PodCIDRs = []netip.Prefix{prefix("10.244.3.128/25"), prefix("fd00:10:244:33::/64")}
+	change("has other pods", []DirectPeer{moved}, []DirectPeer{other}, 4)
+	away := peer(4)
+	away.NodeAddrs = []netip.Addr{addr("203.0.113.4"), addr("2001:db8:7::4")}
+	change("is on another subnet", []DirectPeer{peer(4)}, []DirectPeer{away}, 0)
+	change("leave, and one joins", []DirectPeer{away, other}, []DirectPeer{peer(5)}, 4)
+	whole := peer(6)
+	spec.ClusterCIDRs = append(spec.ClusterCIDRs, prefix("10.9.0.0/24"))
+	whole.PodCIDRs = []netip.Prefix{prefix("10.9.0.0/24")}
+	if _, err := ChangeDirect(spec, nil, []DirectPeer{whole}); !errors.Is(err, ErrWholeDirect) {
+		t.Errorf("a cluster's range of its own: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 )
 
 // Names of the chain that checks what comes without a tunnel, and its sets.
@@ -82,6 +84,39 @@ func interval(p netip.Prefix) (first, end []byte) {
 	return first, end
 }
 
+// intervals are the keys of a set of pods' addresses.
+func intervals(peers []DirectPeer, set string) [][]byte {
+	var keys [][]byte
+	for _, peer := range peers {
+		for _, p := range peer.PodCIDRs {
+			if directSet(familyOf(p.Addr())) != set {
+				continue
+			}
+			first, end := interval(p)
+			if keys = append(keys, first); end != nil {
+				keys = append(keys, append(end, intervalEnd))
+			}
+		}
+	}
+	return keys
+}
+
+// changeDirect adds or removes keys as elements lists them.
+func (tx *txn) changeDirect(s *nftables.Set, keys [][]byte,
+	call func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error,
+) {
+	for part := range slices.Chunk(keys, setChunk) {
+		elems := make([]nftables.SetElement, len(part))
+		for i, key := range part {
+			elems[i].Key = key
+			if s.Interval && len(key)%2 == 1 { // with intervalEnd
+				elems[i].Key, elems[i].IntervalEnd = key[:len(key)-1], true
+			}
+		}
+		tx.steps = append(tx.steps, func(c *nftables.Conn) error { return call(c, s, elems) })
+	}
+}
+
 // syncDirect makes the sets hold the direct peers' pods and interfaces. A set that differs is filled anew, in the same
 // transaction, as an interval has two elements.
 func (fw *firewall) syncDirect(spec Spec, devices []string, c *Changes) error {
@@ -92,14 +127,8 @@ func (fw *firewall) syncDirect(spec Spec, devices []string, c *Changes) error {
 	for _, d := range devices {
 		want[setUnderlays] = append(want[setUnderlays], ifname(d))
 	}
-	for _, peer := range spec.Direct {
-		for _, p := range peer.PodCIDRs {
-			first, end := interval(p)
-			set := directSet(familyOf(p.Addr()))
-			if want[set] = append(want[set], first); end != nil {
-				want[set] = append(want[set], append(end, intervalEnd))
-			}
-		}
+	for _, set := range []string{setDirect4, setDirect6} {
+		want[set] = intervals(spec.Direct, set)
 	}
 	tx, changed := fw.begin(inetTable()), 0
 	for _, s := range directSets() {
@@ -111,17 +140,9 @@ func (fw *firewall) syncDirect(spec Spec, devices []string, c *Changes) error {
 			continue
 		}
 		changed++
-		var elems []nftables.SetElement
-		for _, key := range difference(want[s.Name], nil) {
-			e := nftables.SetElement{Key: key}
-			if s.Interval && len(key)%2 == 1 { // with intervalEnd
-				e.Key, e.IntervalEnd = key[:len(key)-1], true
-			}
-			elems = append(elems, e)
-		}
 		tx.addSet(s, nil)
 		tx.add(func(conn *nftables.Conn) { conn.FlushSet(s) })
-		tx.steps = append(tx.steps, func(conn *nftables.Conn) error { return conn.SetAddElements(s, elems) })
+		tx.changeDirect(s, difference(want[s.Name], nil), (*nftables.Conn).SetAddElements)
 	}
 	if changed == 0 {
 		return nil
@@ -130,5 +151,38 @@ func (fw *firewall) syncDirect(spec Spec, devices []string, c *Changes) error {
 		return fmt.Errorf("nftables sets of direct peers: %w", err)
 	}
 	c.add("nftables: pods and interfaces of direct peers: %d sets changed", changed)
+	return nil
+}
+
+// changeDirect is syncDirect for those that have changed. ErrWholeDirect when there is no chain to look into the sets.
+func (fw *firewall) changeDirect(devices []string, before, after []DirectPeer) error {
+	inet, _, err := fw.tables()
+	if errors.Is(err, ErrNoNftables) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("direct peers: listing nftables tables: %w", err)
+	}
+	if !inet {
+		return ErrWholeDirect
+	}
+	tx := fw.change(inetTable())
+	for _, s := range directSets() {
+		var had, have [][]byte
+		if s.Name == setUnderlays {
+			for _, d := range devices {
+				have = append(have, ifname(d))
+			}
+		} else {
+			had, have = intervals(before, s.Name), intervals(after, s.Name)
+		}
+		tx.changeDirect(s, difference(had, have), (*nftables.Conn).SetDeleteElements)
+		tx.changeDirect(s, difference(have, had), (*nftables.Conn).SetAddElements)
+	}
+	if err := tx.commit(); errors.Is(err, unix.ENOENT) {
+		return ErrWholeDirect
+	} else if err != nil {
+		return fmt.Errorf("nftables sets of direct peers: %w", err)
+	}
 	return nil
 }
