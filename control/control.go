@@ -31,6 +31,15 @@ const (
 	Auto      Encapsulation = "auto"      // the same with nodes on the same subnet, a tunnel with others
 )
 
+// Known reports whether this version of Warren has the encapsulation.
+func (e Encapsulation) Known() bool {
+	switch e {
+	case WireGuard, VXLAN, Direct, Auto:
+		return true
+	}
+	return false
+}
+
 // A Node is what the cluster knows of one node. It is not changed once it was handed on.
 type Node struct {
 	Name      string

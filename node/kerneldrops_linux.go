@@ -14,7 +14,8 @@ import (
 func (n *Node) kernelDrops() []api.Drop {
 	spoofed, _ := hostnet.Spoofed()
 	out := []api.Drop{
-		{Reason: "spoofed", Meaning: "from a pod, and not from the pod's own address", Count: spoofed},
+		{Reason: "spoofed", Count: spoofed, Meaning: "from a pod, and not from the pod's own address; or from the underlay " +
+			"under a pod's, and not from a direct peer's"},
 		{Reason: "queue-full", Meaning: "the device's queue was full: pods send faster than the workers read"},
 		{Reason: "socket-full", Meaning: "the socket's buffer was full: peers send faster than the workers read"},
 	}

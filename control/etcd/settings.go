@@ -113,9 +113,7 @@ func (s Settings) Complete() (Settings, error) {
 			}
 		}
 	}
-	switch s.Encapsulation {
-	case "", control.WireGuard, control.VXLAN:
-	default:
+	if s.Encapsulation != "" && !s.Encapsulation.Known() {
 		// Another version may know it; it is not this package's to judge what a node can do.
 		if err := CheckName("encapsulation", string(s.Encapsulation)); err != nil {
 			return s, err

@@ -91,13 +91,12 @@ func (r reader) read(name string) error {
 		}
 		r.to.PublicKey = k
 	case AnnotationEncapsulation:
-		switch e := control.Encapsulation(text); e {
-		case control.WireGuard, control.VXLAN:
-			r.to.Encapsulation = e
-		default:
+		e := control.Encapsulation(text)
+		if !e.Known() {
 			return wrong("is not an encapsulation that this version of Warren knows",
-				"it has to be wireguard or vxlan; if a newer Warren wrote it, upgrade this node's")
+				"it has to be wireguard, vxlan, direct or auto; if a newer Warren wrote it, upgrade this node's")
 		}
+		r.to.Encapsulation = e
 	case AnnotationWireGuardPort:
 		return port(text, &r.to.WireGuardPort, wrong)
 	case AnnotationVXLANPort:

@@ -41,9 +41,9 @@ func TestBroken(t *testing.T) {
 		{"zero key", note(AnnotationPublicKey, strings.Repeat("A", 43)+"="), "is not a public key"},
 		{"huge", note(AnnotationPublicKey, strings.Repeat("é", 100_000)), `"` + strings.Repeat("é", 24) + `…" is not`},
 		{"control characters", note(AnnotationEncapsulation, "\x1b[31m\n"), `"\x1b[31m\n" is not an encapsulation`},
-		{"encapsulation of a newer version", note(AnnotationEncapsulation, "direct"), `encapsulation: "direct" is not an ` +
-			"encapsulation that this version of Warren knows; it has to be wireguard or vxlan; if a newer Warren wrote it, " +
-			"upgrade this node's " + daemon},
+		{"encapsulation of a newer version", note(AnnotationEncapsulation, "geneve"), `encapsulation: "geneve" is not an ` +
+			"encapsulation that this version of Warren knows; it has to be wireguard, vxlan, direct or auto; if a newer " +
+			"Warren wrote it, upgrade this node's " + daemon},
 		{"wireguard port", note(AnnotationWireGuardPort, "65536"), `wireguard-port: "65536" is not a UDP port; it has to be`},
 		{"vxlan port", note(AnnotationVXLANPort, "0"), `vxlan-port: "0" is not a UDP port`},
 		{"negative port", note(AnnotationVXLANPort, "-1"), `vxlan-port: "-1" is not a UDP port`},

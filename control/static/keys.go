@@ -29,8 +29,7 @@ func (b *builder) common(s *Spec) error {
 }
 
 func (b *builder) encapsulation(key string, name control.Encapsulation) error {
-	switch name {
-	case "", control.VXLAN, control.WireGuard, control.Direct, control.Auto:
+	if name == "" || name.Known() {
 		return nil
 	}
 	return b.wrong(key, string(name), "is not an encapsulation",

@@ -1,0 +1,106 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/internal/hostnet"
+	"github.com/warren-net/warren/node/api"
+	"github.com/warren-net/warren/node/config"
+)
+
+// directNode is node n of a cluster, with both families of pods.
+func directNode(n int, e control.Encapsulation) control.Node {
+	return control.Node{
+		Name: fmt.Sprint("n", n), Encapsulation: e,
+		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})},
+		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(n), 0}), 24),
+			netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%x::/64", n))},
+	}
+}
+
+func names(peers []hostnet.DirectPeer) string {
+	var out []string
+	for _, p := range peers {
+		out = append(out, fmt.Sprintf("%s on-link=%t", p.Name, p.OnLink))
+	}
+	return strings.Join(out, ", ")
+}
+
+func TestDirectPeersChange(t *testing.T) {
+	cfg := &config.Config{Self: directNode(1, control.Direct)}
+	var d direct
+	d.reset(cfg, []control.Node{
+		directNode(2, control.Direct), directNode(3, control.Auto), directNode(4, control.VXLAN), {Name: "laptop", Roams: true},
+	})
+	moved := directNode(3, control.Auto)
+	moved.Addresses[0] = netip.MustParseAddr("192.0.2.33")
+	for _, c := range []struct {
+		name          string
+		set           []control.Node
+		gone          []string
+		before, after string
+		all           string
+	}{
+		{"nothing", nil, nil, "", "", "n2 on-link=false, n3 on-link=true"},
+		{"the same again", []control.Node{directNode(2, control.Direct), directNode(4, control.VXLAN)}, []string{"n9"}, "", "",
+			"n2 on-link=false, n3 on-link=true"},
+		{"one moves, one joins", []control.Node{moved, directNode(5, control.Direct)}, nil, "n3 on-link=true",
+			"n3 on-link=true, n5 on-link=false", "n2 on-link=false, n3 on-link=true, n5 on-link=false"},
+		{"one asks for a tunnel, one leaves", []control.Node{directNode(2, control.WireGuard)}, []string{"n5"},
+			"n2 on-link=false, n5 on-link=false", "", "n3 on-link=true"},
+		{"one asks for direct", []control.Node{directNode(4, control.Direct)}, nil, "", "n4 on-link=false",
+			"n3 on-link=true, n4 on-link=false"},
+	} {
+		before, after := d.change(cfg, c.set, c.gone)
+		if names(before) != c.before || names(after) != c.after || names(d.wanted()) != c.all {
+			t.Errorf("%s: %q became %q of %q", c.name, names(before), names(after), names(d.wanted()))
+		}
+	}
+	cfg.Self.Encapsulation = control.WireGuard
+	if d.reset(cfg, []control.Node{directNode(2, control.Direct)}); len(d.wanted()) > 0 {
+		t.Errorf("this node asks for a tunnel: %q", names(d.wanted()))
+	}
+}
+
+func TestDirectAnswers(t *testing.T) {
+	cfg := &config.Config{Self: directNode(1, control.Direct)}
+	var d direct
+	d.reset(cfg, []control.Node{directNode(2, control.Direct), directNode(3, control.Direct), directNode(4, control.Auto)})
+	via := netip.MustParseAddr("192.0.2.254")
+	way := func(n, cidr int, why string) hostnet.DirectRoute {
+		r := hostnet.DirectRoute{Peer: fmt.Sprint("n", n), Prefix: directNode(n, "").PodCIDRs[cidr], Why: why}
+		if why == "" {
+			r.Via, r.Device = via, "eth0"
+		}
+		return r
+	}
+	d.note([]hostnet.DirectRoute{
+		way(2, 0, ""), way(2, 1, ""), way(3, 0, ""), way(3, 1, "no"), way(4, 0, "far"), way(4, 1, "far"), way(9, 0, ""),
+	})
+	for n, want := range map[int]string{2: "direct", 3: "direct+vxlan", 4: "vxlan", 9: "vxlan"} {
+		p := api.Peer{Name: fmt.Sprint("n", n), Encapsulation: "vxlan", PodCIDRs: directNode(n, "").PodCIDRs}
+		if d.tell(&p); p.Encapsulation != want {
+			t.Errorf("node %d: %s, want %s", n, p.Encapsulation, want)
+		}
+	}
+	r := api.Route{Peer: "n2", Prefix: directNode(2, "").PodCIDRs[0]}
+	if d.tellRoute(&r); r.NextHop != via || r.Device != "eth0" {
+		t.Errorf("%+v", r)
+	}
+	want := []string{"peer n3 is to be direct, but its pods in fd00:10:244:3::/64 are reached through the tunnel: no"}
+	if got := d.warnings(); !reflect.DeepEqual(got, want) {
+		t.Errorf("warnings %q, want %q", got, want)
+	}
+	// An older look at the kernel, which does not know of a newcomer, takes nothing from it.
+	d.change(cfg, []control.Node{directNode(5, control.Direct)}, []string{"n3"})
+	d.note([]hostnet.DirectRoute{way(5, 0, ""), way(5, 1, "")})
+	d.note([]hostnet.DirectRoute{way(2, 0, ""), way(3, 0, "")})
+	if len(d.of("n5")) != 2 || len(d.of("n3")) != 0 || len(d.of("n2")) != 1 {
+		t.Errorf("n5 %v, n3 %v, n2 %v", d.of("n5"), d.of("n3"), d.of("n2"))
+	}
+}
