@@ -67,8 +67,8 @@ type Node struct {
 	Broken string
 }
 
-// Plaintext reports whether the node's tunnel is a plaintext one. One that permits plaintext by asking for direct or auto
-// still has an encrypted tunnel if it has a key.
+// Plaintext reports whether the node's tunnel is a plaintext one. One that permits plaintext by asking for direct or
+// auto still has an encrypted tunnel if it has a key.
 func (n *Node) Plaintext() bool {
 	return n.Encapsulation == VXLAN || n.Untunnelled() && n.PublicKey.IsZero()
 }

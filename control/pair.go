@@ -10,8 +10,8 @@ const (
 	Always                   // also through routers, which have to know the way to the pods
 )
 
-// DirectBetween is what two nodes together ask for: plaintext without a tunnel is for those that both ask for it by name,
-// and through routers only where both say direct. Both nodes come to the same answer.
+// DirectBetween is what two nodes together ask for: plaintext without a tunnel is for those that both ask for it by
+// name, and through routers only where both say direct. Both nodes come to the same answer.
 func DirectBetween(a, b *Node) Directness {
 	switch {
 	case a.Roams || b.Roams || !a.Untunnelled() || !b.Untunnelled():

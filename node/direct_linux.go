@@ -15,8 +15,8 @@ import (
 )
 
 // A direct peer, one that asks for direct or auto as this node does, has its tunnel all the same: what it still sends
-// that way is taken, and what reaches the TUN device for it, while routes change, leaves by it. All that makes it direct
-// is the kernel's routes, which are hostnet's to set.
+// that way is taken, and what reaches the TUN device for it, while routes change, leaves by it. All that makes it
+// direct is the kernel's routes, which are hostnet's to set.
 
 // directPeers are those of the nodes that may be reached without a tunnel.
 func directPeers(cfg *config.Config, nodes []control.Node) []hostnet.DirectPeer {

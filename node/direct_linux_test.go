@@ -35,7 +35,8 @@ func TestDirectPeersChange(t *testing.T) {
 	cfg := &config.Config{Self: directNode(1, control.Direct)}
 	var d direct
 	d.reset(cfg, []control.Node{
-		directNode(2, control.Direct), directNode(3, control.Auto), directNode(4, control.VXLAN), {Name: "laptop", Roams: true},
+		directNode(2, control.Direct), directNode(3, control.Auto), directNode(4, control.VXLAN),
+		{Name: "laptop", Roams: true},
 	})
 	moved := directNode(3, control.Auto)
 	moved.Addresses[0] = netip.MustParseAddr("192.0.2.33")
@@ -47,8 +48,8 @@ func TestDirectPeersChange(t *testing.T) {
 		all           string
 	}{
 		{"nothing", nil, nil, "", "", "n2 on-link=false, n3 on-link=true"},
-		{"the same again", []control.Node{directNode(2, control.Direct), directNode(4, control.VXLAN)}, []string{"n9"}, "", "",
-			"n2 on-link=false, n3 on-link=true"},
+		{"the same again", []control.Node{directNode(2, control.Direct), directNode(4, control.VXLAN)}, []string{"n9"},
+			"", "", "n2 on-link=false, n3 on-link=true"},
 		{"one moves, one joins", []control.Node{moved, directNode(5, control.Direct)}, nil, "n3 on-link=true",
 			"n3 on-link=true, n5 on-link=false", "n2 on-link=false, n3 on-link=true, n5 on-link=false"},
 		{"one asks for a tunnel, one leaves", []control.Node{directNode(2, control.WireGuard)}, []string{"n5"},

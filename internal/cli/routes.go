@@ -38,8 +38,8 @@ func newRoutesExport() *cobra.Command {
 	e := routesExport{ask: ask{output: "table"}}
 	cmd := &cobra.Command{
 		Use: "export", Short: "Print the routes that a router needs to reach the pods", Args: cobra.NoArgs,
-		Long: "Print, for a router between nodes with `encapsulation: direct`, or before them, the routes to all nodes' pods\n" +
-			"by the nodes' underlay addresses. The running node is asked, unless --from-file is given.",
+		Long: "Print, for a router between nodes with `encapsulation: direct`, or before them, the routes to all nodes'\n" +
+			"pods by the nodes' underlay addresses. The running node is asked, unless --from-file is given.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.run(cmd) },
 	}
 	configFlag(cmd, &e.ask.config)

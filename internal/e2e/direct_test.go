@@ -61,8 +61,8 @@ func (c *cluster) isDirect(n, other *lab.Node, hops ...netip.Addr) {
 	}
 }
 
-// TestDirect has nodes on one subnet talk without a tunnel: pods of both modes with pods, with nodes and with the outside,
-// while the daemons are dead, and until a node leaves.
+// TestDirect has nodes on one subnet talk without a tunnel: pods of both modes with pods, with nodes and with the
+// outside, while the daemons are dead, and until a node leaves.
 func TestDirect(t *testing.T) {
 	c := newCluster(t, lab.Options{})
 	a, b := c.direct(c.node("a"), "direct"), c.direct(c.node("b"), "auto")

@@ -45,7 +45,8 @@ func apply(spec Spec, log *slog.Logger, fw *firewall) (Changes, error) {
 
 	step("guard routes", syncRoutes(h, families, spec.guards(families), keepOthers, &c))
 	step("policy rules", syncRules(h, families, spec.rules(families), &c))
-	step("nftables", fw.apply(spec, direct, podsOfRoutes(h, families), func() (map[string]bool, error) { return names(h) }, &c))
+	links := func() (map[string]bool, error) { return names(h) }
+	step("nftables", fw.apply(spec, direct, podsOfRoutes(h, families), links, &c))
 	step("devices of before", removeIdle(h, spec.Device, &c))
 	dev, err := setUpDevice(h, spec, families, &c)
 	step("device "+spec.Device, err)

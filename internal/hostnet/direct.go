@@ -196,8 +196,8 @@ func (p directPlan) setUpForwarding(families []family, c *Changes) error {
 var ErrWholeDirect = errors.New("direct peers change more than their own routes")
 
 // ChangeDirect takes in direct peers that are new or changed, after, in place of what they were, before, which also has
-// those that are gone: what Apply does for all of spec.Direct, at the price of those that have changed. It says how those
-// of after are reached.
+// those that are gone: what Apply does for all of spec.Direct, at the price of those that have changed. It says how
+// those of after are reached.
 func ChangeDirect(spec Spec, before, after []DirectPeer) (Changes, error) {
 	var c Changes
 	spec = spec.withDefaults()

@@ -161,7 +161,8 @@ func TestDirectWays(t *testing.T) {
 		via4, via6      string // what is not direct has none
 	}{
 		{name: "on the link", via4: "192.0.2.2", via6: "2001:db8::2"},
-		{name: "behind a router", set: "ip route add 198.51.100.2 via 192.0.2.9; ip -6 route add 2001:db8:7::2 via fe80::9 dev eth0",
+		{name: "behind a router",
+			set: "ip route add 198.51.100.2 via 192.0.2.9; ip -6 route add 2001:db8:7::2 via fe80::9 dev eth0",
 			undo: "ip route del 198.51.100.2; ip -6 route del 2001:db8:7::2",
 			spec: func(s *Spec) {
 				s.Direct[0].NodeAddrs = []netip.Addr{addr("198.51.100.2"), addr("2001:db8:7::2")}
@@ -181,7 +182,8 @@ func TestDirectWays(t *testing.T) {
 		{name: "this node itself", spec: func(s *Spec) {
 			s.Direct[0].NodeAddrs = s.NodeAddrs
 		}},
-		{name: "policy routing", set: "ip rule add from 192.0.2.1 lookup 99 priority 100; ip route add 198.51.100.2 via 192.0.2.7 table 99",
+		{name: "policy routing",
+			set: "ip rule add from 192.0.2.1 lookup 99 priority 100; ip route add 198.51.100.2 via 192.0.2.7 table 99",
 			undo: "ip rule del priority 100; ip route flush table 99",
 			spec: func(s *Spec) {
 				s.Direct[0].NodeAddrs = []netip.Addr{addr("198.51.100.2"), addr("2001:db8::2")}
@@ -236,8 +238,8 @@ func TestWatchFollowsDirectPeers(t *testing.T) {
 	})
 	for _, k := range []struct{ name, do, main, table string }{
 		{"at first", "true", "via 192.0.2.2 dev eth0", "10.244.2.0/24 via 192.0.2.2 dev eth0"},
-		{"another way", "ip route add 192.0.2.2 via 192.0.2.77", "via 192.0.2.77 dev eth0", "10.244.2.0/24 via 192.0.2.77 dev eth0"},
-		{"and yet another", "ip route replace 192.0.2.2 via 192.0.2.78", "via 192.0.2.78 dev", "10.244.2.0/24 via 192.0.2.78"},
+		{"another way", "ip route add 192.0.2.2 via 192.0.2.77", "via 192.0.2.77 dev", "10.244.2.0/24 via 192.0.2.77 dev eth0"},
+		{"yet another", "ip route replace 192.0.2.2 via 192.0.2.78", "via 192.0.2.78 dev", "10.244.2.0/24 via 192.0.2.78"},
 		{"back", "ip route del 192.0.2.2", "via 192.0.2.2 dev eth0", "10.244.2.0/24 via 192.0.2.2 dev eth0"},
 		{"flushed", "ip route flush proto 87; ip route flush table 8787", "via 192.0.2.2 dev", "10.244.2.0/24 via 192.0.2.2"},
 		{"a rule", "ip rule add to 192.0.2.2 lookup 99 priority 100; ip route add 192.0.2.2 via 192.0.2.79 table 99",

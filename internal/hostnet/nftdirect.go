@@ -39,8 +39,8 @@ func directSets() []*nftables.Set {
 
 // underlayChain is the source check of what arrives without a tunnel, which the forwarder never sees: from addresses of
 // the cluster only what direct peers have, and only by the interfaces towards them. Peers count as direct by what they
-// ask for, not by the way that this node has to them now: one may see the other on its subnet and not the other way round,
-// and while they change from one encapsulation to another their ways differ for a while.
+// ask for, not by the way that this node has to them now: one may see the other on its subnet and not the other way
+// round, and while they change from one encapsulation to another their ways differ for a while.
 func (s Spec) underlayChain(families []family) chain {
 	var rules []chainRule
 	add := func(why string, ms ...match) { rules = append(rules, chainRule{why, join(ms...)}) }

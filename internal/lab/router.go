@@ -21,8 +21,8 @@ var (
 const farBridgeName = "br1"
 
 // AddRouter makes a router with a second subnet behind it, for nodes that AddNodeBehind adds: eth0 is on the underlay,
-// eth1 on the other. It knows the two subnets and the outside, and no pods; hosts on the underlay, those of before, get a route to the
-// other subnet through it.
+// eth1 on the other. It knows the two subnets and the outside, and no pods; hosts on the underlay, those of before, get
+// a route to the other subnet through it.
 func (l *Lab) AddRouter() (*NS, error) {
 	router, err := l.AddNS("router")
 	if err != nil {

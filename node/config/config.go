@@ -132,25 +132,25 @@ const (
 // raw is the file as it is spelled.
 type raw struct {
 	static.Spec `yaml:",inline"`
-	Node        string   `yaml:"node"`
-	Control     string   `yaml:"control"`
-	Addresses   []string `yaml:"addresses"`
+	Node        string      `yaml:"node"`
+	Control     string      `yaml:"control"`
+	Addresses   []string    `yaml:"addresses"`
 
 	Kubernetes kubernetes.Spec `yaml:"kubernetes"`
 	Etcd       etcd.Spec       `yaml:"etcd"`
 
-	Device     string      `yaml:"device"`
-	MTU        int         `yaml:"mtu"`
-	VXLAN      rawVXLAN    `yaml:"vxlan"`
-	Workers    int         `yaml:"workers"`
-	Masquerade bool        `yaml:"masquerade"`
-	Offloads   rawOffloads `yaml:"offloads"`
-	Routing    rawRouting  `yaml:"routing"`
-	Metrics    string      `yaml:"metrics"`
-	RunDir     string      `yaml:"runDir"`
-	StateDir   string      `yaml:"stateDir"`
-	OnExit     string      `yaml:"onExit"`
-	Log        rawLog      `yaml:"log"`
+	Device      string      `yaml:"device"`
+	MTU         int         `yaml:"mtu"`
+	VXLAN       rawVXLAN    `yaml:"vxlan"`
+	Workers     int         `yaml:"workers"`
+	Masquerade  bool        `yaml:"masquerade"`
+	Offloads    rawOffloads `yaml:"offloads"`
+	Routing     rawRouting  `yaml:"routing"`
+	Metrics     string      `yaml:"metrics"`
+	RunDir      string      `yaml:"runDir"`
+	StateDir    string      `yaml:"stateDir"`
+	OnExit      string      `yaml:"onExit"`
+	Log         rawLog      `yaml:"log"`
 }
 
 type rawVXLAN struct {
@@ -357,7 +357,7 @@ func (c *Config) WireGuardPortOf(n *control.Node) uint16 {
 	return cmp.Or(n.WireGuardPort, c.WireGuardPort)
 }
 
-// Encrypted reports whether the tunnel to the peer is the encrypted one. Both nodes of a pair come to the same answer from the
+// Encrypted reports whether the tunnel to the peer is encrypted. Both nodes of a pair come to the same answer from the
 // same file, so that it can be changed node by node: one that is plaintext is so to all others.
 func (c *Config) Encrypted(peer *control.Node) bool {
 	return control.EncryptedBetween(&c.Self, peer)
