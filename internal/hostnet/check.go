@@ -74,6 +74,7 @@ func Check(env Environment) []Finding {
 	c.underlay()
 	c.ports()
 	c.routes()
+	c.direct()
 	c.rules()
 	c.forwarding()
 	c.reversePath()

@@ -162,7 +162,7 @@ func TestDirectWays(t *testing.T) {
 	}{
 		{name: "on the link", via4: "192.0.2.2", via6: "2001:db8::2"},
 		{name: "behind a router",
-			set: "ip route add 198.51.100.2 via 192.0.2.9; ip -6 route add 2001:db8:7::2 via fe80::9 dev eth0",
+			set:  "ip route add 198.51.100.2 via 192.0.2.9; ip -6 route add 2001:db8:7::2 via fe80::9 dev eth0",
 			undo: "ip route del 198.51.100.2; ip -6 route del 2001:db8:7::2",
 			spec: func(s *Spec) {
 				s.Direct[0].NodeAddrs = []netip.Addr{addr("198.51.100.2"), addr("2001:db8:7::2")}
@@ -183,7 +183,7 @@ func TestDirectWays(t *testing.T) {
 			s.Direct[0].NodeAddrs = s.NodeAddrs
 		}},
 		{name: "policy routing",
-			set: "ip rule add from 192.0.2.1 lookup 99 priority 100; ip route add 198.51.100.2 via 192.0.2.7 table 99",
+			set:  "ip rule add from 192.0.2.1 lookup 99 priority 100; ip route add 198.51.100.2 via 192.0.2.7 table 99",
 			undo: "ip rule del priority 100; ip route flush table 99",
 			spec: func(s *Spec) {
 				s.Direct[0].NodeAddrs = []netip.Addr{addr("198.51.100.2"), addr("2001:db8::2")}
@@ -239,7 +239,7 @@ func TestWatchFollowsDirectPeers(t *testing.T) {
 	for _, k := range []struct{ name, do, main, table string }{
 		{"at first", "true", "via 192.0.2.2 dev eth0", "10.244.2.0/24 via 192.0.2.2 dev eth0"},
 		{"another way", "ip route add 192.0.2.2 via 192.0.2.77", "via 192.0.2.77 dev", "10.244.2.0/24 via 192.0.2.77 dev eth0"},
-		{"yet another", "ip route replace 192.0.2.2 via 192.0.2.78", "via 192.0.2.78 dev", "10.244.2.0/24 via 192.0.2.78"},
+		{"yet another", "ip route replace 192.0.2.2 via 192.0.2.78", "via 192.0.2.78", "10.244.2.0/24 via 192.0.2.78"},
 		{"back", "ip route del 192.0.2.2", "via 192.0.2.2 dev eth0", "10.244.2.0/24 via 192.0.2.2 dev eth0"},
 		{"flushed", "ip route flush proto 87; ip route flush table 8787", "via 192.0.2.2 dev", "10.244.2.0/24 via 192.0.2.2"},
 		{"a rule", "ip rule add to 192.0.2.2 lookup 99 priority 100; ip route add 192.0.2.2 via 192.0.2.79 table 99",
@@ -346,5 +346,34 @@ func TestChangeDirect(t *testing.T) {
 	whole.PodCIDRs = []netip.Prefix{prefix("10.9.0.0/24")}
 	if _, err := ChangeDirect(spec, nil, []DirectPeer{whole}); !errors.Is(err, ErrWholeDirect) {
 		t.Errorf("a cluster's range of its own: %v", err)
+	}
+}
+
+func TestCheckDirect(t *testing.T) {
+	w := newWorld(t)
+	_ = w.underlay()
+	spec := directSpec(false)
+	spec.Direct = append(spec.Direct, DirectPeer{Name: "c", PodCIDRs: []netip.Prefix{prefix("fd00:10:244:3::/64")},
+		NodeAddrs: []netip.Addr{addr("192.0.2.3")}})
+	find := func() (levels []Level, text string) {
+		for _, f := range Check(Environment{Spec: spec}) {
+			if f.What == "direct" {
+				levels, text = append(levels, f.Level), text+f.Why+"\n"
+			}
+		}
+		return levels, text
+	}
+	levels, text := find()
+	if !slices.Equal(levels, []Level{Warning, OK}) || !strings.Contains(text, "1 of 2 peers") ||
+		!strings.Contains(text, "peer c is to be direct, and its pods in fd00:10:244:3::/64 are reached through the tunnel: ") {
+		t.Errorf("%v\n%s", levels, text)
+	}
+	w.run("sysctl -qw net.ipv4.conf.eth0.rp_filter=1")
+	if _, text := find(); !strings.Contains(text, "rp_filter is 1 on eth0") {
+		t.Error(text)
+	}
+	w.run("sysctl -qw net.ipv4.conf.all.rp_filter=2")
+	if _, text := find(); strings.Contains(text, "rp_filter") {
+		t.Error(text)
 	}
 }
