@@ -149,6 +149,26 @@ func holds(a netip.Addr) func(netip.Prefix) bool {
 	return func(p netip.Prefix) bool { return p.Contains(a) }
 }
 
+// TestDirectOverIPv6 has nodes without an IPv4 address route IPv4 pods to each other.
+func TestDirectOverIPv6(t *testing.T) {
+	c := newCluster(t, lab.Options{})
+	a, b := c.direct(c.node("a"), "direct"), c.direct(c.node("b"), "direct")
+	c.configure(underlayV6(a, b)...)
+	c.up(a, b)
+	p := c.peer(a, b)
+	if p.Encapsulation != "direct" || len(p.Direct) != 3 || p.Direct[0].NextHop != b.V6 || p.Direct[1].NextHop != b.V6 {
+		t.Errorf("%s, %+v", p.Encapsulation, p.Direct)
+	}
+	one, other := c.pod(a, "1"), c.pod(b, "1")
+	inTunnel := c.capture(c.lab.Switch(), a.Port(), tunnelled)
+	for _, f := range families() {
+		c.meet(one, other, f)
+		c.meet(other, one, f)
+		c.ping(a.NS, other.Address(f), lab.Ping{Count: 1})
+	}
+	inTunnel.nothing("a packet in a tunnel")
+}
+
 // TestDirectTrust has an underlay host send as pods of a direct peer's neighbour, and as the node's own.
 func TestDirectTrust(t *testing.T) {
 	c := newCluster(t, lab.Options{})
@@ -267,6 +287,7 @@ func TestDirectThroughRouter(t *testing.T) {
 	router, nodes := c.behindRouter()
 	for _, n := range nodes {
 		c.direct(n, "direct")
+		c.ok(n.NS.SetSysctl("net/ipv4/conf/eth0/rp_filter", "1")) // what comes so also leaves so
 	}
 	c.configure()
 	c.up(nodes...)

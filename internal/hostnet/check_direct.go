@@ -28,6 +28,10 @@ func (c *checker) direct() {
 				a.Prefix, a.Why), "look at `ip route get` for that node's addresses, or let it ask for auto")
 		}
 	}
+	if c.noNft {
+		c.warn(what, "nftables is missing: whoever is on the underlay can send to this node's pods as any other pod",
+			"a kernel with nftables, or a tunnel: `encapsulation: wireguard`")
+	}
 	n := len(c.Spec.Direct)
 	c.ok(what, "%d of %d peers that may be are reached without a tunnel", n-len(tunnelled), n)
 	all, _ := sysctl("ipv4/conf/all/rp_filter")

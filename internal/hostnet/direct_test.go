@@ -238,7 +238,7 @@ func TestWatchFollowsDirectPeers(t *testing.T) {
 	})
 	for _, k := range []struct{ name, do, main, table string }{
 		{"at first", "true", "via 192.0.2.2 dev eth0", "10.244.2.0/24 via 192.0.2.2 dev eth0"},
-		{"another way", "ip route add 192.0.2.2 via 192.0.2.77", "via 192.0.2.77 dev", "10.244.2.0/24 via 192.0.2.77 dev eth0"},
+		{"another way", "ip route add 192.0.2.2 via 192.0.2.77", "via 192.0.2.77 dev", "10.244.2.0/24 via 192.0.2.77"},
 		{"yet another", "ip route replace 192.0.2.2 via 192.0.2.78", "via 192.0.2.78", "10.244.2.0/24 via 192.0.2.78"},
 		{"back", "ip route del 192.0.2.2", "via 192.0.2.2 dev eth0", "10.244.2.0/24 via 192.0.2.2 dev eth0"},
 		{"flushed", "ip route flush proto 87; ip route flush table 8787", "via 192.0.2.2 dev", "10.244.2.0/24 via 192.0.2.2"},
@@ -364,8 +364,9 @@ func TestCheckDirect(t *testing.T) {
 		return levels, text
 	}
 	levels, text := find()
+	const lost = "peer c is to be direct, and its pods in fd00:10:244:3::/64 are reached through the tunnel: "
 	if !slices.Equal(levels, []Level{Warning, OK}) || !strings.Contains(text, "1 of 2 peers") ||
-		!strings.Contains(text, "peer c is to be direct, and its pods in fd00:10:244:3::/64 are reached through the tunnel: ") {
+		!strings.Contains(text, lost) {
 		t.Errorf("%v\n%s", levels, text)
 	}
 	w.run("sysctl -qw net.ipv4.conf.eth0.rp_filter=1")
@@ -376,4 +377,52 @@ func TestCheckDirect(t *testing.T) {
 	if _, text := find(); strings.Contains(text, "rp_filter") {
 		t.Error(text)
 	}
+}
+
+// TestManyDirectPeers sets thousands up at once and one more: messages have a size, and lists are compared.
+func TestManyDirectPeers(t *testing.T) {
+	w := newWorld(t)
+	_ = w.underlay()
+	w.run("ip addr add 198.51.100.1/16 dev eth0; sysctl -qw net.ipv6.route.max_size=100000")
+	w.tun("warren0")
+	spec := testSpec()
+	spec.PodCIDRs, spec.Gateways = []netip.Prefix{prefix("10.0.1.0/24")}, []netip.Addr{addr("10.0.1.1")}
+	spec.ClusterCIDRs = []netip.Prefix{prefix("10.0.0.0/8")}
+	const peers = 5000
+	peer := func(n int) DirectPeer {
+		return DirectPeer{
+			Name: fmt.Sprint("n", n), OnLink: true,
+			PodCIDRs:  []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(1 + n/256), byte(n), 0}), 24)},
+			NodeAddrs: []netip.Addr{netip.AddrFrom4([4]byte{198, 51, byte(101 + n/256), byte(n)})},
+		}
+	}
+	for n := range peers {
+		spec.Direct = append(spec.Direct, peer(n))
+	}
+	began := time.Now()
+	w.apply(spec)
+	t.Logf("%d direct peers set up in %v", peers, time.Since(began))
+	began = time.Now()
+	if made := w.apply(spec).Made; len(made) > 0 {
+		t.Errorf("the second Apply changed %d things: %s", len(made), made[0])
+	}
+	t.Logf("and looked at again in %v", time.Since(began))
+	if n := strings.Count(w.run("ip route show table 8787 proto 87 via 198.51.101.0/0"), "10."); n < peers {
+		t.Errorf("%d routes to pods", n)
+	}
+	one := peer(peers)
+	began = time.Now()
+	c, err := ChangeDirect(spec, []DirectPeer{spec.Direct[0]}, []DirectPeer{one})
+	if w.must(err); len(c.Direct) != 2 {
+		t.Errorf("%+v", c.Direct)
+	}
+	t.Logf("one changed in %v", time.Since(began))
+	spec.Direct[0] = one
+	if made := w.apply(spec).Made; len(made) > 0 {
+		t.Errorf("after a change Apply changed %d things: %s", len(made), made[0])
+	}
+	began = time.Now()
+	spec.Direct = nil
+	w.apply(spec)
+	t.Logf("all removed in %v", time.Since(began))
 }
