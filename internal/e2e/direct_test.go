@@ -287,7 +287,6 @@ func TestDirectThroughRouter(t *testing.T) {
 	router, nodes := c.behindRouter()
 	for _, n := range nodes {
 		c.direct(n, "direct")
-		c.ok(n.NS.SetSysctl("net/ipv4/conf/eth0/rp_filter", "1")) // what comes so also leaves so
 	}
 	c.configure()
 	c.up(nodes...)
@@ -308,6 +307,16 @@ func TestDirectThroughRouter(t *testing.T) {
 			c.meet(third, one, f)
 			c.beyond(third, f)
 			c.ping(router, third.Address(f), lab.Ping{Count: 1})
+		}
+		// What comes by a device would also leave by it.
+		for _, n := range nodes {
+			c.ok(n.NS.SetSysctl("net/ipv4/conf/eth0/rp_filter", "1"))
+		}
+		c.meet(one, third, 4)
+		c.ping(a.NS, third.V4, lab.Ping{Count: 1})
+		c.ping(third.NS, a.V4, lab.Ping{Count: 1})
+		for _, n := range nodes {
+			c.ok(n.NS.SetSysctl("net/ipv4/conf/eth0/rp_filter", "0"))
 		}
 		inTunnel.nothing("a packet in a tunnel")
 		c.do(router, "ip route flush proto static", "ip -6 route flush proto static")
