@@ -24,7 +24,7 @@ import (
 // A call that gets no answer for so long fails: one that only the server's answer ends would wait forever for a server
 // that hangs. A list of 5,000 nodes takes some seconds, and is given up after listTimeout.
 const (
-	answerTimeout = time.Minute
+	answerTimeout = 30 * time.Second
 	listTimeout   = 10 * time.Minute
 )
 
@@ -34,6 +34,8 @@ type client struct {
 	rest  rest.Interface
 	codec runtime.ParameterCodec
 	host  string // as messages name it
+
+	patience time.Duration // answerTimeout, but in tests
 }
 
 // restConfig finds out how the API server is reached.
@@ -80,47 +82,58 @@ func newClient(cfg *rest.Config, userAgent string) (*client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client for the API server at %s: %w", cfg.Host, err)
 	}
-	return &client{rest: c, codec: runtime.NewParameterCodec(scheme), host: cfg.Host}, nil
+	return &client{rest: c, codec: runtime.NewParameterCodec(scheme), host: cfg.Host, patience: answerTimeout}, nil
 }
 
 // list returns the nodes as far as a store needs them.
 func (c *client) list(ctx context.Context, opt metav1.ListOptions, slim func(any) (any, error)) (*corev1.NodeList,
 	error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	patience := time.AfterFunc(answerTimeout, cancel)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := time.AfterFunc(c.patience, func() { cancel(errSilent) })
 	defer patience.Stop()
 	body, err := c.rest.Get().Resource("nodes").VersionedParams(&opt, c.codec).
 		SetHeader("Accept", runtime.ContentTypeJSON).Stream(ctx)
 	if err != nil {
-		return nil, err
+		return nil, silence(ctx, err)
 	}
 	defer body.Close()
 	patience.Reset(listTimeout)
 	list, err := readList(body, slim)
 	if err != nil {
-		return nil, fmt.Errorf("list of nodes: %w", err)
+		return nil, fmt.Errorf("list of nodes: %w", silence(ctx, err))
 	}
 	return list, nil
 }
 
 func (c *client) watch(ctx context.Context, opt metav1.ListOptions) (watch.Interface, error) {
 	opt.Watch = true
-	ctx, cancel := context.WithCancel(ctx)
-	patience := time.AfterFunc(answerTimeout, cancel)
+	ctx, cancel := context.WithCancelCause(ctx)
+	patience := time.AfterFunc(c.patience, func() { cancel(errSilent) })
 	defer patience.Stop()
 	w, err := c.rest.Get().Resource("nodes").VersionedParams(&opt, c.codec).Watch(ctx)
 	if err != nil {
-		cancel()
+		err = silence(ctx, err)
+		cancel(nil)
 		return nil, err
 	}
-	return watching{w, cancel}, nil
+	return watching{w, func() { cancel(nil) }}, nil
+}
+
+var errSilent = errors.New("it takes connections and does not answer")
+
+// silence is the error of a call that was given up, in words.
+func silence(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errSilent) {
+		return errSilent
+	}
+	return err
 }
 
 // watching is a watch whose context ends with it.
 type watching struct {
 	watch.Interface
-	cancel context.CancelFunc
+	cancel func()
 }
 
 func (w watching) Stop() {
@@ -140,7 +153,7 @@ func (c *client) patch(ctx context.Context, name string, p patch) (*corev1.Node,
 	if err != nil {
 		return nil, fmt.Errorf("patch of Node %s: %w", name, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.patience)
 	defer cancel()
 	out := &corev1.Node{}
 	req := c.rest.Patch(p.kind).Resource("nodes").Name(name)

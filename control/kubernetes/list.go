@@ -39,8 +39,8 @@ func (l *listed) node() *corev1.Node {
 }
 
 // readList reads a NodeList, node by node. Decoded as a whole, the list of 5,000 nodes took 180 MB for a moment, and
-// the process keeps such memory; API servers from 1.34 on stream it, others have it in one piece. A list that ends early is
-// an error, as nodes that are not in it would be taken for gone.
+// the process keeps such memory; API servers from 1.34 on stream it, others have it in one piece. A list that ends too
+// early is an error, as nodes that are not in it would be taken for gone.
 func readList(r io.Reader, slim func(any) (any, error)) (*corev1.NodeList, error) {
 	list := &corev1.NodeList{}
 	dec := json.NewDecoder(r)

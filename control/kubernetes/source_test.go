@@ -1,12 +1,18 @@
 package kubernetes
 
 import (
+	"context"
+	"errors"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/warren-net/warren/control"
 )
@@ -284,4 +290,33 @@ func TestOwnObject(t *testing.T) {
 	own.Addresses = []netip.Addr{netip.MustParseAddr("203.0.113.7")}
 	r.update(control.Update{Nodes: []control.Node{own}})
 	r.problem()
+}
+
+// TestSilent has an API server that takes connections and says nothing.
+func TestSilent(t *testing.T) {
+	over := make(chan struct{})
+	silent := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-over }))
+	defer silent.Close()
+	defer close(over)
+	s, err := newSource(Options{NodeName: "a"}, &rest.Config{Host: silent.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.client.patience = 50 * time.Millisecond
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	_, listErr := s.ListWithContext(ctx, metav1.ListOptions{})
+	_, watchErr := s.WatchWithContext(ctx, metav1.ListOptions{})
+	for what, err := range map[string]error{"list": listErr, "watch": watchErr} {
+		if !errors.Is(err, errSilent) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	const want = "cannot be reached: it takes connections and does not answer; see that it runs"
+	if worst := s.worst(); worst == nil || !strings.Contains(worst.err.Error(), want) {
+		t.Errorf("told: %+v", worst)
+	}
+	if err := s.Leave(ctx); err == nil || !strings.Contains(err.Error(), "cannot be reached") {
+		t.Errorf("Leave: %v", err)
+	}
 }
