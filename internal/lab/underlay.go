@@ -63,9 +63,10 @@ func (l *Lab) AddHost(name string, index int) (*Host, error) {
 	if h.NS, err = l.AddNS(name); err != nil {
 		return nil, err
 	}
-	err = l.plug(h.NS, fmt.Sprintf("host%d", index), []netip.Prefix{onSubnet(h.V4), onSubnet(h.V6)})
+	err = l.plug(h.NS, plug{port: fmt.Sprintf("host%d", index), bridge: bridgeName, device: underlayDevice,
+		addresses: []netip.Prefix{onSubnet(h.V4), onSubnet(h.V6)}})
 	if err == nil {
-		err = h.NS.Do(addDefaultRoutes)
+		err = h.NS.Do(func() error { return addDefaultRoutes(routerV4, routerV6) })
 	}
 	if err != nil {
 		return nil, fmt.Errorf("host %s: %w", name, err)
