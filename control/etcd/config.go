@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"strings"
 	"time"
 
@@ -52,13 +51,19 @@ type Config struct {
 	connect func() *clientv3.Client // of a test, instead of the endpoints; nil: there is none
 }
 
-var namePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,251}[a-zA-Z0-9])?$`)
+// maxName bounds names in bytes, as DNS does.
+const maxName = 253
 
 // CheckName refuses names of nodes and networks that cannot be part of a key, of a certificate, or of a table's line.
 func CheckName(what, name string) error {
-	if !namePattern.MatchString(name) {
-		return fmt.Errorf("%s %q: use letters, digits, -, _ and ., beginning and ending with a letter or a digit, at most "+
-			"253 characters", what, name)
+	plain := func(c byte) bool { return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' }
+	good := name != "" && len(name) <= maxName && plain(name[0]) && plain(name[len(name)-1])
+	for i := range len(name) {
+		good = good && (plain(name[i]) || strings.IndexByte("-_.", name[i]) >= 0)
+	}
+	if !good {
+		return fmt.Errorf("%s %q: use letters, digits, -, _ and ., beginning and ending with a letter or a digit, at most %d "+
+			"characters", what, name, maxName)
 	}
 	return nil
 }

@@ -177,8 +177,11 @@ func (a *ask) client(cmd *cobra.Command) (*api.Client, error) {
 	return api.NewClient(defaultSocket), nil
 }
 
-// defaultSocket is where the socket is unless the configuration says otherwise.
-const defaultSocket = "/run/warren/" + apisocket.Name
+// The run directory, and the socket in it, unless the configuration says otherwise.
+const (
+	defaultRunDir = "/run/warren"
+	defaultSocket = defaultRunDir + "/" + apisocket.Name
+)
 
 // Main is the program: it runs the command line of this process.
 func Main() int {

@@ -23,6 +23,7 @@ type written struct {
 	Encapsulation string     `yaml:"encapsulation,omitempty"`
 	VXLAN         writtenVXL `yaml:"vxlan"`
 	WireGuard     writtenWG  `yaml:"wireguard"`
+	RunDir        string     `yaml:"runDir,omitempty"`
 	StateDir      string     `yaml:"stateDir,omitempty"`
 }
 
@@ -86,6 +87,9 @@ func (h *hostFlags) writeConfig(spec *etcd.Spec, s *etcd.Settings) error {
 		Encapsulation: string(s.Encapsulation), VXLAN: writtenVXL{s.VNI, s.Port}, WireGuard: writtenWG{s.WireGuardPort}}
 	if h.stateDir != config.DefaultStateDir {
 		w.StateDir = h.stateDir
+	}
+	if h.runDir != defaultRunDir {
+		w.RunDir = h.runDir
 	}
 	var b bytes.Buffer
 	b.WriteString("# Written by Warren. Other keys may be added, see docs/configuration.md.\n")

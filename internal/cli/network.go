@@ -88,10 +88,10 @@ func withAdmin(cmd *cobra.Command, path string, do func(*network, *etcd.Client) 
 
 // A hostFlags is what `warren init` and `warren join` ask of a host.
 type hostFlags struct {
-	config, stateDir, node, network string
-	addresses                       []string
-	noStart                         bool
-	external                        externalFlags
+	config, stateDir, runDir, node, network string
+	addresses                               []string
+	noStart                                 bool
+	external                                externalFlags
 }
 
 // errNoFiles says that an etcd of the user's was named as Warren's own would be.
@@ -108,6 +108,7 @@ func (h *hostFlags) flags(cmd *cobra.Command) {
 	configFlag(cmd, &h.config)
 	f := cmd.Flags()
 	f.StringVar(&h.stateDir, "state-dir", config.DefaultStateDir, "state `DIR` of this host")
+	f.StringVar(&h.runDir, "run-dir", defaultRunDir, "run `DIR` of this host, where the daemon's socket is")
 	f.StringVar(&h.node, "node", "", "`NAME` of this host in the network (default: the host's name)")
 	f.StringArrayVar(&h.addresses, "address", nil, "`ADDRESS` at which the other nodes reach this one, one per family "+
 		"(default: the one towards the default route)")
@@ -121,6 +122,7 @@ func (h *hostFlags) flags(cmd *cobra.Command) {
 		_ = cmd.MarkFlagFilename(name) // the flags exist, so these cannot fail
 	}
 	_ = cmd.MarkFlagDirname("state-dir")
+	_ = cmd.MarkFlagDirname("run-dir")
 }
 
 // complete fills in what the flags leave open, and checks them.
