@@ -15,6 +15,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	backoffconfig "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -54,6 +56,9 @@ func dial(cfg Config) (*Client, error) {
 		DialKeepAliveTime:    pingEvery,
 		DialKeepAliveTimeout: pingTimeout,
 		Logger:               zap.NewNop(), // what matters comes back as an error
+		// gRPC's own would have a node wait for two minutes after the etcd was away for some.
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: cfg.Timeout,
+			Backoff: backoffconfig.Config{BaseDelay: cfg.Retry, Multiplier: 1.6, Jitter: 0.2, MaxDelay: cfg.MaxRetry}})},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("etcd endpoints %s: %w", strings.Join(cfg.Endpoints, ", "), err)

@@ -25,7 +25,7 @@ type Listed struct {
 
 // Nodes lists all nodes by name.
 func (c *Client) Nodes(ctx context.Context) ([]Listed, error) {
-	ctx, cancel := context.WithTimeout(ctx, 4*c.cfg.Timeout)
+	ctx, cancel := c.bounded(ctx)
 	defer cancel()
 	resp, err := c.etcd.Txn(ctx).Then(clientv3.OpGet(c.keys.nodes(), clientv3.WithPrefix()),
 		clientv3.OpGet(c.keys.allAlive(), clientv3.WithPrefix())).Commit()
@@ -52,6 +52,20 @@ func (c *Client) Nodes(ctx context.Context) ([]Listed, error) {
 		out = append(out, l)
 	}
 	return out, nil
+}
+
+// Away says that this host's daemon has stopped, for one that was killed or could not say so itself.
+func (c *Client) Away(ctx context.Context) error {
+	st, err := loadState(&c.cfg)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := c.bounded(ctx)
+	defer cancel()
+	at := c.keys.alive(c.cfg.Node)
+	mine := marshal(owner{recordVersion, c.cfg.Node, st.ID})
+	_, err = c.etcd.Txn(ctx).If(clientv3.Compare(clientv3.Value(at), "=", mine)).Then(clientv3.OpDelete(at)).Commit()
+	return c.Explain(err)
 }
 
 // ErrNoNode says that the network has no such node.

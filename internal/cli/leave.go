@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -130,29 +129,28 @@ func (l *leaving) asMember(cmd *cobra.Command, n *network) error {
 		count(len(nodes), "node"))
 }
 
-// giveBack tells the network. A daemon that was just stopped may count as alive for a moment.
+// giveBack tells the network. The daemon has stopped; another host that has the name may be alive.
 func (l *leaving) giveBack(cmd *cobra.Command, n *network) error {
 	client, err := n.client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	for end := time.Now().Add(etcd.DefaultAliveTTL + 10*time.Second); ; time.Sleep(time.Second) {
-		err := client.Remove(cmd.Context(), n.cfg.Node)
-		switch {
-		case errors.Is(err, etcd.ErrAlive) && time.Now().Before(end) && cmd.Context().Err() == nil:
-			continue
-		case err != nil && !errors.Is(err, etcd.ErrNoNode):
-			return err
-		case !n.spec.Own():
-			return nil
-		}
-		joins, err := n.joins(cmd)
-		if err != nil {
-			return err
-		}
-		return join.Leave(cmd.Context(), n.cfg.StateDir, joins)
+	if err := client.Away(cmd.Context()); err != nil {
+		return err
 	}
+	err = client.Remove(cmd.Context(), n.cfg.Node)
+	switch {
+	case err != nil && !errors.Is(err, etcd.ErrNoNode):
+		return err
+	case !n.spec.Own():
+		return nil
+	}
+	joins, err := n.joins(cmd)
+	if err != nil {
+		return err
+	}
+	return join.Leave(cmd.Context(), n.cfg.StateDir, joins)
 }
 
 // attached counts the pods that the CNI plugin has attached to this host.
