@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/warren-net/warren/control/etcd/etcdtest"
+)
+
+// TestOwnEtcd sets hosts up with an etcd that runs already.
+func TestOwnEtcd(t *testing.T) {
+	endpoint := "http://" + etcdtest.Start(t).Endpoints()[0]
+	host := func(name string) []string {
+		dir := t.TempDir()
+		return []string{"--config", filepath.Join(dir, "warren.yaml"), "--state-dir", filepath.Join(dir, "lib"),
+			"--run-dir", dir, "--node", name, "--no-start", "--etcd-endpoints", endpoint, "--network", "own"}
+	}
+	a, b := host("a"), host("b")
+	must := func(args ...string) string {
+		t.Helper()
+		status, out, errOut := call(t, args...)
+		if status != 0 {
+			t.Fatalf("warren %v: %s", args, errOut)
+		}
+		return out
+	}
+	refused := func(want string, args ...string) {
+		t.Helper()
+		status, _, errOut := call(t, args...)
+		if status != 1 || !strings.Contains(errOut, want) || strings.Count(errOut, "\n") != 1 {
+			t.Errorf("warren %v: status %d, %q, want %q in one line", args, status, errOut, want)
+		}
+	}
+	refused("there is no such network", append([]string{"join", "--address", "192.0.2.2"}, b...)...)
+	out := must(append([]string{"init", "--address", "192.0.2.1", "--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48",
+		"--encapsulation", "vxlan"}, a...)...)
+	if !strings.HasPrefix(out, "warren join --etcd-endpoints "+endpoint) || !strings.Contains(out, "--network own") {
+		t.Error(out)
+	}
+	// Again, and with another range.
+	must(append([]string{"init", "--address", "192.0.2.1", "--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48",
+		"--encapsulation", "vxlan"}, a...)...)
+	refused("the network exists already, with other settings", append([]string{"init", "--address", "192.0.2.1",
+		"--cluster-cidr", "10.1.0.0/16"}, a...)...)
+	must(append([]string{"join", "--address", "192.0.2.2"}, b...)...)
+	data, err := os.ReadFile(b[1])
+	if err != nil || !strings.Contains(string(data), "encapsulation: vxlan") {
+		t.Errorf("%s, %v", data, err)
+	}
+	// Not over another node's file.
+	other := append([]string{}, b...)
+	other[7] = "c"
+	refused(`is the configuration of node "b"`, append([]string{"join", "--address", "192.0.2.3"}, other...)...)
+
+	config := []string{"--config", b[1]}
+	var nodes []any
+	if err := json.Unmarshal([]byte(must(append([]string{"nodes", "-o", "json"}, config...)...)), &nodes); err != nil ||
+		len(nodes) != 0 {
+		t.Errorf("%v, %v", nodes, err)
+	}
+	refused("is the user's own", append([]string{"token", "new"}, config...)...)
+	refused("is the user's own", append([]string{"control", "promote", "--token", "x"}, config...)...)
+	refused("there is no such node", append([]string{"leave", "--node", "c"}, config...)...)
+	must(append([]string{"leave"}, config...)...)
+	if _, err := os.Stat(b[1]); err == nil {
+		t.Error("the configuration is there still")
+	}
+}
+
+// TestStandaloneFlags goes through what is refused before anything is asked.
+func TestStandaloneFlags(t *testing.T) {
+	dir := t.TempDir()
+	static := filepath.Join(dir, "static.yaml")
+	if err := os.WriteFile(static, []byte("node: a\ncluster: [10.244.0.0/16]\nnodes: [{name: a, addresses: [192.0.2.1], "+
+		"podCIDRs: [10.244.1.0/24], encapsulation: vxlan}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, args := range map[string][]string{
+		"is the configuration of a node whose control plane is static": {"init", "--config", static, "--node", "a",
+			"--address", "192.0.2.1"},
+		"is inside of the pods' range 192.0.2.0/24": {"init", "--address", "192.0.2.1", "--cluster-cidr", "192.0.2.0/24"},
+		`--cluster-cidr "x"`:                        {"init", "--address", "192.0.2.1", "--cluster-cidr", "x"},
+		"holds no pod CIDR of /24":                  {"init", "--address", "192.0.2.1", "--cluster-cidr", "10.244.0.0/25"},
+		`--address "localhost"`:                     {"init", "--address", "localhost"},
+		"are of one family":                         {"init", "--address", "192.0.2.1", "--address", "192.0.2.2"},
+		"etcd keeps that name for itself":           {"init", "--node", "root", "--address", "192.0.2.1"},
+		"--etcd-endpoints needs --etcd-ca":          {"init", "--address", "192.0.2.1", "--etcd-endpoints", "192.0.2.9:2379"},
+		"belong together":                           {"init", "--address", "192.0.2.1", "--etcd-cert", "x"},
+		"say where to join and with what":           {"join", "--address", "192.0.2.1"},
+		"not a token":                               {"join", "192.0.2.9", "--token", "abc", "--address", "192.0.2.1"},
+		"there is no member to ask": {"join", "192.0.2.9", "--address", "192.0.2.1", "--etcd-endpoints",
+			"http://192.0.2.9:2379"},
+		"this command is for hosts that": {"nodes", "--config", static},
+	} {
+		args = append(args, "--state-dir", dir, "--no-start")
+		if args[0] == "nodes" {
+			args = args[:3]
+		} else if args[1] != "--config" {
+			args = append(args, "--config", filepath.Join(dir, "warren.yaml"))
+		}
+		status, _, errOut := call(t, args...)
+		if status != 1 || !strings.Contains(errOut, want) || strings.Count(errOut, "\n") != 1 {
+			t.Errorf("warren %v: status %d, %q, want %q in one line", args, status, errOut, want)
+		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("something was left: %v, %v", entries, err)
+	}
+}
