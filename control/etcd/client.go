@@ -42,6 +42,9 @@ func NewClient(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.FollowMembers {
+		cfg.Endpoints = union(cfg.Endpoints, rememberedMembers(&cfg))
+	}
 	return dial(cfg)
 }
 

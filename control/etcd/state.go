@@ -61,6 +61,19 @@ func loadState(cfg *Config) (*state, error) {
 	return s, s.save(cfg.StateDir)
 }
 
+// rememberedMembers are those that the node's source has heard of. A client can do without.
+func rememberedMembers(cfg *Config) []string {
+	data, err := os.ReadFile(stateFile(cfg.StateDir))
+	if err != nil {
+		return nil
+	}
+	var s state
+	if json.Unmarshal(data, &s) != nil || s.Network != cfg.Network {
+		return nil
+	}
+	return s.Members
+}
+
 func (s *state) save(stateDir string) error {
 	if err := MakeDir(Dir(stateDir)); err != nil {
 		return err

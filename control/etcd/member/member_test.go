@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
@@ -352,5 +354,85 @@ func TestThreeMembers(t *testing.T) {
 	}
 	if err := member.Demote(t.Context(), a.admin(), "a"); !errors.Is(err, member.ErrLastMember) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestBootstrapAgain holds that a try which was killed half way can be repeated, and one that was not as well.
+func TestBootstrapAgain(t *testing.T) {
+	h := newHost(t, "a")
+	failed := errors.New("half way")
+	err := member.Bootstrap(t.Context(), h.o, settings(), func(context.Context, *etcd.Client) error { return failed })
+	if !errors.Is(err, failed) {
+		t.Fatal(err)
+	}
+	hash := func() string {
+		t.Helper()
+		ca, err := join.LoadCA(h.o.StateDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(ca.PEM())
+	}
+	was := hash()
+	for range 2 {
+		if err := member.Bootstrap(t.Context(), h.o, settings(), func(ctx context.Context, c *etcd.Client) error {
+			_, err := c.Settings(ctx)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if hash() != was {
+		t.Error("the authority is another one, so that tokens that were printed are worth nothing")
+	}
+	other := settings()
+	other.NodePrefix4 = 26
+	err = member.Bootstrap(t.Context(), h.o, other, func(context.Context, *etcd.Client) error { return nil })
+	if !errors.Is(err, etcd.ErrOtherSettings) {
+		t.Errorf("%v", err)
+	}
+	// A port that is taken is named.
+	l, err := net.Listen("tcp", h.o.Client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := member.Run(t.Context(), h.o); err == nil || !strings.Contains(err.Error(), "another process listens at") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestPeersAreMembers holds that a node's certificate opens no door to what members say to each other.
+func TestPeersAreMembers(t *testing.T) {
+	a := first(t, "a")
+	b := newHost(t, "b")
+	if _, err := b.joinAt(a, a.token(join.TokenOptions{}), nil); err != nil {
+		t.Fatal(err)
+	}
+	get := func(f etcd.Files) error {
+		t.Helper()
+		cfg, err := f.Config()
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := http.Client{Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}}
+		resp, err := client.Get("https://" + a.o.Peer + "/members")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
+		}
+		return nil
+	}
+	if err := get(join.MemberFiles(a.o.StateDir)); err != nil {
+		t.Errorf("a member's certificate: %v", err)
+	}
+	if err := get(join.Files(b.o.StateDir)); err == nil {
+		t.Error("a node's certificate speaks as a peer")
+	}
+	if err := get(join.Files(a.o.StateDir)); err == nil {
+		t.Error("a node's certificate speaks as a peer")
 	}
 }
