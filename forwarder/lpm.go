@@ -32,7 +32,7 @@ const (
 	entryCompare entry = 1 << 30
 
 	strideShift       = 26
-	maxStride         = 15
+	maxStride         = 11 // of the 15 that there is room for: whoever changes a route copies its node, 8 KiB at most
 	placeMask   entry = 1<<strideShift - 1
 	slotUnit          = 4
 	maxSlots          = (int(placeMask) + 1) * slotUnit

@@ -8,11 +8,12 @@ import (
 
 // A renewer makes the next lpm from the last one, for a few prefixes that have come, gone or changed their target. What
 // is not about them stays where it is: new nodes are appended to the slots that the last lpm has a part of, and nothing
-// that it reads is written to. A change costs a copy of each node on the way to it.
+// that it reads is written to. A change costs a copy of each node on the way to it; several in one call share those.
 type renewer struct {
 	routes bart.Table[target] // what is to be found, all of it
 	build  lpmBuilder         // its slots are the last lpm's and those that are new
 	kept   int                // slots that the last lpm that was made whole had
+	shared int                // slots that the last lpm has a part of; nobody else reads those behind them yet
 }
 
 // When the slots that nothing leads to any more are so many times those that were needed, and so many more, all are
@@ -47,6 +48,7 @@ func (r *renewer) renew(last lpm, changed []netip.Prefix) (lpm, error) {
 		return r.whole()
 	}
 	next := last
+	r.shared = len(r.build.slots)
 	for _, p := range changed {
 		root := &next.root6
 		if p.Addr().Is4() {
@@ -117,8 +119,7 @@ func (w *renewWalk) compare(e entry, depth int) (next entry, ok bool) {
 	if !ok {
 		then = w.build.sub(w.below(until), until, old[compareElse])
 	}
-	place := len(w.build.slots)
-	w.build.slots = append(w.build.slots, old...)
+	place := w.copy(at, compareSlots)
 	w.build.slots[place+compareThen] = then
 	return entryCompare | entry(place/slotUnit), true
 }
@@ -148,8 +149,11 @@ func (w *renewWalk) branch(e entry, depth int) entry {
 	return entry(stride<<strideShift | place/slotUnit)
 }
 
-// copy appends a copy of slots and says where it is.
+// copy appends a copy of a node's slots, unless nobody reads it yet, and says where it is.
 func (w *renewWalk) copy(at, size int) int {
+	if at >= w.shared {
+		return at
+	}
 	place := len(w.build.slots)
 	w.build.slots = append(w.build.slots, w.build.slots[at:at+size]...)
 	return place

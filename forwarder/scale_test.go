@@ -157,3 +157,49 @@ func BenchmarkDecide(b *testing.B) {
 		}
 	}
 }
+
+// TestChangeAmongMany: what a change adds to the slots of the lookup is not about how many peers there are, and several
+// in one call share what is copied.
+func TestChangeAmongMany(t *testing.T) {
+	const some, many, batch = 500, 20_000, 32
+	const most = 8192 // slots that one change may add: 32 KiB
+	appended := map[string]int{}
+	for _, size := range []int{some, many} {
+		for name, p := range map[string]plan{"24": plans["24"], "64": plans["64"]} {
+			b, _, err := NewBuilder(clusterSpec(p, size, 1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			next := size
+			join := func(count int) (slots int) {
+				var set []*Peer
+				for range count {
+					at := netip.AddrFrom4([4]byte{100, 64, byte(next >> 8), byte(next)})
+					set = append(set, &Peer{Name: fmt.Sprint("new", next), MTU: 1450, Stats: NewPeerStats(1),
+						Endpoint: netip.AddrPortFrom(at, 4789), PodCIDRs: []netip.Prefix{p(next, 0)}})
+					next++
+				}
+				before := 0
+				if b.lpm != nil {
+					before = len(b.lpm.build.slots)
+				}
+				if _, err := b.Change(2, set, nil); err != nil {
+					t.Fatal(err)
+				}
+				return len(b.lpm.build.slots) - before
+			}
+			join(1) // which begins with a copy of all
+			one, more := join(1), join(batch)
+			t.Logf("%d peers with a /%s: %d slots for one that comes, %d for %d", size, name, one, more, batch)
+			appended[fmt.Sprint(name, size)] = one
+			if one > most || more > most {
+				t.Errorf("%d peers with a /%s: %d slots for one that comes, %d for %d", size, name, one, more, batch)
+			}
+		}
+	}
+	for _, name := range []string{"24", "64"} {
+		if a, b := appended[name+fmt.Sprint(some)], appended[name+fmt.Sprint(many)]; b > a+most/2 {
+			t.Errorf("/%s: %d slots among %d peers, %d among %d", name, a, some, b, many)
+		}
+	}
+}
