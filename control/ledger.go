@@ -195,6 +195,9 @@ func (l *Ledger) admit(touch func(*entry)) {
 			progress = len(l.waiting) > 0
 		}
 	}
+	if len(l.waiting) == 0 {
+		l.waiting = map[string]*entry{} // going through one that held thousands costs as if it still did
+	}
 }
 
 // inTurn lists who waits, in the order in which they may take what is free.

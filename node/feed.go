@@ -181,7 +181,7 @@ func (f *feed) await(ctx context.Context, cfg *config.Config) (*config.Config, [
 		self, cluster := f.ledger.Node(f.name), f.cluster
 		if self != nil && len(cluster) > 0 && len(self.PodCIDRs) > 0 && len(self.Addresses) > 0 {
 			nodes := f.peers()
-			clear(f.pending)
+			f.pending = map[string]*control.Node{}
 			f.restart = false
 			f.mu.Unlock()
 			next, err := cfg.With(*self, cluster)
@@ -234,7 +234,7 @@ func (f *feed) fetch() fed {
 			out.set = append(out.set, *n)
 		}
 	}
-	clear(f.pending)
+	f.pending = map[string]*control.Node{} // going through one that held thousands costs as if it still did
 	return out
 }
 
