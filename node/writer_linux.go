@@ -102,17 +102,33 @@ func (w *writer) show(v *view) {
 	if old := w.node.view.Load(); old != nil {
 		before = old.warnings
 	}
-	for _, warning := range v.warnings {
-		if !slices.Contains(before, warning) {
-			w.log.Warn("warning", "text", warning)
-		}
-	}
-	for _, warning := range before {
-		if !slices.Contains(v.warnings, warning) {
-			w.log.Info("warning no longer holds", "text", warning)
-		}
+	if !slices.Equal(before, v.warnings) {
+		w.tellWarnings(before, v.warnings)
 	}
 	w.node.view.Store(v)
+}
+
+// tellWarnings writes down which warnings are new and which hold no longer. With the underlay gone there may be one for
+// each peer.
+func (w *writer) tellWarnings(before, now []string) {
+	set := func(list []string) map[string]bool {
+		out := make(map[string]bool, len(list))
+		for _, text := range list {
+			out[text] = true
+		}
+		return out
+	}
+	had, has := set(before), set(now)
+	for _, text := range now {
+		if !had[text] {
+			w.log.Warn("warning", "text", text)
+		}
+	}
+	for _, text := range before {
+		if !has[text] {
+			w.log.Info("warning no longer holds", "text", text)
+		}
+	}
 }
 
 // showAgain publishes the view anew for the same snapshot.
