@@ -30,7 +30,11 @@ type secure struct {
 	why     error // why there is none
 
 	offloads []tunnel.OffloadState
-	ring     key.Ring // the node's private keys. Of the writer goroutine
+
+	// Of the writer goroutine.
+	ring   key.Ring      // the node's private keys
+	halves []key.Public  // the public ones of pairs
+	pairs  []key.Private // the ring's keys when halves were computed
 }
 
 // controlWaiter waits for the control socket.
@@ -197,21 +201,23 @@ func (n *Node) mayBeEndpoint(a netip.Addr) bool {
 
 // preferred is which of the keys the node's entry names, so the one that its peers know. An error when it names none.
 func preferred(ring key.Ring, cfg *config.Config) (int, error) {
+	return preferredOf(publicsOf(ring), cfg)
+}
+
+func preferredOf(publics []key.Public, cfg *config.Config) (int, error) {
 	want := cfg.Self.PublicKey
 	if want.IsZero() {
 		return 0, nil
 	}
-	for i, k := range ring.Keys {
-		if k.Public() == want {
-			return i, nil
-		}
+	if i := slices.Index(publics, want); i >= 0 {
+		return i, nil
 	}
 	if cfg.Control != config.Static {
 		return 0, nil // the cluster has not heard of it yet
 	}
 	file := filepath.Join(cfg.StateDir, key.File)
 	return 0, fmt.Errorf("publicKey %s of node %s in %s is not this node's key, whose public half is %s; correct the "+
-		"entry on all nodes, or restore %s", want, cfg.Node, cfg.File, ring.Keys[0].Public(), file)
+		"entry on all nodes, or restore %s", want, cfg.Node, cfg.File, publics[0], file)
 }
 
 // lanes are the sockets of the workers.
@@ -230,11 +236,28 @@ func (s *secure) newest() key.Public {
 	return s.ring.Newest().Public()
 }
 
-// publicKeys are the public halves of the node's keys, the newest first.
+// publics are the public halves of the node's keys, the newest first. They are asked for with every snapshot, and each
+// costs a multiplication on the curve.
+func (s *secure) publics() []key.Public {
+	if !slices.Equal(s.pairs, s.ring.Keys) {
+		s.pairs, s.halves = slices.Clone(s.ring.Keys), publicsOf(s.ring)
+	}
+	return s.halves
+}
+
+func publicsOf(ring key.Ring) []key.Public {
+	out := make([]key.Public, 0, len(ring.Keys))
+	for _, k := range ring.Keys {
+		out = append(out, k.Public())
+	}
+	return out
+}
+
+// publicKeys are the same as text.
 func (s *secure) publicKeys() []string {
 	out := []string{}
-	for _, k := range s.ring.Keys {
-		out = append(out, k.Public().String())
+	for _, k := range s.publics() {
+		out = append(out, k.String())
 	}
 	return out
 }
@@ -281,7 +304,7 @@ func (s *secure) tell(cfg *config.Config, out *outcome) {
 	if s.tunnel == nil {
 		return
 	}
-	prefer, err := preferred(s.ring, cfg)
+	prefer, err := preferredOf(s.publics(), cfg)
 	if err != nil {
 		prefer = 0 // the warning says so
 	}
