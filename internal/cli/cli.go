@@ -78,10 +78,13 @@ func newRoot(inv Invocation) *cobra.Command {
 		Short: "A pod network in one program",
 		Long: "Warren connects the pods of several nodes through a TUN device and a userspace forwarder.\n" +
 			"`warren up` runs a node; the other commands ask the running one or look at the host.",
-		Example: "  warren key new        # this host's key; prints the public half\n" +
-			"  warren check          # what would not work here, and how to mend it\n" +
-			"  warren up             # run the node\n" +
-			"  warren cni install    # once: the plugin for the container runtime",
+		Example: "  # A network of plain hosts: on the first one, then on each other one.\n" +
+			"  warren init\n" +
+			"  warren join 192.0.2.10 --token TOKEN\n" +
+			"  # Or a node as /etc/warren/warren.yaml has it.\n" +
+			"  warren check && warren up\n" +
+			"  # Either way, once: the plugin for the container runtime.\n" +
+			"  warren cni install",
 		Version:           versions(), // for --version, which many try first
 		SilenceUsage:      true,
 		SilenceErrors:     true,

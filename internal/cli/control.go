@@ -16,6 +16,8 @@ import (
 func newControl() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "control", Short: "Look at the etcd's members, add and remove them", Args: cobra.NoArgs,
+		Long: "Look at the members of the etcd that runs inside of Warren, add and remove them. Traffic goes on whatever\n" +
+			"becomes of them: they are needed for hosts that join or leave.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newControlMembers(), newPromote(), newDemote())
@@ -34,6 +36,7 @@ func newControlMembers() *cobra.Command {
 	var path, output string
 	cmd := &cobra.Command{
 		Use: "members", Short: "Show the members of the etcd", Args: cobra.NoArgs,
+		Long: "Show the members of the etcd: their names, which one leads, and what is wrong with those that do not answer.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
@@ -86,6 +89,8 @@ func newPromote() *cobra.Command {
 		Args: cobra.MaximumNArgs(1),
 		Long: "Make this node a member of the etcd as well, with a token from `warren token new --member`. Three members\n" +
 			"go on when one is lost, five when two are. The node's daemon is started again where it runs under systemd.",
+		Example: "  warren token new --member               # on a member\n" +
+			"  warren control promote --token TOKEN    # here",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := loadNetwork(h.config)
 			if err != nil {

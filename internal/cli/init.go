@@ -36,6 +36,8 @@ func newInit() *cobra.Command {
 		Long: "Make a network with this host as its first node and the first member of its etcd, which runs inside of\n" +
 			"Warren, and print the command with which other hosts join. With --etcd-endpoints the network is made in an\n" +
 			"etcd that runs already. A try that failed can be repeated.",
+		Example: "  warren init\n" +
+			"  warren init --cluster-cidr 10.244.0.0/16,fd00:10:244::/48",
 		RunE: func(cmd *cobra.Command, _ []string) error { return i.run(cmd) },
 	}
 	i.flags(cmd)

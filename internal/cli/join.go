@@ -32,6 +32,8 @@ func newJoin() *cobra.Command {
 			"`warren token new` printed there. The token also proves to this host that it talks to the right network.\n" +
 			"With --etcd-endpoints there is no token: the etcd's own certificates decide. A try that failed can be\n" +
 			"repeated with the same token.",
+		Example: "  warren join 192.0.2.10 --token TOKEN    # as init printed it\n" +
+			"  warren join 192.0.2.10 --token - <token.txt",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				j.address = args[0]

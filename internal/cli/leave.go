@@ -29,6 +29,8 @@ func newLeave() *cobra.Command {
 		Long: "Take this host out of its network: its name and pod CIDRs are given back, its certificates and its\n" +
 			"configuration are removed. With --node a member does it for another host, which is gone; what certificates\n" +
 			"that has are worth nothing then.",
+		Example: "  warren leave\n" +
+			"  warren leave --node gamma    # on a member, for a host that is gone",
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd) },
 	}
 	configFlag(cmd, &l.config)

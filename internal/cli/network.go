@@ -112,7 +112,7 @@ func (h *hostFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&h.node, "node", "", "`NAME` of this host in the network (default: the host's name)")
 	f.StringArrayVar(&h.addresses, "address", nil, "`ADDRESS` at which the other nodes reach this one, one per family "+
 		"(default: the one towards the default route)")
-	f.BoolVar(&h.noStart, "no-start", false, "only prepare this host; `warren up` runs the node")
+	f.BoolVar(&h.noStart, "no-start", false, "only prepare this host: warren up runs the node")
 	f.StringSliceVar(&h.external.endpoints, "etcd-endpoints", nil,
 		"`HOST:PORT` of an etcd that runs already, instead of Warren's own; several with commas")
 	f.StringVar(&h.external.ca, "etcd-ca", "", "`FILE` with the authority of that etcd")

@@ -28,6 +28,11 @@ func newTokenNew() *cobra.Command {
 	var o join.TokenOptions
 	cmd := &cobra.Command{
 		Use: "new", Short: "Make a token, and print the command to join with it", Args: cobra.NoArgs,
+		Long: "Make a token and print the command with which another host joins. Whoever has the token can join until it\n" +
+			"is used up, revoked, or has ended: hand it over by a way that nobody else reads.",
+		Example: "  warren token new\n" +
+			"  warren token new --uses 20 --ttl 1h\n" +
+			"  warren token new --member    # for another member of the etcd",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withAdmin(cmd, path, func(n *network, client *etcd.Client) error {
 				ca, err := join.LoadCA(n.cfg.StateDir)
@@ -53,8 +58,8 @@ func newTokenNew() *cobra.Command {
 	}
 	configFlag(cmd, &path)
 	f := cmd.Flags()
-	f.DurationVar(&o.Life, "ttl", join.DefaultTokenLife, "how long it is good for, at most 24h")
-	f.IntVar(&o.Uses, "uses", 1, "how many hosts may join with it")
+	f.DurationVar(&o.Life, "ttl", join.DefaultTokenLife, "good for this `DURATION`, at most 24h")
+	f.IntVar(&o.Uses, "uses", 1, "this `NUMBER` of hosts may join with it")
 	f.BoolVar(&o.Replace, "replace", false, "a host may take the place of one that has its name")
 	f.BoolVar(&o.Member, "member", false, "a host may become a member of the etcd as well")
 	return cmd
@@ -64,6 +69,7 @@ func newTokenList() *cobra.Command {
 	var path, output string
 	cmd := &cobra.Command{
 		Use: "list", Short: "Show the tokens and what became of them", Args: cobra.NoArgs,
+		Long: "Show the tokens and what became of them. Nobody can join with what this shows.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
@@ -124,6 +130,9 @@ func newTokenRevoke() *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use: "revoke ID", Short: "End a token; hosts that joined with it stay",
+		Long: "End a token at once, by the ID that `warren token list` shows. Hosts that joined with it stay: `warren\n" +
+			"leave --node NAME` takes one out.",
+		Example: "  warren token list && warren token revoke ID",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return errors.New("name one token by its ID, `warren token list` shows them")

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/warren-net/warren/internal/cli"
 )
@@ -31,6 +32,11 @@ func TestTexts(t *testing.T) {
 		if len(c.Long) <= len(c.Short) {
 			t.Errorf("%s: the long text %q says no more than the short one", c.CommandPath(), c.Long)
 		}
+		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if name, _ := pflag.UnquoteUsage(f); f.Value.Type() == "bool" && name != "" {
+				t.Errorf("%s: --%s takes no value, but what is in backquotes, %q, is shown as one", c.CommandPath(), f.Name, name)
+			}
+		})
 		for line := range strings.Lines(c.Example) {
 			line = strings.TrimSuffix(line, "\n")
 			if len(line) > widest || !strings.HasPrefix(line, "  ") {
