@@ -53,8 +53,12 @@ func (r *Runtime) writeFiles(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("CNI's own plugins (`make test-runtime` builds them): %w", err)
 	}
+	put := os.Symlink
+	if r.machine {
+		put = copyProgram // where a pod that has the directory mounted finds it, too
+	}
 	for _, p := range plugins {
-		if err := os.Symlink(filepath.Join(o.Plugins, p.Name()), filepath.Join(bin, p.Name())); err != nil {
+		if err := put(filepath.Join(o.Plugins, p.Name()), filepath.Join(bin, p.Name())); err != nil {
 			return err
 		}
 	}
@@ -67,6 +71,14 @@ func (r *Runtime) writeFiles(ctx context.Context, o Options) error {
 	}
 	_, err = r.warrenCNI(ctx, "install", "--mode", o.Mode, "--chain", chain)
 	return err
+}
+
+func copyProgram(from, to string) error {
+	content, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, content, 0o755)
 }
 
 // Uninstall is `warren cni remove`. What is left in the two directories by then it returns: CNI's own plugins only.

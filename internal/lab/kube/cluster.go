@@ -96,12 +96,20 @@ func (c *Cluster) assembleImages(ctx context.Context) error {
 
 // Kubectl asks the cluster as an administrator does, and returns the answer.
 func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
+	return c.KubectlAs(ctx, Client{"--kubeconfig=" + c.admin}, args...)
+}
+
+// A Client is how kubectl shows who it is: flags.
+type Client []string
+
+// KubectlAs asks the cluster as somebody else does.
+func (c *Cluster) KubectlAs(ctx context.Context, as Client, args ...string) (string, error) {
 	kubectl, err := c.program("kubectl")
 	if err != nil {
 		return "", err
 	}
-	return c.control.host.NS.Run(ctx, append([]string{kubectl, "--kubeconfig=" + c.admin,
-		"--cache-dir=" + filepath.Join(c.Lab.Dir, "kubectl")}, args...)...)
+	flags := append(Client{kubectl, "--cache-dir=" + filepath.Join(c.Lab.Dir, "kubectl")}, as...)
+	return c.control.host.NS.Run(ctx, append(flags, args...)...)
 }
 
 // Get reads objects of the API into a value.

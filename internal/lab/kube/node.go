@@ -104,10 +104,13 @@ func (n *Node) WaitReady(ctx context.Context) error {
 	return nil
 }
 
+// kubeletFile is the name of what the authority wrote for a node's kubelet.
+func kubeletFile(n *Node) string { return "kubelet-" + n.Name }
+
 // startKubelet gives the kubelet a certificate with the node's present addresses, a configuration, and starts it.
 func (n *Node) startKubelet() error {
 	pki := n.cluster.pki
-	file := "kubelet-" + n.Name
+	file := kubeletFile(n)
 	kubeconfig, err := pki.kubeconfig(file, n.cluster.control.url(), subject{
 		name: "system:node:" + n.Name, groups: []string{"system:nodes"},
 		hosts: []string{n.Name}, addresses: []netip.Addr{n.V4, n.V6},

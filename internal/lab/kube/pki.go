@@ -63,10 +63,14 @@ func newAuthority(dir string) (*authority, error) {
 	return a, a.write("ca", der, key)
 }
 
-// caFile, certFile and keyFile are where others find what the authority wrote.
+// These are where others find what the authority wrote.
 func (a *authority) caFile() string              { return a.certFile("ca") }
 func (a *authority) certFile(name string) string { return filepath.Join(a.dir, name+".crt") }
 func (a *authority) keyFile(name string) string  { return filepath.Join(a.dir, name+".key") }
+
+func (a *authority) kubeconfigFile(name string) string {
+	return filepath.Join(a.dir, name+".kubeconfig")
+}
 
 // issue makes a key and a certificate, both for clients and servers, in files of this name.
 func (a *authority) issue(file string, s subject) error {
@@ -131,6 +135,6 @@ func (a *authority) kubeconfig(file, server string, user subject) (string, error
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(a.dir, file+".kubeconfig")
+	path := a.kubeconfigFile(file)
 	return path, os.WriteFile(path, content, 0o600)
 }
