@@ -23,22 +23,30 @@ func (w *writer) eat(f fed) error {
 	if f.self != nil {
 		w.become(f.self)
 	}
-	if len(f.set)+len(f.gone) == 0 {
-		return nil
+	before := w.plan.addresses(f.set, f.gone)
+	if w.eatNodes(f) {
+		w.applyAddresses(before, w.plan.addresses(f.set, nil))
+		w.applyDirect(w.node.direct.change(w.plan.cfg, f.set, f.gone))
 	}
-	before, now := w.plan.addresses(f.set, f.gone), time.Now()
+	return nil
+}
+
+// eatNodes takes in what has changed of the peers, and reports whether it is in force.
+func (w *writer) eatNodes(f fed) bool {
+	if len(f.set)+len(f.gone) == 0 {
+		return false
+	}
+	now := time.Now()
 	for k := range f.set {
 		w.plan.graceOf(&f.set[k], w.plan.cfg, now)
 	}
 	if err := w.publishChange(f.set, f.gone); err != nil {
 		w.log.Error("what the cluster says of some nodes is not in force", "error", err)
-		return nil
+		return false
 	}
 	w.log.Info("nodes have changed", "generation", w.generation, "changed", len(f.set), "gone", len(f.gone),
 		"peers", w.node.view.Load().snapshot.PeerCount)
-	w.applyAddresses(before, w.plan.addresses(f.set, nil))
-	w.applyDirect(w.node.direct.change(w.plan.cfg, f.set, f.gone))
-	return nil
+	return true
 }
 
 // stays reports whether what the cluster knows of this node can be taken in while it runs.

@@ -26,7 +26,7 @@ nodes:
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-func newPlan(t *testing.T, text string) *plan {
+func newPlan(t testing.TB, text string) *plan {
 	t.Helper()
 	cfg, err := config.Parse(config.Source{File: "w.yaml", Data: []byte(text)})
 	if err != nil {
