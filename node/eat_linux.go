@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/warren-net/warren/control"
-	"github.com/warren-net/warren/internal/hostnet"
 )
 
 // eat takes in what a control plane has said. The result is errAgain when the node can only go on as another one.
@@ -100,7 +99,7 @@ func (w *writer) applyAddresses(before, after []netip.Addr) {
 		return
 	}
 	w.node.hostMu.Lock()
-	err := hostnet.ChangeNodes(added, gone)
+	err := w.node.nodeAddrs.Change(added, gone)
 	w.node.hostMu.Unlock()
 	if err == nil {
 		return

@@ -34,6 +34,7 @@ import (
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/device/tun"
 	"github.com/warren-net/warren/forwarder"
+	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/internal/key"
 	"github.com/warren-net/warren/node/api"
 	"github.com/warren-net/warren/node/config"
@@ -94,6 +95,9 @@ type Node struct {
 	watching sync.WaitGroup // the watches of the kernel's events
 	hostMu   sync.Mutex     // held while the kernel is set up
 	closers  []func() error // what a stop closes, in reverse order
+
+	nodeAddrs hostnet.Nodes // what the kernel is told of the peers' addresses
+
 	serverMu sync.Mutex
 	servers  []*http.Server
 }

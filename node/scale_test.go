@@ -83,7 +83,7 @@ func (c *bigCluster) nodes(count int) []control.Node {
 	return out
 }
 
-// take takes an update all the way, but for the kernel's part (hostnet.ChangeNodes has a test of its own).
+// take takes an update all the way, but for the kernel's part (hostnet.Nodes has a test of its own).
 func (c *bigCluster) take(u control.Update) {
 	c.tb.Helper()
 	c.writer.node.feed.take(u)

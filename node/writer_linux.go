@@ -465,13 +465,14 @@ func (w *writer) watch(ctx context.Context) {
 		log.Warn("changes of the underlay are noticed late", "error", err)
 	})
 	n.watching.Go(func() { n.followTunnelGSO(ctx) })
-	opt := hostnet.WatchOptions{Log: log, Lock: &n.hostMu, Applied: func(c hostnet.Changes, err error) {
+	opt := hostnet.WatchOptions{Log: log, Lock: &n.hostMu, Nodes: &n.nodeAddrs}
+	opt.Applied = func(c hostnet.Changes, err error) {
 		n.direct.note(c.Direct)
 		select {
 		case n.applied <- applied{c.Lost, err}:
 		case <-ctx.Done():
 		}
-	}}
+	}
 	n.watching.Go(func() {
 		if err := hostnet.Watch(ctx, n.wantedHost(log), opt); err != nil {
 			log.Warn("what others change in the kernel is not put back", "error", err)

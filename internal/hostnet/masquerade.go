@@ -207,28 +207,3 @@ func difference(a, b [][]byte) [][]byte {
 	}
 	return keys
 }
-
-// ChangeNodes adds and removes underlay addresses of nodes where the firewall looks for them, and leaves the rest as it
-// is: what Apply does for all of them, at the price of those that have changed. It is no error when there is no
-// firewall; when it is not as Apply left it, Apply mends it.
-func ChangeNodes(added, gone []netip.Addr) error {
-	return withInetTable("addresses of nodes", func(fw *firewall) error {
-		tx := fw.change(inetTable())
-		for _, s := range nodeSets(inetTable()) {
-			keys := func(list []netip.Addr) (out [][]byte) {
-				for _, a := range list {
-					if nodeSet(familyOf(a)) == s.Name {
-						out = append(out, a.AsSlice())
-					}
-				}
-				return out
-			}
-			tx.change(s, keys(added), (*nftables.Conn).SetAddElements)
-			tx.change(s, keys(gone), (*nftables.Conn).SetDeleteElements)
-		}
-		if err := tx.commit(); err != nil {
-			return fmt.Errorf("nftables sets of nodes: %w", err)
-		}
-		return nil
-	})
-}

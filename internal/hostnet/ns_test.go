@@ -29,6 +29,13 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	lab.NeedRoot(t)
 	t.Parallel()
+	return newLoneWorld(t)
+}
+
+// newLoneWorld is one beside which no other test runs.
+func newLoneWorld(t *testing.T) *world {
+	t.Helper()
+	lab.NeedRoot(t)
 	runtime.LockOSThread()
 	w := &world{T: t}
 	w.node = w.newNS()

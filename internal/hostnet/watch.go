@@ -18,6 +18,7 @@ type WatchOptions struct {
 	Interval time.Duration                  // between checks without an event, for what makes none (sysctls); 0: 30 s
 	Applied  func(c Changes, problem error) // called after every Apply, from Watch's goroutine; may be nil
 	Lock     sync.Locker                    // held from get to the end of Apply; may be nil
+	Nodes    *Nodes                         // whose changes are no reason to look; may be nil
 }
 
 // When somebody else undoes what Warren sets up again and again, Watch slows down so as not to take part in a race.
@@ -62,7 +63,8 @@ func Watch(ctx context.Context, get func() Spec, o WatchOptions) error {
 		return err
 	}
 	// A kernel without nftables has no such events, and nothing that they could tell.
-	if err := listen(ctx, unix.NETLINK_NETFILTER, wake, nftEvent, unix.NFNLGRP_NFTABLES); err != nil {
+	foreign := func(m syscall.NetlinkMessage) bool { return nftEvent(m) && !o.Nodes.made(m) }
+	if err := listen(ctx, unix.NETLINK_NETFILTER, wake, foreign, unix.NFNLGRP_NFTABLES); err != nil {
 		o.Log.Debug("no nftables events", "error", err)
 	}
 

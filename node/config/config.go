@@ -132,25 +132,25 @@ const (
 // raw is the file as it is spelled.
 type raw struct {
 	static.Spec `yaml:",inline"`
-	Node        string      `yaml:"node"`
-	Control     string      `yaml:"control"`
-	Addresses   []string    `yaml:"addresses"`
+	Node        string   `yaml:"node"`
+	Control     string   `yaml:"control"`
+	Addresses   []string `yaml:"addresses"`
 
 	Kubernetes kubernetes.Spec `yaml:"kubernetes"`
 	Etcd       etcd.Spec       `yaml:"etcd"`
 
-	Device      string      `yaml:"device"`
-	MTU         int         `yaml:"mtu"`
-	VXLAN       rawVXLAN    `yaml:"vxlan"`
-	Workers     int         `yaml:"workers"`
-	Masquerade  bool        `yaml:"masquerade"`
-	Offloads    rawOffloads `yaml:"offloads"`
-	Routing     rawRouting  `yaml:"routing"`
-	Metrics     string      `yaml:"metrics"`
-	RunDir      string      `yaml:"runDir"`
-	StateDir    string      `yaml:"stateDir"`
-	OnExit      string      `yaml:"onExit"`
-	Log         rawLog      `yaml:"log"`
+	Device     string      `yaml:"device"`
+	MTU        int         `yaml:"mtu"`
+	VXLAN      rawVXLAN    `yaml:"vxlan"`
+	Workers    int         `yaml:"workers"`
+	Masquerade bool        `yaml:"masquerade"`
+	Offloads   rawOffloads `yaml:"offloads"`
+	Routing    rawRouting  `yaml:"routing"`
+	Metrics    string      `yaml:"metrics"`
+	RunDir     string      `yaml:"runDir"`
+	StateDir   string      `yaml:"stateDir"`
+	OnExit     string      `yaml:"onExit"`
+	Log        rawLog      `yaml:"log"`
 }
 
 type rawVXLAN struct {
