@@ -62,8 +62,8 @@ func CheckName(what, name string) error {
 		good = good && (plain(name[i]) || strings.IndexByte("-_.", name[i]) >= 0)
 	}
 	if !good {
-		return fmt.Errorf("%s %q: use letters, digits, -, _ and ., beginning and ending with a letter or a digit, at most %d "+
-			"characters", what, name, maxName)
+		return fmt.Errorf("%s %q: use letters, digits, -, _ and ., beginning and ending with a letter or a digit, at "+
+			"most %d characters", what, name, maxName)
 	}
 	return nil
 }

@@ -92,8 +92,8 @@ func (s *sim) counted(what string) (requests, entries tally) {
 		n.wholes, n.partial, n.entries = 0, 0, 0
 		n.mu.Unlock()
 	}
-	s.t.Logf("%s: %d nodes; requests %.1f a node, at most %d; keys read %.0f a node, at most %d; %d times read whole; who "+
-		"sees all got at most %d entries in %d updates, of %d events", what, len(there),
+	s.t.Logf("%s: %d nodes; requests %.1f a node, at most %d; keys read %.0f a node, at most %d; %d times read whole; "+
+		"who sees all got at most %d entries in %d updates, of %d events", what, len(there),
 		float64(requests.sum)/float64(len(there)), requests.most, float64(keys.sum)/float64(len(there)), keys.most, wholes,
 		entries.most, updates.most, s.observer.events.Load())
 	return requests, entries

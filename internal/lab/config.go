@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 
 	"go.yaml.in/yaml/v3"
 
@@ -21,6 +22,9 @@ type Settings struct {
 	OnExit        string            `yaml:"onExit,omitempty"` // remove or leave
 	Log           map[string]string `yaml:"log,omitempty"`
 }
+
+// empty reports whether nothing is set.
+func (s *Settings) empty() bool { return reflect.DeepEqual(*s, Settings{}) }
 
 // configFile is the form of warren.yaml, written here from its documentation and not from the daemon's own types: what
 // a user would write has to work.

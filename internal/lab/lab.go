@@ -170,8 +170,8 @@ func (l *Lab) AddNS(role string) (*NS, error) {
 	return ns, nil
 }
 
-// AdoptNS names a namespace that somebody else made, by its file, e.g. a pod's: it can then be used as the lab's own can,
-// and lasts until ReleaseNS or the end of the lab.
+// AdoptNS names a namespace that somebody else made, by its file, e.g. a pod's: it can then be used as the lab's own
+// can, and lasts until ReleaseNS or the end of the lab.
 func (l *Lab) AdoptNS(role, path string) (*NS, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -31,15 +31,14 @@ func (n *Node) Join(ctx context.Context, member *Node, flags ...string) error {
 	return n.enter(ctx, append(words[1:], flags...))
 }
 
-// enter runs one of both, and adds to the configuration that it wrote where the node's files are, as all nodes of a lab
-// share one file system, and the node's settings.
+// enter runs one of both, and adds the node's settings to the configuration that it wrote.
 func (n *Node) enter(ctx context.Context, args []string) error {
 	// Settings of an earlier try are not what the command takes the file for.
 	if err := os.Remove(n.ConfigFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	args = append(args, "--no-start", "--node", n.Name, "--state-dir", n.StateDir, "--address", n.V4.String(),
-		"--address", n.V6.String())
+	args = append(args, "--no-start", "--node", n.Name, "--state-dir", n.StateDir, "--run-dir", n.RunDir,
+		"--address", n.V4.String(), "--address", n.V6.String())
 	if _, err := n.Warren(ctx, args...); err != nil {
 		return err
 	}
@@ -55,12 +54,12 @@ func (n *Node) writeEntered() error {
 	settings := n.Settings
 	encapsulation := settings.Encapsulation
 	settings.Encapsulation = "" // the network's
-	added, err := yaml.Marshal(struct {
-		RunDir   string `yaml:"runDir"`
-		Settings `yaml:",inline"`
-	}{n.RunDir, settings})
+	added, err := yaml.Marshal(settings)
 	if err != nil {
 		return fmt.Errorf("configuration of node %s: %w", n.Name, err)
+	}
+	if settings.empty() {
+		added = nil // an empty map would be a second document
 	}
 	file := string(n.entered)
 	if encapsulation != "" {

@@ -3,8 +3,8 @@
 // with a line of its own. `make demo` runs it.
 //
 // It changes nothing outside its namespaces and a temporary directory, and removes both, also after Ctrl-C. With KEEP=1
-// in the environment it leaves the lab up; `demo down` takes it down. With CONTROL=etcd the nodes find each other by `warren
-// init` and `warren join` instead of files that list them.
+// in the environment it leaves the lab up; `demo down` takes it down. With CONTROL=etcd the nodes find each other by
+// `warren init` and `warren join` instead of files that list them.
 package main
 
 import (

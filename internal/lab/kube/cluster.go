@@ -134,8 +134,8 @@ func (c *Cluster) Apply(ctx context.Context, manifest string) error {
 	return err
 }
 
-// StopAPIServer ends the API server as a crash would, and with it the controller manager and the scheduler, which end by
-// themselves where they are several and cannot hold on to their lease.
+// StopAPIServer ends the API server as a crash would, and with it the controller manager and the scheduler, which end
+// by themselves where they are several and cannot hold on to their lease.
 func (c *Cluster) StopAPIServer() error { return c.control.stopServers() }
 
 // StartAPIServer starts again what StopAPIServer ended, and waits until the API server is ready.

@@ -19,7 +19,8 @@ const namespace, daemonSet = "warren-system", "daemonset/warren"
 // imageLine matches the names of images in the manifest.
 var imageLine = regexp.MustCompile(`(?m)^ *image: (\S+)$`)
 
-// readManifest reads deploy/kubernetes/warren.yaml, and changes nothing but the attachment's mode, if it is another one.
+// readManifest reads deploy/kubernetes/warren.yaml, and changes nothing but the attachment's mode, if it is another
+// one.
 func (c *Cluster) readManifest() error {
 	b, err := os.ReadFile(c.Options.Manifest)
 	if err != nil {
@@ -145,5 +146,6 @@ func (c *Cluster) Warren(ctx context.Context, n *Node, args ...string) (string, 
 	if err != nil {
 		return "", err
 	}
-	return n.NS.Run(ctx, append(append([]string{warren}, args...), "--socket", n.Runtime.Path("/run/warren/warren.sock"))...)
+	socket := n.Runtime.Path("/run/warren/warren.sock")
+	return n.NS.Run(ctx, append(append([]string{warren}, args...), "--socket", socket)...)
 }

@@ -113,8 +113,8 @@ func (a *authority) write(file string, cert []byte, key *ecdsa.PrivateKey) error
 	return os.WriteFile(a.keyFile(file), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600)
 }
 
-// kubeconfig issues a certificate to a user of the API server, and returns the path of a file with which a client is that
-// user.
+// kubeconfig issues a certificate to a user of the API server, and returns the path of a file with which a client is
+// that user.
 func (a *authority) kubeconfig(file, server string, user subject) (string, error) {
 	if err := a.issue(file, user); err != nil {
 		return "", err
