@@ -153,8 +153,8 @@ func (r *Runtime) Netns(ctx context.Context, namespace, pod string) (string, err
 	newest := slices.MaxFunc(list.GetItems(), func(a, b *criapi.PodSandbox) int {
 		return cmp.Compare(a.GetCreatedAt(), b.GetCreatedAt())
 	})
-	question := &criapi.PodSandboxStatusRequest{PodSandboxId: newest.GetId(), Verbose: true}
-	status, err := r.client.PodSandboxStatus(ctx, question)
+	status, err := r.client.PodSandboxStatus(ctx,
+		&criapi.PodSandboxStatusRequest{PodSandboxId: newest.GetId(), Verbose: true})
 	if err != nil {
 		return "", fmt.Errorf("sandbox of pod %s/%s: %w", namespace, pod, err)
 	}

@@ -27,7 +27,7 @@ const (
 // start begins traffic from a pod to another.
 func (c *cluster) start(from, to *pod) *traffic {
 	c.t.Helper()
-	t := &traffic{c: c, what: fmt.Sprintf("from pod %s on node %s to pod %s on node %s", from.name, from.node.Name, to.name,
+	t := &traffic{c: c, what: fmt.Sprintf("from %s on node %s to %s on node %s", from.name, from.node.Name, to.name,
 		to.node.Name)}
 	fromNS, toNS := c.within(from), c.within(to)
 	for _, family := range []int{4, 6} {
@@ -69,11 +69,12 @@ func (t *traffic) stop(longest time.Duration) {
 		if err != nil {
 			t.c.t.Errorf("traffic %s: %v", t.what, err)
 		}
-		t.c.t.Logf("traffic %s: %d MB in %v, longest stall %v", t.what, r.Bytes>>20, r.Took.Round(time.Second), r.LongestStall)
+		t.c.t.Logf("traffic %s: %d MB in %v, longest stall %v", t.what, r.Bytes>>20, r.Took.Round(time.Second),
+			r.LongestStall.Round(time.Millisecond))
 	}
 }
 
-// undisturbed is the longest time without an answer where nothing is to be noticed: the machine is busy with other things.
+// undisturbed is the longest time without an answer where nothing is to be noticed: the machine is busy besides.
 const undisturbed = 3 * time.Second
 
 // apiServerDown: for a minute nobody answers for the cluster, and pods go on.

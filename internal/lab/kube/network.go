@@ -19,8 +19,7 @@ const namespace, daemonSet = "warren-system", "daemonset/warren"
 // imageLine matches the names of images in the manifest.
 var imageLine = regexp.MustCompile(`(?m)^ *image: (\S+)$`)
 
-// readManifest reads deploy/kubernetes/warren.yaml, and changes nothing but the attachment's mode, if it is another
-// one.
+// readManifest reads deploy/kubernetes/warren.yaml, and changes nothing but the attachment's mode, if it is another.
 func (c *Cluster) readManifest() error {
 	b, err := os.ReadFile(c.Options.Manifest)
 	if err != nil {

@@ -159,8 +159,8 @@ func (n *Node) startKubelet() error {
 
 // startProxy starts kube-proxy in a mode.
 func (n *Node) startProxy(mode string) error {
-	as := subject{name: "system:kube-proxy"}
-	kubeconfig, err := n.cluster.pki.kubeconfig("proxy-"+n.Name, n.cluster.control.url(), as)
+	user := subject{name: "system:kube-proxy"}
+	kubeconfig, err := n.cluster.pki.kubeconfig("proxy-"+n.Name, n.cluster.control.url(), user)
 	if err != nil {
 		return err
 	}
@@ -190,8 +190,7 @@ func (n *Node) startProxy(mode string) error {
 	return err
 }
 
-// SetProxy ends kube-proxy on all nodes and starts it in another mode, in which it removes what it left in the first
-// one.
+// SetProxy ends kube-proxy on all nodes and starts it in another mode, in which it removes what it left in the first.
 func (c *Cluster) SetProxy(ctx context.Context, mode string) error {
 	if mode == c.Options.Proxy {
 		return nil

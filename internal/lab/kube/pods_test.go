@@ -214,7 +214,8 @@ func (c *cluster) dial(from *pod, by, host string, port int, request string) (st
 		return "", fmt.Errorf("pod %s answers %q: %w", from.name, text, err)
 	}
 	if len(answer.Errors) > 0 || len(answer.Responses) != 1 {
-		return "", fmt.Errorf("pod %s on node %s asking %s port %d by %s: %s", from.name, from.node.Name, host, port, by, text)
+		return "", fmt.Errorf("pod %s on node %s asking %s port %d by %s: %s", from.name, from.node.Name, host, port, by,
+			text)
 	}
 	return answer.Responses[0], nil
 }

@@ -146,8 +146,8 @@ func outsider(family int) netip.Addr {
 	return netip.MustParseAddr("2001:db8::fe")
 }
 
-// fromOutside: NodePort through each node. With externalTrafficPolicy: Local only the backend's own node answers, and the
-// backend sees who asks.
+// fromOutside: NodePort through each node. With externalTrafficPolicy: Local only the backend's own node answers, and
+// the backend sees who asks.
 func (c *cluster) fromOutside(backend *pod, s, local *service) {
 	c.t.Helper()
 	var unanswered sync.WaitGroup // which takes the time that one waits for an answer
@@ -195,7 +195,8 @@ func (c *cluster) hostsAsk(s *service) {
 
 // balance: a service with a pod on each node leads clients on each node to all of them.
 func balance(c *cluster) {
-	pods := c.run(workload{name: "many-backends", replicas: len(c.Nodes)}, workload{name: "client", replicas: len(c.Nodes)})
+	pods := c.run(workload{name: "many-backends", replicas: len(c.Nodes)},
+		workload{name: "client", replicas: len(c.Nodes)})
 	backends, clients := pods[:len(c.Nodes)], pods[len(c.Nodes):]
 	s := c.expose("many-backends", "many-backends", serviceOptions{})
 	c.known(s)
