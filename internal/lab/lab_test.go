@@ -108,6 +108,85 @@ func TestUnderlay(t *testing.T) {
 	}
 }
 
+// TestHost: a host that is no node is on the underlay as they are.
+func TestHost(t *testing.T) {
+	l := ForTest(t, Options{Prefix: "host"})
+	ctx := testContext(t)
+	a, err := l.AddNode("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := l.AddHost("h", 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []netip.Addr{h.V4, h.V6} {
+		want := a.V4
+		if addr.Is6() {
+			want = a.V6
+		}
+		if seen, err := (Path{From: a.NS, To: h.NS, Addr: addr}).SourceSeen(ctx); err != nil || seen != want {
+			t.Errorf("TCP source %v (%v), want %v", seen, err, want)
+		}
+	}
+	if _, err := h.NS.Ping(ctx, OutsideV4(), Ping{Count: 1}); err != nil {
+		t.Error(err)
+	}
+	if err := l.WriteConfigs(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(a.ConfigFile); err != nil || strings.Contains(string(b), h.V4.String()) {
+		t.Errorf("the host is in a node's configuration, or there is none (%v):\n%s", err, b)
+	}
+	if _, err := l.AddHost("x", 10); err == nil {
+		t.Error("a host without an address")
+	}
+}
+
+// TestAdoptNS: a namespace of somebody else's is used by another name, which is gone afterwards while it goes on.
+func TestAdoptNS(t *testing.T) {
+	l := ForTest(t, Options{Prefix: "adopt"})
+	own, err := l.AddNS("own")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := l.Start(own, "sleeper", "sleep", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopted, err := l.AdoptNS("adopted", fmt.Sprintf("/proc/%d/ns/net", p.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if adopted.id != own.id {
+		t.Error("it is another namespace")
+	}
+	if err := adopted.SetSysctl("net/ipv4/ip_forward", "1"); err != nil {
+		t.Error(err)
+	}
+	if value, err := own.Sysctl("net/ipv4/ip_forward"); err != nil || value != "1" {
+		t.Errorf("ip_forward is %q (%v), want 1", value, err)
+	}
+	if err := l.ReleaseNS(adopted); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(adopted.Path()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the name is still there: %v", err)
+	}
+	select {
+	case <-p.Done():
+		t.Error("what runs in it has ended")
+	default:
+	}
+	if _, err := l.AdoptNS("none", "/proc/self/no such file"); err == nil {
+		t.Error("adopted what is not there")
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	wantNothingLeft(t, "adopt")
+}
+
 func TestConnections(t *testing.T) {
 	l := ForTest(t, Options{Prefix: "conns"})
 	ctx := testContext(t)
