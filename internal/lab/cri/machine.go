@@ -176,3 +176,25 @@ func (r *Runtime) Netns(ctx context.Context, namespace, pod string) (string, err
 	}
 	return "", fmt.Errorf("pod %s/%s has no network namespace of its own", namespace, pod)
 }
+
+// KillContainer ends a container of a pod that a kubelet started, as a crash of its program would.
+func (r *Runtime) KillContainer(ctx context.Context, namespace, container string) error {
+	list, err := r.client.ListContainers(ctx, &criapi.ListContainersRequest{Filter: &criapi.ContainerFilter{
+		State: &criapi.ContainerStateValue{State: criapi.ContainerState_CONTAINER_RUNNING},
+		LabelSelector: map[string]string{
+			"io.kubernetes.pod.namespace": namespace, "io.kubernetes.container.name": container,
+		},
+	}})
+	if err != nil {
+		return fmt.Errorf("containers of node %s: %w", r.Node.Name, err)
+	}
+	if len(list.GetContainers()) != 1 {
+		return fmt.Errorf("node %s runs %d containers %s of %s, want one", r.Node.Name, len(list.GetContainers()), container,
+			namespace)
+	}
+	_, err = r.client.StopContainer(ctx, &criapi.StopContainerRequest{ContainerId: list.GetContainers()[0].GetId()})
+	if err != nil {
+		return fmt.Errorf("killing container %s of node %s: %w", container, r.Node.Name, err)
+	}
+	return nil
+}

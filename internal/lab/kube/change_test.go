@@ -3,12 +3,16 @@
 package kube_test
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/warren-net/warren/internal/lab"
+	"github.com/warren-net/warren/internal/lab/kube"
+	"github.com/warren-net/warren/node/api"
 )
 
 // Traffic is a question and its answer every few milliseconds, and a transfer at a rate, by both families.
@@ -77,7 +81,11 @@ func (t *traffic) stop(longest time.Duration) {
 // undisturbed is the longest time without an answer where nothing is to be noticed: the machine is busy besides.
 const undisturbed = 3 * time.Second
 
-// apiServerDown: for a minute nobody answers for the cluster, and pods go on.
+// restarted is the longest time where daemons end and others begin. Userspace carries the packets, which wait for it.
+const restarted = 20 * time.Second
+
+// apiServerDown: for a minute nobody answers for the cluster, and pods go on, also those of a node whose daemon crashes
+// and has to begin with what it knew.
 func apiServerDown(c *cluster) {
 	const down = time.Minute
 	pods := c.run(workload{name: "client", replicas: 2 * len(c.Nodes)})
@@ -86,7 +94,16 @@ func apiServerDown(c *cluster) {
 	a, b := on(c.Nodes[0], pods), on(c.Nodes[1], pods)
 	there, back := c.start(a[0], b[0]), c.start(b[1], a[1])
 	c.ok(c.StopAPIServer())
-	for end := time.Now().Add(down); time.Now().Before(end); time.Sleep(5 * time.Second) {
+	began := time.Now()
+	c.until("a warning on node "+c.Nodes[1].Name, func() error {
+		s, err := c.status(c.Nodes[1])
+		if err == nil && s.Control.Problem == "" {
+			err = errors.New("it does not know that the API server is gone")
+		}
+		return err
+	})
+	c.crash(c.Nodes[0])
+	for end := began.Add(down); time.Now().Before(end); time.Sleep(5 * time.Second) {
 		if _, err := c.Kubectl(c.ctx, "get", "nodes", "--request-timeout=1s"); err == nil {
 			c.t.Fatal("the API server answers after it was killed")
 		}
@@ -98,13 +115,18 @@ func apiServerDown(c *cluster) {
 		}
 	}
 	c.ok(c.StartAPIServer(c.ctx))
-	began := time.Now()
 	for _, n := range c.Nodes {
+		c.untilWithin(readyWait, "node "+n.Name+" hears of the API server again", func() error {
+			s, err := c.status(n)
+			if err == nil && s.Control.Problem != "" {
+				err = errors.New(s.Control.Problem)
+			}
+			return err
+		})
 		c.ok(n.WaitReady(c.ctx))
 	}
-	c.t.Logf("nodes are ready %v after the API server's start", time.Since(began).Round(time.Second))
-	there.stop(undisturbed)
-	back.stop(undisturbed)
+	there.stop(restarted)
+	back.stop(restarted)
 	more := c.run(workload{name: "later", replicas: len(c.Nodes)})
 	c.allTalk(append(more, a[0], b[0]))
 	c.remove(append(more, pods...), "client", "later")
@@ -160,10 +182,32 @@ func rollingRestart(c *cluster) {
 		}
 		c.allTalk(pods)
 	}
-	// Userspace carries the packets: they wait until the next daemon is there.
-	const restart = 20 * time.Second
-	across.stop(restart)
-	back.stop(restart)
-	near.stop(restart)
+	for _, t := range []*traffic{across, back, near} {
+		t.stop(restarted)
+	}
 	c.remove(pods, "client")
+}
+
+// crash has the daemon of a node crash, and waits until the next one answers.
+func (c *cluster) crash(n *kube.Node) {
+	c.t.Helper()
+	before, err := c.status(n)
+	c.ok(err)
+	c.ok(c.KillWarren(c.ctx, n))
+	c.until("another daemon on node "+n.Name, func() error {
+		s, err := c.status(n)
+		if err == nil && s.Started.Equal(before.Started) {
+			err = errors.New("it is still the one that was killed")
+		}
+		return err
+	})
+}
+
+// status is `warren status` of a node.
+func (c *cluster) status(n *kube.Node) (s api.Status, err error) {
+	out, err := c.Warren(c.ctx, n, "status", "-o", "json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &s)
+	}
+	return s, err
 }

@@ -117,6 +117,11 @@ func (c *Cluster) UpgradeWarren(ctx context.Context) error {
 	return c.waitNetwork(ctx)
 }
 
+// KillWarren ends the daemon on a node as a crash does. The kubelet starts another one, also without an API server.
+func (c *Cluster) KillWarren(ctx context.Context, n *Node) error {
+	return n.Runtime.KillContainer(ctx, namespace, "warren")
+}
+
 // PodCIDRs are those that the cluster has given to a node, IPv4 and IPv6.
 func (c *Cluster) PodCIDRs(ctx context.Context, n *Node) ([]netip.Prefix, error) {
 	if n.podCIDRs != nil {
