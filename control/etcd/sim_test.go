@@ -64,7 +64,7 @@ func newSim(t *testing.T, dir string, crowds int) *sim {
 	return s
 }
 
-func (s *sim) config(name string, sees func(string) bool, traffic *etcdmem.Traffic) etcd.Config {
+func (s *sim) config(name string, sees func(string) func(string) bool, traffic *etcdmem.Traffic) etcd.Config {
 	return etcd.Config{Endpoints: []string{"memory"}, Network: simNetwork, Node: name,
 		StateDir: filepath.Join(s.dir, name)}.Through(func() *clientv3.Client {
 		return s.store.Client(etcdmem.Options{Delay: farAway, Sees: sees, Traffic: traffic})
@@ -117,10 +117,13 @@ func simAddress(index, n int) netip.Addr {
 	return netip.AddrFrom16(b)
 }
 
-// sees reports whether a node finds a key: all but the records of those whom it does not see.
-func (n *simNode) sees(key string) bool {
-	name, isNode := strings.CutPrefix(key, etcd.Prefix(simNetwork)+"nodes/")
-	return !isNode || n.seesNode(name)
+// sees says what a node finds: all keys but the records of those whom it does not see.
+func (n *simNode) sees(from string) func(key string) bool {
+	records := etcd.Prefix(simNetwork) + "nodes/"
+	if !strings.HasPrefix(from, records) {
+		return nil
+	}
+	return func(key string) bool { return n.seesNode(key[len(records):]) }
 }
 
 func (n *simNode) seesNode(name string) bool {

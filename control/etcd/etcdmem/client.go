@@ -20,9 +20,9 @@ type Options struct {
 	// Delay is how long a question is on its way; nil: no time.
 	Delay func() time.Duration
 
-	// Sees says which keys this client finds in ranges and watches; nil: all. A simulation of more nodes than it can hold
-	// the views of has most of them see a part.
-	Sees func(key string) bool
+	// Sees says for ranges and watches that begin at a key which keys this client finds in them; nil: all. A simulation
+	// of more nodes than it can hold the views of has most of them see a part.
+	Sees func(from string) func(key string) bool
 
 	Traffic *Traffic // counts; nil: nobody does
 }
@@ -63,6 +63,14 @@ func (s *Store) Client(opt Options) *clientv3.Client {
 	c.Lease = clientv3.NewLeaseFromLeaseClient(&leaseClient{l}, c, 5*time.Second)
 	c.Watcher = newWatcher(l)
 	return c
+}
+
+// sees is which keys the client finds from one on; nil: all.
+func (l *link) sees(from string) func(string) bool {
+	if l.opt.Sees == nil {
+		return nil
+	}
+	return l.opt.Sees(from)
 }
 
 // travel waits until the store has the question.
@@ -122,7 +130,7 @@ func (k *kvClient) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.Call
 		if err := s.checkRange(r); err != nil {
 			return nil, err
 		}
-		return s.read(r, k.link.opt.Sees), nil
+		return s.read(r, k.link.sees(string(r.Key))), nil
 	}, func(resp *pb.RangeResponse) int { return len(resp.Kvs) })
 }
 
@@ -152,7 +160,7 @@ func (k *kvClient) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest,
 }
 
 func (k *kvClient) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
-	return ask(ctx, k.link, func(s *Store) (*pb.TxnResponse, error) { return s.txn(r, k.link.opt.Sees) },
+	return ask(ctx, k.link, func(s *Store) (*pb.TxnResponse, error) { return s.txn(r, k.link) },
 		func(resp *pb.TxnResponse) int {
 			n := 0
 			for _, r := range resp.Responses {

@@ -15,7 +15,7 @@ import (
 const maxTxnOps = 128
 
 // txn does a transaction. The caller holds the lock.
-func (s *Store) txn(r *pb.TxnRequest, sees func(string) bool) (*pb.TxnResponse, error) {
+func (s *Store) txn(r *pb.TxnRequest, l *link) (*pb.TxnResponse, error) {
 	if max(len(r.Compare), len(r.Success), len(r.Failure)) > maxTxnOps {
 		return nil, rpctypes.ErrGRPCTooManyOps
 	}
@@ -45,7 +45,7 @@ func (s *Store) txn(r *pb.TxnRequest, sees func(string) bool) (*pb.TxnResponse, 
 	}
 	w := s.begin()
 	for _, op := range ops {
-		resp.Responses = append(resp.Responses, w.do(op, sees))
+		resp.Responses = append(resp.Responses, w.do(op, l))
 	}
 	w.end()
 	resp.Header = s.header()
@@ -105,7 +105,7 @@ func (s *Store) checkPut(r *pb.PutRequest) error {
 }
 
 // do does a checked operation. Reads see what the transaction has written before.
-func (w *write) do(op *pb.RequestOp, sees func(string) bool) *pb.ResponseOp {
+func (w *write) do(op *pb.RequestOp, l *link) *pb.ResponseOp {
 	switch r := op.Request.(type) {
 	case *pb.RequestOp_RequestPut:
 		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: w.put(r.RequestPut)}}
@@ -114,7 +114,8 @@ func (w *write) do(op *pb.RequestOp, sees func(string) bool) *pb.ResponseOp {
 		resp := w.delete(span{string(d.Key), string(d.RangeEnd)}, d.PrevKv)
 		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: resp}}
 	}
-	resp := w.store.read(op.GetRequestRange(), sees)
+	get := op.GetRequestRange()
+	resp := w.store.read(get, l.sees(string(get.Key)))
 	return &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: resp}}
 }
 

@@ -132,7 +132,7 @@ func (w *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 		defer stop()
 		defer cancel()
 		defer close(out)
-		w.serve(ctx, &watch{keys: span{string(op.KeyBytes()), string(op.RangeBytes())}, sees: w.link.opt.Sees,
+		w.serve(ctx, &watch{keys: span{string(op.KeyBytes()), string(op.RangeBytes())}, sees: w.link.sees(key),
 			next: op.Rev(), poked: make(chan struct{}, 1)}, out)
 	})
 	return out
