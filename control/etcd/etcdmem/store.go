@@ -39,6 +39,16 @@ type Store struct {
 type item struct {
 	key      string
 	versions []version // by revision
+	bare     version   // one of them, as who asks for keys alone gets it; nil: nobody did
+}
+
+// bareOf is a version without its value. The last one is kept: every node that joins asks for all.
+func (i *item) bareOf(v version) version {
+	if i.bare == nil || i.bare.ModRevision != v.ModRevision {
+		i.bare = &mvccpb.KeyValue{Key: v.Key, CreateRevision: v.CreateRevision, ModRevision: v.ModRevision,
+			Version: v.Version, Lease: v.Lease}
+	}
+	return i.bare
 }
 
 // A version is what a key was from a revision on. A deletion is one too, whose KeyValue has the version 0.
@@ -152,8 +162,7 @@ func (s *Store) read(r *pb.RangeRequest, sees func(string) bool) *pb.RangeRespon
 		case r.Limit > 0 && int64(len(resp.Kvs)) == r.Limit:
 			resp.More = true
 		case r.KeysOnly:
-			resp.Kvs = append(resp.Kvs, &mvccpb.KeyValue{Key: v.Key, CreateRevision: v.CreateRevision,
-				ModRevision: v.ModRevision, Version: v.Version, Lease: v.Lease})
+			resp.Kvs = append(resp.Kvs, i.bareOf(v))
 		default:
 			resp.Kvs = append(resp.Kvs, v)
 		}
