@@ -11,6 +11,7 @@ import (
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/internal/apisocket"
+	"github.com/warren-net/warren/internal/roundtrip"
 	"github.com/warren-net/warren/node/api"
 )
 
@@ -34,7 +35,8 @@ func newNodes() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "nodes", Short: "Show all nodes of the network", Args: cobra.NoArgs,
 		Long: "Show all nodes of the network, as the etcd knows them. The last handshake and the round trip are those\n" +
-			"between this host and the node, where its daemon runs.",
+			"between this host and the node: the first where a daemon runs here, the second measured by echoes to the\n" +
+			"node's gateway address, the way that pods' packets take.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
@@ -57,6 +59,9 @@ func newNodes() *cobra.Command {
 				return err
 			}
 			nodes := n.listed(cmd.Context(), list, s.Encapsulation)
+			if err := measure(cmd.Context(), nodes); err != nil {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warren: %s\n", oneLine(err))
+			}
 			if output == "json" {
 				return writeJSON(cmd.OutOrStdout(), nodes)
 			}
@@ -66,6 +71,30 @@ func newNodes() *cobra.Command {
 	configFlag(cmd, &path)
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// measured bounds how long each of the echoes is waited for, and mostMeasured how many nodes are asked.
+const (
+	measured     = 500 * time.Millisecond
+	mostMeasured = 1000
+)
+
+// measure fills in the round trips.
+func measure(ctx context.Context, nodes []nodeJSON) error {
+	gateways := make([]netip.Addr, len(nodes))
+	var ask []netip.Addr
+	for i, n := range nodes {
+		if n.Self || n.State != "alive" || len(n.PodCIDRs) == 0 || len(ask) == mostMeasured {
+			continue
+		}
+		gateways[i] = n.PodCIDRs[0].Addr().Next()
+		ask = append(ask, gateways[i])
+	}
+	times, err := roundtrip.Measure(ctx, ask, measured)
+	for i, a := range gateways {
+		nodes[i].RoundTrip = times[a].Seconds()
+	}
+	return err
 }
 
 // listed puts together what the etcd and this host's daemon know.

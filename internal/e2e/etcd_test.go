@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"testing"
@@ -41,6 +42,22 @@ func TestNetworkWithoutItsEtcd(t *testing.T) {
 	for _, family := range families() {
 		c.ping(pa.NS, pb.Address(family), lab.Ping{})
 		c.ping(pb.NS, pc.Address(family), lab.Ping{})
+	}
+	var listed []struct {
+		Name, State      string
+		Self             bool
+		RoundTripSeconds float64
+	}
+	out, err := a.Warren(c.ctx, "nodes", "-o", "json")
+	c.ok(err)
+	c.ok(json.Unmarshal([]byte(out), &listed))
+	for _, l := range listed {
+		if l.State != "alive" || (l.RoundTripSeconds > 0) == l.Self {
+			t.Errorf("%+v", l)
+		}
+	}
+	if len(listed) != 3 {
+		t.Errorf("%s", out)
 	}
 	transfer, err := lab.StartTransfer(c.ctx, lab.Path{From: pb.NS, To: pc.NS, Addr: pc.V4},
 		lab.TransferOptions{BytesPerSecond: 8 << 20})
