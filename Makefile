@@ -82,9 +82,8 @@ kube: need-go ## Build Kubernetes and CoreDNS into bin/kube, for `make test-clus
 	cd internal/lab/kube/coredns && $(KUBE_BUILD) -o $(CURDIR)/bin/kube/coredns .
 
 .PHONY: test-cluster
-test-cluster: TOOLS += containerd:containerd ctr:containerd runc:runc unshare:util-linux etcd:etcd-server \
-	conntrack:conntrack
-test-cluster: need-root deps build kube ## A real Kubernetes with Warren as its pod network, beside kube-proxy
+test-cluster: TOOLS += containerd:containerd ctr:containerd runc:runc unshare:util-linux etcd:etcd-server
+test-cluster: need-root deps build kube ## Warren in a real Kubernetes, beside kube-proxy; twelve minutes; installs etcd, which is a service
 	@rm -rf bin/cni && mkdir -p bin/cni
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/cni/ $(CNI_PLUGINS)
 	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags cluster -count 1 -timeout $(CLUSTERTIME) -v ./internal/lab/kube

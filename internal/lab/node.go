@@ -15,7 +15,7 @@ import (
 	"github.com/warren-net/warren/internal/key"
 )
 
-// A Node is a host on the underlay. PodCIDRs, Settings, PublicKey and Encapsulation may be changed by its owner before
+// A Node is a host on the underlay. Settings, PublicKey and Encapsulation may be changed by its owner before
 // WriteConfigs, V4 and V6 before Reboot; the rest is fixed.
 type Node struct {
 	Name     string
