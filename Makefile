@@ -17,6 +17,7 @@ GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
 FUZZTIME ?= 10s
 TESTTIME ?= 20m
 CLUSTERTIME ?= 30m
+CLUSTERTESTS ?= .
 BENCH ?= .
 COUNT ?= 1
 SOAK ?= 1h
@@ -86,7 +87,8 @@ test-cluster: TOOLS += containerd:containerd ctr:containerd runc:runc unshare:ut
 test-cluster: need-root deps build kube ## Warren in a real Kubernetes, beside kube-proxy; twelve minutes; installs etcd, which is a service
 	@rm -rf bin/cni && mkdir -p bin/cni
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/cni/ $(CNI_PLUGINS)
-	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags cluster -count 1 -timeout $(CLUSTERTIME) -v ./internal/lab/kube
+	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags cluster -count 1 -timeout $(CLUSTERTIME) -v \
+		-run '$(CLUSTERTESTS)' ./internal/lab/kube
 
 .PHONY: test-routers
 test-routers: TOOLS += bird:bird2 /usr/lib/frr/zebra:frr
