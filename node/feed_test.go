@@ -50,6 +50,7 @@ func (s *said) Publish(self control.Node) { s.published <- self }
 
 const fedConfig = `node: a
 control: etcd
+etcd: {endpoints: ["192.0.2.9:8789"]}
 addresses: [192.0.2.1]
 wireguard: {port: 5555}
 log: {level: warn}
