@@ -1,9 +1,12 @@
 package etcd_test
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"testing"
 	"testing/synctest"
@@ -33,13 +36,27 @@ func simSize() int {
 	return simNodes
 }
 
-// fastDir is a directory in memory, where there is one: the nodes' state files are flushed to disk each time.
+// fastDir is a directory in memory, where there is one: the nodes' state files are flushed to disk each time. What runs
+// left there that were killed is removed.
 func fastDir(t *testing.T) string {
-	const memory = "/dev/shm"
-	if s, err := os.Stat(memory); err != nil || !s.IsDir() {
-		return t.TempDir()
+	const pattern = "/dev/shm/warren-sim-%d-"
+	old, err := filepath.Glob("/dev/shm/warren-sim-*")
+	if err != nil {
+		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp(memory, "warren-sim-")
+	for _, dir := range old {
+		var pid int
+		if _, err := fmt.Sscanf(dir, pattern, &pid); err != nil {
+			continue
+		}
+		if _, err := os.Stat(fmt.Sprint("/proc/", pid)); errors.Is(err, os.ErrNotExist) {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	memory, name := filepath.Split(fmt.Sprintf(pattern, os.Getpid()))
+	dir, err := os.MkdirTemp(memory, name)
 	if err != nil {
 		return t.TempDir()
 	}
