@@ -109,6 +109,11 @@ test-offloads: need-root deps build ## The node's and the cluster's tests and th
 		grep 'passed,' bin/demo.log || true; \
 	done; [ -z "$$failed" ] || { echo "failed with:$$failed" >&2; exit 1; }
 
+.PHONY: test-scale
+test-scale: need-go ## What `make test` does in small or not at all: 5,000 nodes, and what one of them allocates; minutes
+	$(GO) test -buildvcs=false -count 1 -timeout $(TESTTIME) -v -run 'ThousandsOfNodes|AmongMany|BytesPerPeer' \
+		./control/etcd ./node ./forwarder
+
 .PHONY: test-unit
 test-unit: need-go ## The tests that need no root; the others are skipped (as root they run too)
 	$(GO) test -buildvcs=false -timeout $(TESTTIME) ./...
