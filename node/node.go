@@ -93,6 +93,7 @@ type Node struct {
 	failed   chan error    // a worker's or a server's end
 	serving  sync.WaitGroup
 	watching sync.WaitGroup // the watches of the kernel's events
+	hostTurn atomic.Uint64  // how often the kernel was set up; counted with hostMu held
 	hostMu   sync.Mutex     // held while the kernel is set up
 	closers  []func() error // what a stop closes, in reverse order
 

@@ -33,6 +33,7 @@ type writer struct {
 	plan        plan
 	generation  uint64
 	lastReload  *api.Reload
+	hostTurn    uint64    // of the last outcome that was taken in
 	hostError   string    // why the kernel could not be set up again
 	keyError    string    // why the node's keys could not be read again
 	pathsAt     time.Time // when peers were last planned anew for paths
@@ -162,6 +163,7 @@ func (w *writer) begin() error {
 type applied struct {
 	lost []string
 	err  error
+	turn uint64 // which of all, see Node.hostTurn
 }
 
 // applyHost makes the kernel what the configuration wants.
@@ -170,11 +172,12 @@ func (w *writer) applyHost() error {
 	defer w.node.hostMu.Unlock()
 	changes, err := hostnet.Apply(w.node.hostSpec(w.plan.cfg, attachedPods(w.plan.cfg, w.log)), w.log)
 	w.node.direct.note(changes.Direct)
-	w.note(applied{changes.Lost, err})
+	w.note(applied{changes.Lost, err, w.node.hostTurn.Add(1)})
 	return err
 }
 
 func (w *writer) note(a applied) {
+	w.hostTurn = a.turn
 	w.lost = a.lost
 	w.hostError = ""
 	if a.err != nil {
@@ -184,6 +187,9 @@ func (w *writer) note(a applied) {
 
 // repaired takes in what the watch of the kernel did.
 func (w *writer) repaired(a applied) {
+	if a.turn < w.hostTurn {
+		return // of a configuration that is no longer the one
+	}
 	lost, hostError := w.lost, w.hostError
 	if a.err == nil && w.lastReload != nil && w.lastReload.Incomplete != "" {
 		whole := *w.lastReload
@@ -465,16 +471,22 @@ func (w *writer) watch(ctx context.Context) {
 		log.Warn("changes of the underlay are noticed late", "error", err)
 	})
 	n.watching.Go(func() { n.followTunnelGSO(ctx) })
+	var turn uint64
+	wanted := n.wantedHost(log)
 	opt := hostnet.WatchOptions{Log: log, Lock: &n.hostMu, Nodes: &n.nodeAddrs}
 	opt.Applied = func(c hostnet.Changes, err error) {
 		n.direct.note(c.Direct)
 		select {
-		case n.applied <- applied{c.Lost, err}:
+		case n.applied <- applied{c.Lost, err, turn}:
 		case <-ctx.Done():
 		}
 	}
 	n.watching.Go(func() {
-		if err := hostnet.Watch(ctx, n.wantedHost(log), opt); err != nil {
+		numbered := func() hostnet.Spec { // with the lock held, so in the order of what is set up
+			turn = n.hostTurn.Add(1)
+			return wanted()
+		}
+		if err := hostnet.Watch(ctx, numbered, opt); err != nil {
 			log.Warn("what others change in the kernel is not put back", "error", err)
 		}
 	})
