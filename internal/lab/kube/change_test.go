@@ -79,7 +79,7 @@ func (t *traffic) stop(longest time.Duration) {
 }
 
 // undisturbed is the longest time without an answer where nothing is to be noticed: the machine is busy besides.
-const undisturbed = 3 * time.Second
+const undisturbed = 5 * time.Second
 
 // restarted is the longest time where daemons end and others begin. Userspace carries the packets, which wait for it.
 const restarted = 20 * time.Second

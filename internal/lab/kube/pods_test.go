@@ -264,7 +264,7 @@ func askUDP(ns *lab.NS, to netip.AddrPort) (string, error) {
 // until asks again until there is no error: the cluster takes its time to do what was asked of it.
 func (c *cluster) until(what string, try func() error) {
 	c.t.Helper()
-	c.untilWithin(30*time.Second, what, try)
+	c.untilWithin(time.Minute, what, try)
 }
 
 func (c *cluster) untilWithin(wait time.Duration, what string, try func() error) {
