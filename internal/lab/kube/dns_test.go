@@ -18,6 +18,7 @@ func resolve(c *cluster) {
 	c.ok(c.InstallDNS(c.ctx))
 	pods := c.run(workload{name: "named", replicas: 1}, workload{name: "client", replicas: len(c.Nodes)})
 	s := c.expose("named", "named", serviceOptions{})
+	c.known(s)
 	const full = "named.default.svc.cluster.local"
 	for _, client := range pods[1:] {
 		within := c.within(client)
