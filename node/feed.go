@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/control/remember"
+	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/internal/key"
 	"github.com/warren-net/warren/node/config"
 )
@@ -197,6 +199,37 @@ func (f *feed) await(ctx context.Context, cfg *config.Config) (*config.Config, [
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		case <-f.news:
+		}
+	}
+}
+
+// underlayWait is how often a node looks whether it has the addresses that the cluster has for it.
+const underlayWait = time.Second
+
+// awaitHere is await for a node that has the addresses which the cluster has for it. One that has moved knows its old
+// ones, from before and perhaps from the cluster: who has the new ones says so soon, and cannot if the node gives up.
+func (f *feed) awaitHere(ctx context.Context, cfg *config.Config, check func([]netip.Addr) error) (*config.Config,
+	[]control.Node, error) {
+	var waiting string // why
+	for {
+		known, nodes, err := f.await(ctx, cfg)
+		if err != nil {
+			return nil, nil, err
+		}
+		err = check(known.Self.Addresses)
+		if !errors.Is(err, hostnet.ErrNoUnderlay) {
+			return known, nodes, nil // what else is wrong, the start says
+		}
+		if why := err.Error(); why != waiting {
+			waiting = why
+			f.log.Warn("waiting until the node has the addresses that the cluster has for it, or the cluster its new ones",
+				"node", f.name, "problem", why)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		case <-f.news:
+		case <-time.After(underlayWait):
 		}
 	}
 }

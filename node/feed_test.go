@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/control/remember"
+	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/internal/key"
 	"github.com/warren-net/warren/node/config"
 )
@@ -194,6 +196,57 @@ func TestFeed(t *testing.T) {
 	if got := f.until(t, func(got fed) bool { return len(got.gone) == 2 }); len(got.set) > 0 ||
 		!reflect.DeepEqual(got.gone, []string{"b", "f"}) {
 		t.Errorf("after another start: %+v", got)
+	}
+}
+
+// TestFeedOfAMovedNode: what a node knows of itself from before is an address that it has no more. It waits for the
+// cluster's word.
+func TestFeedOfAMovedNode(t *testing.T) {
+	dir := t.TempDir()
+	f, s, stop := runFeed(t, dir)
+	s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1), fedNode("b", 2)}, Cluster: fedRange})
+	f.awaited(t)
+	stop()
+
+	f, s, _ = runFeed(t, dir)
+	moved := fedNode("a", 1)
+	moved.Addresses = []netip.Addr{addr("192.0.2.9")}
+	fresh, err := config.Parse(config.Source{File: "w.yaml", Data: []byte(fedConfig)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan netip.Addr, 1000)
+	check := func(addresses []netip.Addr) error {
+		asked <- addresses[0]
+		if addresses[0] != moved.Addresses[0] {
+			return fmt.Errorf("%w: %s", hostnet.ErrNoUnderlay, addresses[0])
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	go func() {
+		if old := <-asked; old != addr("192.0.2.1") {
+			t.Errorf("it knows %s from before", old)
+		}
+		s.say(t, control.Update{Nodes: []control.Node{moved}})
+	}()
+	cfg, nodes, err := f.awaitHere(ctx, fresh, check)
+	if err != nil || cfg.Self.Addresses[0] != moved.Addresses[0] || named(nodes) != "b" {
+		t.Fatalf("it starts with %+v, %v", cfg, err)
+	}
+
+	// It gives up only when it is told to.
+	ctx, cancel = context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	check = func([]netip.Addr) error { return hostnet.ErrNoUnderlay }
+	if _, _, err := f.awaitHere(ctx, fresh, check); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a node that is nowhere: %v", err)
+	}
+	// What else is wrong with an address is the start's to say.
+	check = func([]netip.Addr) error { return errors.New("something else") }
+	if _, _, err := f.awaitHere(context.Background(), fresh, check); err != nil {
+		t.Error(err)
 	}
 }
 

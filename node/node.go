@@ -146,7 +146,7 @@ func runFed(ctx context.Context, cfg *config.Config, opt Options) error {
 	})
 	ready := opt.Ready
 	for {
-		known, nodes, err := f.await(ctx, cfg)
+		known, nodes, err := f.awaitHere(ctx, cfg, checkUnderlay)
 		if ctx.Err() != nil {
 			return failure(ctx)
 		}

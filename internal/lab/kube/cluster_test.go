@@ -93,6 +93,7 @@ func life(c *cluster) {
 		{"DNS beside iptables", "", resolve},
 		{"node comes and goes", once, nodeComesAndGoes},
 		{"rolling restart", "", rollingRestart},
+		{"another address", once, anotherAddress},
 		{"who may say what", once, whoMaySayWhat},
 		{"API server down", once, apiServerDown},
 	} {
