@@ -193,7 +193,8 @@ func (n *simNode) leave() {
 	n.cancel()
 	n.sim.leaving.Go(func() {
 		n.done.Wait()
-		if err := n.sim.client.Remove(context.Background(), n.name); err != nil {
+		err := n.sim.client.Remove(context.Background(), n.name)
+		if err != nil && !errors.Is(err, etcd.ErrNoNode) { // it may not have got as far as a record
 			n.sim.t.Errorf("%s leaves: %v", n.name, err)
 		}
 	})
