@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 // A follower reads the records of all nodes and watches them.
 type follower struct {
 	client  *Client
+	id      string // of this host
 	problem func(error)
 	updates chan<- control.Update
 
@@ -83,8 +85,7 @@ func (f *follower) list(ctx context.Context) (next int64, err error) {
 			f.cluster.Store(resp.Header.ClusterId)
 		}
 		for _, kv := range resp.Kvs {
-			n, _ := decodeNode(strings.TrimPrefix(string(kv.Key), prefix), kv.Value, kv.CreateRevision)
-			nodes = append(nodes, n)
+			nodes = append(nodes, f.node(strings.TrimPrefix(string(kv.Key), prefix), kv.Value, kv.CreateRevision))
 		}
 		if !resp.More || len(resp.Kvs) == 0 {
 			break
@@ -160,11 +161,22 @@ func (f *follower) update(events []*clientv3.Event) control.Update {
 		case e.Type == clientv3.EventTypeDelete:
 			u.Gone = append(u.Gone, name)
 		default:
-			n, _ := decodeNode(name, e.Kv.Value, e.Kv.CreateRevision)
-			u.Nodes = append(u.Nodes, n)
+			u.Nodes = append(u.Nodes, f.node(name, e.Kv.Value, e.Kv.CreateRevision))
 		}
 	}
 	return u
+}
+
+// node reads a record. One under this node's own name that another host wrote says nothing of this one, which would
+// otherwise take that one's addresses and pod CIDRs for its own; the registrar settles whose the name is.
+func (f *follower) node(name string, data []byte, order int64) control.Node {
+	n, r := decodeNode(name, data, order)
+	if r == nil || name != f.client.cfg.Node || r.ID == f.id {
+		return n
+	}
+	return control.Node{Name: name, Order: order, Broken: fmt.Sprintf("another host has this node's name in etcd, the "+
+		"one at %s: give one of them another name with `node`; if it is this host, which lost its state directory, it gets "+
+		"its name back once the other counts as away", texts(r.Addresses))}
 }
 
 func (f *follower) send(ctx context.Context, u control.Update) bool {

@@ -93,8 +93,13 @@ func TestTwoNodesOfOneName(t *testing.T) {
 	if !strings.Contains(err.Error(), was.Addresses[0].String()) || !strings.Contains(err.Error(), "another name") {
 		t.Error(err)
 	}
-	if got := second.nodes["a"]; !got.Equal(&was) {
+	if got := first.nodes["a"]; !got.Equal(&was) {
 		t.Errorf("the second one changed the record: %+v", got)
+	}
+	// What the record says is the first one's, and not for the second one to be.
+	if got := second.nodes["a"]; got.Broken == "" || len(got.PodCIDRs)+len(got.Addresses) > 0 ||
+		!strings.Contains(got.Broken, was.Addresses[0].String()) {
+		t.Errorf("the second one takes itself for the first one: %+v", got)
 	}
 	if err := c.client().Remove(t.Context(), "a"); !errors.Is(err, etcd.ErrAlive) {
 		t.Errorf("removed a node that runs: %v", err)

@@ -78,7 +78,7 @@ func (s *Source) Run(ctx context.Context, updates chan<- control.Update, problem
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p := &problems{tell: problem}
-	f := &follower{client: client, problem: p.part(), updates: updates, own: make(chan struct{}, 1),
+	f := &follower{client: client, id: st.ID, problem: p.part(), updates: updates, own: make(chan struct{}, 1),
 		again: make(chan struct{}, 1)}
 	r := &registrar{client: client, problem: p.part(), state: st, told: s.told, follower: f}
 	wg.Go(func() { r.run(ctx, s.news, f.own) })
