@@ -121,6 +121,8 @@ func (f *feed) take(u control.Update) {
 	defer f.mu.Unlock()
 	if len(u.Cluster) > 0 && !slices.Equal(u.Cluster, f.cluster) {
 		f.cluster, f.restart = u.Cluster, true
+		poke(f.news) // also where no node changes with them
+		poke(f.dirty)
 		f.note(f.ledger.SetCluster(u.Cluster))
 	}
 	if u.Whole {
@@ -176,7 +178,7 @@ func (f *feed) note(c control.Change) {
 }
 
 // await waits until the cluster knows this node and what its ranges are, and returns the configuration to start with
-// and the peers. What is known then is not news any more.
+// and the peers. What is known of those then is not news any more.
 func (f *feed) await(ctx context.Context, cfg *config.Config) (*config.Config, []control.Node, error) {
 	for waited := false; ; waited = true {
 		f.mu.Lock()
@@ -185,6 +187,7 @@ func (f *feed) await(ctx context.Context, cfg *config.Config) (*config.Config, [
 			nodes := f.peers()
 			f.pending = map[string]*control.Node{}
 			f.restart = false
+			poke(f.news) // problems and refusals are, to the writer that starts
 			f.mu.Unlock()
 			next, err := cfg.With(*self, cluster)
 			return next, nodes, err

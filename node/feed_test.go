@@ -302,3 +302,14 @@ func TestFeedThatEnds(t *testing.T) {
 		t.Errorf("a source that gives up: %v", err)
 	}
 }
+
+// TestFeedTellsOfOldTroubles: a node that starts again learns of what was refused before.
+func TestFeedTellsOfOldTroubles(t *testing.T) {
+	f, s, _ := runFeed(t, t.TempDir())
+	s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1), fedNode("b", 2), fedNode("c", 2)},
+		Cluster: fedRange})
+	for range 2 {
+		f.awaited(t)
+		f.until(t, func(got fed) bool { return len(got.warnings) == 1 })
+	}
+}
