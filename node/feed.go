@@ -128,8 +128,23 @@ func (f *feed) take(u control.Update) {
 	if u.Whole {
 		u.Nodes = slices.Concat(f.machines, u.Nodes)
 	}
-	f.note(f.ledger.Apply(u))
+	f.note(f.ledger.Apply(f.staying(u)))
 	f.report()
+}
+
+// staying is the update without an end of this node, which goes on as it is while the cluster does not know it: what
+// its pods and its tunnel have is nobody else's here meanwhile, whoever the cluster gives it to.
+func (f *feed) staying(u control.Update) control.Update {
+	self := f.ledger.Node(f.name)
+	if self == nil {
+		return u
+	}
+	own := func(n control.Node) bool { return n.Name == f.name }
+	if u.Whole && !slices.ContainsFunc(u.Nodes, own) {
+		u.Nodes = append(slices.Clone(u.Nodes), *self)
+	}
+	u.Gone = slices.DeleteFunc(slices.Clone(u.Gone), func(name string) bool { return name == f.name })
+	return u
 }
 
 // configured takes in which peers that are no nodes the file has.

@@ -303,6 +303,30 @@ func TestFeedThatEnds(t *testing.T) {
 	}
 }
 
+// TestFeedForgotten: a node that the cluster knows no longer goes on as it is, and what it has is given to nobody else
+// here, as two owners of one prefix would keep everything else of an update out too.
+func TestFeedForgotten(t *testing.T) {
+	for name, forget := range map[string]control.Update{
+		"by a change": {Gone: []string{"a"}, Nodes: []control.Node{fedNode("y", 1), fedNode("c", 3)}},
+		"as a whole":  {Whole: true, Nodes: []control.Node{fedNode("y", 1), fedNode("c", 3)}},
+	} {
+		f, s, _ := runFeed(t, t.TempDir())
+		s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1)}, Cluster: fedRange})
+		f.awaited(t)
+		s.say(t, forget)
+		got := f.until(t, func(got fed) bool { return len(got.warnings) > 0 && len(got.set) > 0 })
+		if named(got.set) != "c" || got.self != nil || !strings.Contains(got.warnings[0], "node y") {
+			t.Errorf("%s: %+v", name, got)
+		}
+		// It comes back with something else, so the other one gets what it had.
+		s.say(t, control.Update{Nodes: []control.Node{fedNode("a", 9)}})
+		got = f.until(t, func(got fed) bool { return got.self != nil })
+		if named(got.set) != "y" || got.self.PodCIDRs[0].String() != "10.244.9.0/24" || len(got.warnings) > 0 {
+			t.Errorf("%s: after it came back: %+v", name, got)
+		}
+	}
+}
+
 // TestFeedTellsOfOldTroubles: a node that starts again learns of what was refused before.
 func TestFeedTellsOfOldTroubles(t *testing.T) {
 	f, s, _ := runFeed(t, t.TempDir())
