@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -332,8 +333,9 @@ func (p *plan) addTunnel(n *control.Node, peer *forwarder.Peer) (*wireguard.Peer
 	if peer.Encrypted {
 		c.Keepalive = p.cfg.PersistentKeepalive
 	}
-	if n.PresharedKeyFile != "" {
-		k, err := p.preshared(n.PresharedKeyFile)
+	// What a control plane says of a node names no file of this host.
+	if file := cmp.Or(n.PresharedKeyFile, p.cfg.PresharedKeyFile); file != "" {
+		k, err := p.preshared(file)
 		if err != nil && k.IsZero() {
 			return nil, err
 		}
@@ -372,6 +374,15 @@ func (p *plan) presharedChanged() bool {
 			return true
 		case err == nil && (k != before || p.unread[file] != ""):
 			return true
+		}
+	}
+	for file, why := range p.unread {
+		if _, once := p.shared[file]; once {
+			continue
+		}
+		if _, err := key.LoadPreshared(file); err == nil || err.Error() != why {
+			delete(p.unread, file) // or nobody may ever ask for it again
+			return true            // whom it is for was left out
 		}
 	}
 	return false

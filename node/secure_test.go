@@ -357,3 +357,37 @@ func asks(encrypted bool) control.Encapsulation {
 	}
 	return control.VXLAN
 }
+
+// TestPresharedKeyOfTheCluster: the file's key is for nodes of which a control plane tells too, and those are left out
+// while it cannot be read.
+func TestPresharedKeyOfTheCluster(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "psk")
+	shared := key.NewPreshared()
+	p := newSecurePlan(t)
+	p.cfg.Control, p.cfg.PresharedKeyFile = config.Etcd, file
+	nodes := p.cfg.Peers(p.cfg.State)
+	out, err := p.build(1, nodes)
+	if err != nil || len(out.tunnels) > 0 || !strings.Contains(strings.Join(p.allWarnings(), ""), file) {
+		t.Fatalf("without the file: %+v, %q, %v", out.tunnels, p.allWarnings(), err)
+	}
+	if p.presharedChanged() {
+		t.Error("a file that is still missing has changed")
+	}
+	if err := os.WriteFile(file, []byte(shared.RevealText()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !p.presharedChanged() {
+		t.Error("a file that has come is not noticed")
+	}
+	if out, err = p.build(2, nodes); err != nil || len(out.tunnels) != 4 {
+		t.Fatalf("with the file: %+v, %v", out, err)
+	}
+	for _, c := range out.tunnels {
+		if c.Preshared != shared {
+			t.Errorf("%s goes without the preshared key", c.Name)
+		}
+	}
+	if p.presharedChanged() {
+		t.Error("nothing has changed since")
+	}
+}
