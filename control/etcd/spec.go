@@ -98,7 +98,7 @@ func (s *Spec) Config(own Files) (Config, error) {
 	if s.plain() {
 		return c, nil
 	}
-	files := Files{CA: s.CA, Cert: s.Certificate, Key: s.Key}
+	files := Files{CA: s.CA, Cert: s.Certificate, Key: s.Key, Endpoints: c.Endpoints}
 	if s.Own() {
 		files = own
 	}

@@ -5,7 +5,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -19,6 +23,10 @@ type Files struct {
 	CA   string // certificates of the authorities that the etcd's is checked by; empty: the system's
 	Cert string // this host's certificate with its chain; empty: it shows none
 	Key  string // its private key
+
+	// Endpoints are where the etcd is reached: of a server that is reached by an address crypto/tls does not say which one
+	// it is, and its certificate has to be for one of them.
+	Endpoints []string
 
 	// Own says that the etcd is Warren's own: its certificates are for ServerName instead of an address. And as they are
 	// all issued by one authority, a host whose clock is behind, as it may be after a start, takes a certificate's
@@ -53,12 +61,35 @@ func (f Files) Config() (*tls.Config, error) {
 		if err != nil {
 			return err
 		}
-		return VerifyServer(cs, got.roots, f.Own)
+		if f.Own {
+			cs.ServerName = ServerName // gRPC connects to the endpoint's
+		}
+		if err := VerifyServer(cs, got.roots, f.Own); err != nil || cs.ServerName != "" {
+			return err
+		}
+		return f.verifyAddress(cs.PeerCertificates[0])
 	}
 	return cfg, nil
 }
 
-// VerifyServer checks the chain of a server as crypto/tls does, for the name that the connection was made to.
+// verifyAddress checks that the certificate is for an address at which the etcd is reached.
+func (f Files) verifyAddress(leaf *x509.Certificate) error {
+	var addrs []string
+	for _, e := range f.Endpoints {
+		if u, err := url.Parse(endpointURLs([]string{e}, true)[0]); err == nil && net.ParseIP(u.Hostname()) != nil {
+			addrs = append(addrs, u.Hostname())
+		}
+	}
+	if slices.ContainsFunc(addrs, func(a string) bool { return leaf.VerifyHostname(a) == nil }) {
+		return nil
+	}
+	return fmt.Errorf("the server's certificate is for %v%v and not for an address at which the etcd is reached (%s): name "+
+		"the etcd as its certificate does, or give it one for its address", leaf.DNSNames, leaf.IPAddresses,
+		strings.Join(addrs, ", "))
+}
+
+// VerifyServer checks the chain of a server as crypto/tls does, for the name that the connection was made to; to an
+// address it has none.
 func VerifyServer(cs tls.ConnectionState, roots *x509.CertPool, lateClock bool) error {
 	if len(cs.PeerCertificates) == 0 {
 		return errors.New("the server shows no certificate")
