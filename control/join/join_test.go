@@ -402,6 +402,30 @@ func TestRenewal(t *testing.T) {
 	}
 }
 
+// TestTokenOfOneThatWasTakenOut: who was taken out does not come back with the token that let it in, neither as itself
+// nor in the place of the host that has its name since.
+func TestTokenOfOneThatWasTakenOut(t *testing.T) {
+	s := newSite(t)
+	tok, dir := s.token(join.TokenOptions{}), t.TempDir()
+	for range 2 {
+		if err := s.join(tok, "n", dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := join.Evict(t.Context(), s.admin, "n"); err != nil && !errors.Is(err, etcd.ErrNoNode) {
+		t.Fatal(err)
+	}
+	if err := s.join(tok, "n", dir); !errors.Is(err, join.ErrUsed) {
+		t.Errorf("back as itself: %v", err)
+	}
+	if err := s.join(s.token(join.TokenOptions{}), "n", t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.join(tok, "n", dir); !errors.Is(err, join.ErrNameTaken) {
+		t.Errorf("in another one's place: %v", err)
+	}
+}
+
 // TestLeave has a node give back what it has.
 func TestLeave(t *testing.T) {
 	s := newSite(t)

@@ -180,7 +180,10 @@ func (s *Server) join(ctx context.Context, r *question) (*answer, error) {
 	return s.admit(ctx, r)
 }
 
-func (u Use) is(o Use) bool { return u.Node == o.Node && slices.Equal(u.Key, o.Key) }
+// is reports whether both are of one host that is in the network, as far as the token knows.
+func (u Use) is(o Use) bool {
+	return u.Node == o.Node && slices.Equal(u.Key, o.Key) && !u.Left && !o.Left
+}
 
 // authenticate finds the token and sees the proof. Before that is right, there is one answer to everything.
 func (s *Server) authenticate(ctx context.Context, r *question) (*TokenInfo, error) {
@@ -400,8 +403,8 @@ func (s *Server) leave(ctx context.Context, r *question) (*answer, error) {
 	return &answer{Version: wireVersion, Network: s.o.Client.Network()}, nil
 }
 
-// Evict takes a node out of the network: its name and CIDRs are given back, and its certificates are worth nothing. The
-// client is a member's.
+// Evict takes a node out of the network: its name and CIDRs are given back, and its certificates are worth nothing, as
+// long as nobody joins by its name. The token that it came with lets it in no second time. The client is a member's.
 func Evict(ctx context.Context, client *etcd.Client, name string) error {
 	err := client.Remove(ctx, name)
 	if err != nil && !errors.Is(err, etcd.ErrNoNode) {
@@ -412,6 +415,9 @@ func Evict(ctx context.Context, client *etcd.Client, name string) error {
 		return knownErr
 	}
 	if !there {
+		return err
+	}
+	if err := NewTokens(client).leave(ctx, name); err != nil {
 		return err
 	}
 	return Withdraw(ctx, client, name)

@@ -116,6 +116,9 @@ type TokenInfo struct {
 type Use struct {
 	Node string `json:"node"`
 	Key  []byte `json:"key"` // hash of the public key that it got a certificate for, by which it may ask once more
+
+	// Left says that it was taken out of the network since: it may not ask once more.
+	Left bool `json:"left,omitempty"`
 }
 
 // State is what has become of the token by the clock given: "good", "used", "expired" or "revoked".
@@ -218,6 +221,30 @@ func (t *Tokens) Revoke(ctx context.Context, id string) error {
 		i.Revoked = true
 		return nil
 	})
+}
+
+// leave ends what the tokens with which a node joined permit it still.
+func (t *Tokens) leave(ctx context.Context, node string) error {
+	list, err := t.List(ctx)
+	if err != nil {
+		return err
+	}
+	of := func(u Use) bool { return u.Node == node && !u.Left }
+	for _, i := range list {
+		if !slices.ContainsFunc(i.Used, of) {
+			continue
+		}
+		err := t.change(ctx, i.ID, func(i *TokenInfo) error {
+			for k := range i.Used {
+				i.Used[k].Left = i.Used[k].Left || of(i.Used[k])
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, ErrNoToken) { // which has ended meanwhile
+			return err
+		}
+	}
+	return nil
 }
 
 // change edits the record as it is. Where somebody else was faster, it looks at it again.
