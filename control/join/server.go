@@ -315,14 +315,19 @@ func (s *Server) admitMember(ctx context.Context, r *question) (*admission, erro
 	}
 	peers := map[string]string{r.asked.Node: url}
 	if !there {
+		// The etcd learns a member's name when that is started: until then this says whose it is.
+		if err := s.o.Client.PutMember(ctx, etcd.Member{Name: r.asked.Node, Peer: m.Peer}); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnable, err)
+		}
 		if err := s.addLearner(ctx, url); err != nil {
+			_ = s.o.Client.DeleteMember(ctx, r.asked.Node) // it names nobody who is there
 			return nil, said(ErrUnable, "the etcd takes no new member now: %v; `warren control members` shows whether all are "+
 				"well", s.o.Client.Explain(err))
 		}
 	}
 	for _, o := range list.Members {
-		if o.Name != "" && len(o.PeerURLs) > 0 {
-			peers[o.Name] = o.PeerURLs[0]
+		if len(o.PeerURLs) > 0 && !slices.Contains(o.PeerURLs, url) {
+			peers[etcd.PeerName(o)] = o.PeerURLs[0]
 		}
 	}
 	if err := GrantMember(ctx, s.o.Client, r.asked.Node); err != nil {

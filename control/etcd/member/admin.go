@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -16,7 +18,7 @@ import (
 
 // Listed is one member of the etcd.
 type Listed struct {
-	Name    string // of the node; empty: it was never started
+	Name    string // of the node; empty: nobody knows, as it was never started
 	Client  string // HOST:PORT
 	Peer    string
 	Learner bool // it does not vote yet
@@ -35,8 +37,17 @@ func List(ctx context.Context, client *etcd.Client) ([]Listed, error) {
 		return nil, client.Explain(err)
 	}
 	var out []Listed
+	var admitted []etcd.Member
+	if slices.ContainsFunc(resp.Members, func(m *etcdserverpb.Member) bool { return m.Name == "" }) {
+		admitted, _ = client.Admitted(ctx) // without them there is no name, which is not what the list is for
+	}
 	for _, m := range resp.Members {
 		l := Listed{Name: m.Name, Learner: m.IsLearner, id: m.ID, Client: host(m.ClientURLs), Peer: host(m.PeerURLs)}
+		for _, r := range admitted {
+			if l.Name == "" && r.Peer == l.Peer {
+				l.Name = r.Name
+			}
+		}
 		switch {
 		case len(m.ClientURLs) == 0:
 			l.Problem = "it was never started"

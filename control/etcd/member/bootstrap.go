@@ -28,6 +28,7 @@ func Bootstrap(ctx context.Context, o Options, s etcd.Settings, do func(context.
 	if err := ca.Issue(o.StateDir, o.Name); err != nil {
 		return err
 	}
+	o.begins = true
 	return With(ctx, o, func(ctx context.Context, client *etcd.Client) error {
 		if err := client.WriteSettings(ctx, s); err != nil {
 			return err

@@ -15,6 +15,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
 
 	"github.com/warren-net/warren/control/etcd"
@@ -37,8 +38,12 @@ type Options struct {
 	// Where it listens, each IP:PORT, and is reached by others.
 	Client, Peer, Join string
 
-	// FirstPeers are all members by name, with their peer URLs, when this one has no data yet; it alone begins an etcd.
+	// FirstPeers are all members by name, with their peer URLs, when this one has no data yet. Others is where their etcd
+	// is reached, each HOST:PORT: the list as it is now is asked there.
 	FirstPeers map[string]string
+	Others     []string
+
+	begins bool // an etcd of its own, where there is no data: only Bootstrap does
 
 	Timing Timing
 
@@ -60,8 +65,8 @@ func dataDir(stateDir string) string { return filepath.Join(etcd.Dir(stateDir), 
 
 // HasData reports whether there is a member's data below the state directory.
 func HasData(stateDir string) bool {
-	_, err := os.Stat(filepath.Join(dataDir(stateDir), "member"))
-	return err == nil
+	// The directories are made by a try to start as well, also by one that failed.
+	return wal.Exist(filepath.Join(dataDir(stateDir), "member", "wal"))
 }
 
 // RemoveData removes a member's data, for one that was taken out of the etcd.
@@ -76,6 +81,9 @@ func Run(ctx context.Context, o Options) error {
 	ca, err := join.LoadCA(o.StateDir)
 	if err != nil {
 		return fmt.Errorf("run a member of the etcd: %w", err)
+	}
+	if err := o.renewFirstPeers(ctx); err != nil {
+		return err
 	}
 	cfg, err := o.config()
 	if err != nil {
@@ -126,7 +134,10 @@ func hint(err error, o *Options) string {
 	case strings.Contains(text, "cannot assign requested address"):
 		return fmt.Sprintf("; this host has no address %s: set `etcd.listenClients` and `etcd.listenPeers` to one that it "+
 			"has", hostOf(o.Client))
-	case strings.Contains(text, "permanently removed"), strings.Contains(text, "member count is unequal"):
+	case strings.Contains(text, "member count is unequal"):
+		return "; the members have changed since this one was admitted, and none of them says how: are they reached from " +
+			"here?"
+	case strings.Contains(text, "permanently removed"):
 		return "; this member was removed: `warren control demote` here, then `warren control promote` makes it one again"
 	}
 	return ""
@@ -181,10 +192,12 @@ func (o *Options) config() (*embed.Config, error) {
 	cfg.PeerTLSInfo.AllowedHostnames = []string{etcd.ServerName}
 	cfg.TlsMinVersion = "TLS1.3"
 
-	cfg.ClusterState = embed.ClusterStateFlagNew
+	cfg.ClusterState = embed.ClusterStateFlagExisting
+	if o.begins {
+		cfg.ClusterState = embed.ClusterStateFlagNew
+	}
 	peers := []string{o.Name + "=https://" + o.Peer}
 	if len(o.FirstPeers) > 1 {
-		cfg.ClusterState = embed.ClusterStateFlagExisting
 		peers = nil
 		for name, u := range o.FirstPeers {
 			peers = append(peers, name+"="+u)

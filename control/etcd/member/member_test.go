@@ -357,6 +357,63 @@ func TestThreeMembers(t *testing.T) {
 	}
 }
 
+// TestLateStart holds that members which were admitted one after the other, and started late and not at once, are members
+// of the one etcd: a start that failed must not have the next one begin an etcd of its own, which is empty.
+func TestLateStart(t *testing.T) {
+	a := first(t, "a")
+	hosts := map[string]*host{}
+	for _, name := range []string{"b", "c"} {
+		h := newHost(t, name)
+		got, err := h.joinAt(a, a.token(join.TokenOptions{Member: true}),
+			&join.MemberAddresses{Client: h.o.Client, Peer: h.o.Peer, Join: h.o.Join})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.o.FirstPeers, h.o.Others, hosts[name] = got.Peers, got.Endpoints, h
+	}
+	list, err := member.List(t.Context(), a.admin())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range list {
+		if m.Name == "" || m.Name != "a" && m.Problem == "" {
+			t.Errorf("%+v", m)
+		}
+	}
+
+	// The first start of b fails: nobody else is there.
+	b := hosts["b"]
+	a.end()
+	if err := member.Run(t.Context(), b.o); err == nil {
+		t.Fatal("it started without the others")
+	}
+	if member.HasData(b.o.StateDir) {
+		t.Error("what a start that failed left counts as data")
+	}
+	late := b.o
+	late.FirstPeers = nil
+	if err := member.Run(t.Context(), late); err == nil {
+		t.Fatal("it began an etcd of its own")
+	}
+	a.run()
+	b.run()
+	if err := member.Demote(t.Context(), a.admin(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	if err := member.Run(t.Context(), hosts["c"].o); !errors.Is(err, member.ErrRemoved) {
+		t.Errorf("%v", err)
+	}
+	list, err = member.List(t.Context(), b.admin())
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	for _, m := range list {
+		if m.Learner || m.Problem != "" {
+			t.Errorf("%+v", m)
+		}
+	}
+}
+
 // TestBootstrapAgain holds that a try which was killed half way can be repeated, and one that was not as well.
 func TestBootstrapAgain(t *testing.T) {
 	h := newHost(t, "a")

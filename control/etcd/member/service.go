@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -112,6 +113,7 @@ func (s *Service) runMember(ctx context.Context) error {
 				dataDir(o.StateDir), err, o.Name)
 		}
 		o.FirstPeers = peers
+		o.Others = slices.DeleteFunc(slices.Clone(s.spec.Endpoints), func(e string) bool { return e == o.Client })
 	}
 	o.Started = func() {
 		// Once it has data, the list must not make it begin again without.
