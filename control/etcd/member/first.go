@@ -9,8 +9,8 @@ import (
 	"github.com/warren-net/warren/control/etcd"
 )
 
-// renewFirstPeers asks the others for the list of members, where this one begins with such a list: etcd refuses to start
-// by one that is older than the last change. The list that it got when it was admitted does where nobody answers.
+// renewFirstPeers asks the others for the list of members, where this one begins with such a list: etcd refuses to
+// start by one that is older than the last change. The list that it got when it was admitted does where nobody answers.
 func (o *Options) renewFirstPeers(ctx context.Context) error {
 	if len(o.FirstPeers) < 2 || len(o.Others) == 0 {
 		return nil

@@ -357,8 +357,8 @@ func TestThreeMembers(t *testing.T) {
 	}
 }
 
-// TestLateStart holds that members which were admitted one after the other, and started late and not at once, are members
-// of the one etcd: a start that failed must not have the next one begin an etcd of its own, which is empty.
+// TestLateStart holds that members which were admitted one after the other, and started late, are members of the one
+// etcd: a start that failed must not have the next one begin an etcd of its own, which is empty.
 func TestLateStart(t *testing.T) {
 	a := first(t, "a")
 	hosts := map[string]*host{}
