@@ -83,8 +83,8 @@ func (f Files) verifyAddress(leaf *x509.Certificate) error {
 	if slices.ContainsFunc(addrs, func(a string) bool { return leaf.VerifyHostname(a) == nil }) {
 		return nil
 	}
-	return fmt.Errorf("the server's certificate is for %v%v and not for an address at which the etcd is reached (%s): name "+
-		"the etcd as its certificate does, or give it one for its address", leaf.DNSNames, leaf.IPAddresses,
+	return fmt.Errorf("the server's certificate is for %v%v and not for an address at which the etcd is reached (%s): "+
+		"name the etcd as its certificate does, or give it one for its address", leaf.DNSNames, leaf.IPAddresses,
 		strings.Join(addrs, ", "))
 }
 
