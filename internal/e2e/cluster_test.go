@@ -198,7 +198,13 @@ func (c *cluster) askDrops(n *lab.Node) []api.Drop {
 // eventually waits until f returns nil.
 func (c *cluster) eventually(f func() error) {
 	c.t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(30 * time.Millisecond) {
+	c.within(15*time.Second, f)
+}
+
+// within is eventually with a time of its own: WireGuard gives up a session that is not answered after 15 s, for one.
+func (c *cluster) within(wait time.Duration, f func() error) {
+	c.t.Helper()
+	for deadline := time.Now().Add(wait); ; time.Sleep(30 * time.Millisecond) {
 		err := f()
 		if err == nil {
 			return

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/warren-net/warren/internal/lab"
 	"github.com/warren-net/warren/node/api"
@@ -32,10 +33,14 @@ func (c *cluster) statusOf(n *lab.Node) api.Status {
 	return ask[api.Status](c, n, "status")
 }
 
+// contactWait is how long a node may take to say that it has lost the etcd, or has it again: it looks every 20 seconds,
+// waits for an answer, and tries again after up to 15.
+const contactWait = 75 * time.Second
+
 // TestNetworkWithoutItsEtcd: the only member of the etcd dies while pods of the other nodes talk; one of these starts
 // anew without it, from what it knew; and when it comes back all is as before.
 func TestNetworkWithoutItsEtcd(t *testing.T) {
-	c := newCluster(t, lab.Options{})
+	c := newClusterFor(t, lab.Options{Prefix: "e2e"}, 4*time.Minute)
 	nodes := c.network("a", "b", "c")
 	a, b, d := nodes[0], nodes[1], nodes[2]
 	pa, pb, pc := c.pod(a, "a1"), c.pod(b, "b1"), c.pod(d, "c1")
@@ -66,7 +71,7 @@ func TestNetworkWithoutItsEtcd(t *testing.T) {
 
 	c.ok(a.Kill())
 	c.ping(pb.NS, pc.V4, lab.Ping{})
-	c.eventually(func() error {
+	c.within(contactWait, func() error {
 		if s := c.statusOf(b); s.Control.Source != "etcd" || s.Control.Problem == "" || s.Snapshot.Peers != 2 {
 			return fmt.Errorf("%w: %+v, %d peers", errNotYet, s.Control, s.Snapshot.Peers)
 		}
@@ -83,7 +88,7 @@ func TestNetworkWithoutItsEtcd(t *testing.T) {
 	c.ok(a.Up(c.ctx))
 	c.ping(pa.NS, pb.V4, lab.Ping{})
 	c.ping(pc.NS, pa.V6, lab.Ping{})
-	c.eventually(func() error {
+	c.within(contactWait, func() error {
 		if s := c.statusOf(b); s.Control.Problem != "" || len(s.Warnings) > 0 {
 			return fmt.Errorf("%w: %+v, %q", errNotYet, s.Control, s.Warnings)
 		}

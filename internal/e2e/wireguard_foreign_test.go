@@ -145,22 +145,6 @@ func (f *foreign) reached(pod *lab.Pod) {
 	})
 }
 
-// within is eventually with a time of its own: the protocol gives up a session that is not answered after 15 s.
-func (c *cluster) within(wait time.Duration, f func() error) {
-	c.t.Helper()
-	deadline := time.Now().Add(wait)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) || c.ctx.Err() != nil {
-			c.t.Fatal(err)
-		}
-		time.Sleep(30 * time.Millisecond)
-	}
-}
-
 // silent wants no packet to pass either way, for as long as two attempts at a handshake take.
 func (f *foreign) silent(pod *lab.Pod) {
 	f.c.t.Helper()
