@@ -41,15 +41,18 @@ func Bootstrap(ctx context.Context, o Options, s etcd.Settings, do func(context.
 }
 
 // With runs the member for as long as do takes.
-func With(ctx context.Context, o Options, do func(context.Context, *etcd.Client) error) error {
-	ctx, cancel := context.WithCancel(ctx)
+func With(outer context.Context, o Options, do func(context.Context, *etcd.Client) error) error {
+	ctx, cancel := context.WithCancel(outer)
 	defer cancel()
 	started, ended := make(chan struct{}), make(chan error, 1)
 	o.Started = func() { close(started) }
-	go func() { ended <- Run(ctx, o) }()
+	go func() {
+		ended <- Run(ctx, o)
+		cancel() // whoever asks it waits in vain
+	}()
 	select {
 	case err := <-ended:
-		return errors.Join(err, ctx.Err())
+		return errors.Join(err, outer.Err())
 	case <-started:
 	}
 	client, err := Client(&o)
@@ -58,8 +61,8 @@ func With(ctx context.Context, o Options, do func(context.Context, *etcd.Client)
 		err = errors.Join(err, client.Close())
 	}
 	cancel()
-	if ended := <-ended; err == nil {
-		err = ended
+	if ended := <-ended; ended != nil {
+		err = ended // also where do failed: it had nobody to ask then
 	}
 	return err
 }

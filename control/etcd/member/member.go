@@ -89,7 +89,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	server, err := embed.StartEtcd(cfg)
+	server, err := start(cfg, &o)
 	if err != nil {
 		return fmt.Errorf("start the etcd: %w%s", err, hint(err, &o))
 	}

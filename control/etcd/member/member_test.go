@@ -457,6 +457,16 @@ func TestBootstrapAgain(t *testing.T) {
 	if err := member.Run(t.Context(), h.o); err == nil || !strings.Contains(err.Error(), "another process listens at") {
 		t.Errorf("%v", err)
 	}
+	// So is the one where hosts join, which is tried when the etcd runs.
+	o := newHost(t, "b").o
+	o.Join = h.o.Client
+	err = member.Bootstrap(t.Context(), o, settings(), func(ctx context.Context, c *etcd.Client) error {
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	if err == nil || !strings.Contains(err.Error(), "let hosts in at "+o.Join) {
+		t.Errorf("%v", err)
+	}
 }
 
 // TestPeersAreMembers holds that a node's certificate opens no door to what members say to each other.

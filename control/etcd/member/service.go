@@ -109,7 +109,8 @@ func (s *Service) runMember(ctx context.Context) error {
 		peers, err := readPeers(o.StateDir)
 		if err != nil {
 			return fmt.Errorf("this member's data is not in %s, and it is not known which members there are (%w): put a "+
-				"backup there; or, with other members, `warren control demote %s` there and `warren control promote` here",
+				"backup there; or, with other members, `warren control demote %s` there, then here `warren control demote` and "+
+				"`warren control promote`",
 				dataDir(o.StateDir), err, o.Name)
 		}
 		o.FirstPeers = peers
