@@ -156,7 +156,8 @@ func (t *Tokens) New(ctx context.Context, ca *CA, o TokenOptions) (*Token, error
 		o.Uses = 1
 	}
 	if o.Life < time.Second || o.Life > MaxTokenLife {
-		return nil, fmt.Errorf("token for %s: use up to %s; make another one when it is needed", o.Life, MaxTokenLife)
+		return nil, fmt.Errorf("token for %s: use a time between 1s and %s; make another one when it is needed", o.Life,
+			MaxTokenLife)
 	}
 	if o.Uses < 1 || o.Uses > 10000 {
 		return nil, fmt.Errorf("token for %d hosts: use 1 to 10000", o.Uses)

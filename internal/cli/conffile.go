@@ -77,6 +77,10 @@ func (h *hostFlags) mayWrite() error {
 	if other == "" {
 		return nil
 	}
+	if cfg.Control == config.Etcd {
+		return fmt.Errorf("%s is the configuration of %s, and is not written over: `warren leave` takes this host out of "+
+			"that network; or name another file with --config", h.config, other)
+	}
 	return fmt.Errorf("%s is the configuration of %s, and is not written over: move it away, or name another with "+
 		"--config", h.config, other)
 }

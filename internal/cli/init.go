@@ -45,8 +45,10 @@ func newInit() *cobra.Command {
 	f.StringVar(&i.network, "network", etcd.DefaultNetwork, "`NAME` of the network")
 	f.StringSliceVar(&i.ranges, "cluster-cidr", []string{"10.244.0.0/16"},
 		"`RANGE` of pod addresses, which the nodes share; one per family with a comma between")
-	f.IntVar(&i.prefix4, "node-prefix-ipv4", etcd.DefaultNodePrefix4, "`LENGTH` of the prefix that each node gets of it")
-	f.IntVar(&i.prefix6, "node-prefix-ipv6", etcd.DefaultNodePrefix6, "`LENGTH` of the prefix that each node gets of it")
+	f.IntVar(&i.prefix4, "node-prefix-ipv4", etcd.DefaultNodePrefix4,
+		"`LENGTH` of the prefix that each node gets of the range")
+	f.IntVar(&i.prefix6, "node-prefix-ipv6", etcd.DefaultNodePrefix6,
+		"`LENGTH` of the prefix that each node gets of the range")
 	f.StringVar(&i.encapsulation, "encapsulation", string(control.WireGuard),
 		"`ENCAPSULATION` of the traffic between nodes: wireguard or vxlan, which is plaintext")
 	f.DurationVar(&i.ttl, "token-ttl", join.DefaultTokenLife, "how long the printed command is good for")
@@ -65,6 +67,12 @@ func (i *initialize) settings() (etcd.Settings, error) {
 			return s, fmt.Errorf("--cluster-cidr %q: write a range as 10.244.0.0/16", text)
 		}
 		s.Ranges = append(s.Ranges, p)
+	}
+	if !s.Encapsulation.Known() {
+		return s, fmt.Errorf("--encapsulation %q: use wireguard, or vxlan, which is plaintext", i.encapsulation)
+	}
+	if i.uses < 1 {
+		return s, fmt.Errorf("--token-uses %d: at least one host has to be able to join", i.uses)
 	}
 	s, err := s.Complete()
 	if err != nil {
@@ -147,6 +155,10 @@ func (i *initialize) embedded(ctx context.Context, spec *etcd.Spec, s etcd.Setti
 	})
 	if err != nil && fresh {
 		err = errors.Join(err, join.Forget(i.stateDir))
+	}
+	if errors.Is(err, etcd.ErrOtherSettings) {
+		err = fmt.Errorf("%w; it was made on this host, and is in %s: to begin anew, without it and its hosts, "+
+			"stop Warren and move that directory away", err, etcd.Dir(i.stateDir))
 	}
 	return command, err
 }

@@ -27,7 +27,12 @@ func newJoin() *cobra.Command {
 	var j joining
 	cmd := &cobra.Command{
 		Use: "join ADDRESS --token TOKEN", Short: "Take this host into a network",
-		Args: cobra.MaximumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return errors.New("say one ADDRESS, and the token with its flag: warren join ADDRESS --token TOKEN")
+			}
+			return nil
+		},
 		Long: "Take this host into the network whose member is at ADDRESS, with a token that `warren init` or\n" +
 			"`warren token new` printed there. The token also proves to this host that it talks to the right network.\n" +
 			"With --etcd-endpoints there is no token: the etcd's own certificates decide. A try that failed can be\n" +

@@ -7,8 +7,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/etcd/member"
@@ -154,6 +157,12 @@ func (h *hostFlags) complete() error {
 			return fmt.Errorf("--address %s and %s are of one family: one is enough", first, text)
 		}
 		families[a.Is4()], h.addresses[i] = text, a.String()
+		if err := h.has(a); err != nil {
+			return err
+		}
+	}
+	if err := h.mayUse(h.stateDir); err != nil {
+		return err
 	}
 	if (h.external.cert == "") != (h.external.key == "") {
 		return errors.New("--etcd-cert and --etcd-key belong together: name both files, or none")
@@ -161,6 +170,51 @@ func (h *hostFlags) complete() error {
 	if len(h.external.endpoints) == 0 && (h.external.ca != "" || h.external.cert != "") {
 		return errors.New("--etcd-ca, --etcd-cert and --etcd-key are for an etcd that runs already: name it with " +
 			"--etcd-endpoints")
+	}
+	return nil
+}
+
+// has checks that the host has the address, before a token is used up for a node that could not start. A host that is
+// only prepared may get it later.
+func (h *hostFlags) has(a netip.Addr) error {
+	if a.IsLoopback() {
+		return fmt.Errorf("--address %s: that is each host's own: write the address at which the other nodes reach this one",
+			a)
+	}
+	if h.noStart {
+		return nil
+	}
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return fmt.Errorf("this host's addresses: %w", err)
+	}
+	var have []string
+	for _, i := range all {
+		p, err := netip.ParsePrefix(i.String())
+		switch {
+		case err != nil:
+		case p.Addr().Unmap() == a:
+			return nil
+		case p.Addr().IsGlobalUnicast():
+			have = append(have, p.Addr().String())
+		}
+	}
+	return fmt.Errorf("--address %s: this host does not have it: use one of its own, which are %s", a,
+		strings.Join(have, ", "))
+}
+
+// mayUse refuses a state directory that others can write to, as keys are in it, and says who may write to it.
+func (h *hostFlags) mayUse(dir string) error {
+	err := unix.Access(dir, unix.W_OK)
+	if errors.Is(err, unix.ENOENT) {
+		err = unix.Access(filepath.Dir(dir), unix.W_OK)
+	}
+	if errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("user %d may not write to the state directory %s: run this as root", os.Geteuid(), dir)
+	}
+	if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("state directory %s has mode %04o, so others could put a key of theirs there: `chmod go-w %s`", dir,
+			info.Mode().Perm(), dir)
 	}
 	return nil
 }

@@ -86,6 +86,10 @@ func (e *routesExport) all(cmd *cobra.Command) ([]routexport.Node, error) {
 		if err != nil {
 			return nil, err
 		}
+		if cfg.Control != config.Static {
+			return nil, fmt.Errorf("--from-file: %s has no nodes in it, as its `control` is %s: ask the running node, without "+
+				"--from-file", e.ask.config, cfg.Control)
+		}
 		for _, n := range cfg.State.Nodes {
 			if !n.Roams {
 				nodes = append(nodes, routexport.Node{Name: n.Name, Addresses: n.Addresses, PodCIDRs: n.PodCIDRs})

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -56,6 +57,8 @@ func TestOwnEtcd(t *testing.T) {
 	refused(`is the configuration of node "b"`, append([]string{"join", "--address", "192.0.2.3"}, other...)...)
 
 	config := []string{"--config", b[1]}
+	refused("has no nodes in it, as its `control` is etcd",
+		append([]string{"routes", "export", "--from-file"}, config...)...)
 	var nodes []any
 	if err := json.Unmarshal([]byte(must(append([]string{"nodes", "-o", "json"}, config...)...)), &nodes); err != nil ||
 		len(nodes) != 0 {
@@ -78,7 +81,18 @@ func TestStandaloneFlags(t *testing.T) {
 		"podCIDRs: [10.244.1.0/24], encapsulation: vxlan}]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	shared := t.TempDir()
+	if err := os.Chmod(shared, 0o777); err != nil { //nolint:gosec // which is what is refused
+		t.Fatal(err)
+	}
 	for want, args := range map[string][]string{
+		`--encapsulation "ipsec"`: {"init", "--address", "192.0.2.1", "--encapsulation", "ipsec"},
+		"--token-uses 0":          {"init", "--address", "192.0.2.1", "--token-uses", "0"},
+		"that is each host's own": {"init", "--address", "127.0.0.1"},
+		"this host does not have it": {"join", "192.0.2.9", "--token", "abc", "--address", "192.0.2.222",
+			"--no-start=false"},
+		"`chmod go-w " + shared + "`": {"join", "192.0.2.9", "--address", "192.0.2.1", "--state-dir=" + shared},
+		"the token with its flag":     {"join", "192.0.2.9", "abc"},
 		"is the configuration of a node whose control plane is static": {"init", "--config", static, "--node", "a",
 			"--address", "192.0.2.1"},
 		"is inside of the pods' range 192.0.2.0/24": {"init", "--address", "192.0.2.1", "--cluster-cidr", "192.0.2.0/24"},
@@ -95,10 +109,10 @@ func TestStandaloneFlags(t *testing.T) {
 			"http://192.0.2.9:2379"},
 		"this command is for hosts that": {"nodes", "--config", static},
 	} {
-		args = append(args, "--state-dir", dir, "--no-start")
-		if args[0] == "nodes" {
-			args = args[:3]
-		} else if args[1] != "--config" {
+		if args[0] != "nodes" {
+			args = slices.Concat(args[:1], []string{"--state-dir", dir, "--no-start"}, args[1:])
+		}
+		if !slices.Contains(args, "--config") {
 			args = append(args, "--config", filepath.Join(dir, "warren.yaml"))
 		}
 		status, _, errOut := call(t, args...)

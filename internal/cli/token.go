@@ -39,6 +39,9 @@ func newTokenNew() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if o.Uses < 1 {
+					return fmt.Errorf("--uses %d: at least one host has to be able to join", o.Uses)
+				}
 				tok, err := join.NewTokens(client).New(cmd.Context(), ca, o)
 				if err != nil {
 					return err
