@@ -249,7 +249,7 @@ func (n *network) outOfEtcd(cmd *cobra.Command) ([]string, error) {
 		return nil, fmt.Errorf("node %q: %w: promote another host first", n.cfg.Node, member.ErrLastMember)
 	}
 	through := *n
-	through.spec.Endpoints = others
+	through.spec.Endpoints, through.only = others, true
 	client, err := through.clientWith(join.MemberFiles(n.cfg.StateDir))
 	if err != nil {
 		return nil, err

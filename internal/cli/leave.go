@@ -109,7 +109,7 @@ func (l *leaving) other(cmd *cobra.Command, n *network) error {
 func (l *leaving) asMember(cmd *cobra.Command, n *network) error {
 	others, err := n.outOfEtcd(cmd)
 	if err == nil {
-		n.spec.Endpoints = others // its own is away now
+		n.spec.Endpoints, n.only = others, true // its own is away now
 		return nil
 	}
 	if l.force {

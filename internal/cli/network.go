@@ -23,6 +23,9 @@ import (
 type network struct {
 	cfg  *config.Config
 	spec etcd.Spec
+
+	// only has nobody be asked but the endpoints of spec: of the members that are known one is about to stop.
+	only bool
 }
 
 // loadNetwork reads the configuration, and refuses that of another control plane.
@@ -49,6 +52,7 @@ func (n *network) clientWith(own etcd.Files) (*etcd.Client, error) {
 		return nil, err
 	}
 	c.Node, c.StateDir = n.cfg.Node, n.cfg.StateDir
+	c.FollowMembers = c.FollowMembers && !n.only
 	return etcd.NewClient(c)
 }
 
