@@ -55,7 +55,7 @@ func (n *Node) tryVXLAN(lanes int) error {
 	cfg := n.cfg
 	port := cfg.PortOf(&cfg.Self)
 	sockets, err := udp.OpenGroup(lanes, udp.Config{
-		Port: port, Addrs: cfg.Self.Addresses,
+		Port: port, Addrs: cfg.Self.Addresses, Reserved: cfg.WireGuardPortOf(&cfg.Self),
 		GSO: udpMode(cfg.Offloads.UDPGSO), GRO: udpMode(cfg.Offloads.UDPGRO),
 	})
 	switch {

@@ -94,6 +94,9 @@ type Config struct {
 
 	GSO, GRO Mode
 
+	// Reserved is a port that is not sent from, as another tunnel of this node is to have it; 0: none.
+	Reserved uint16
+
 	// SocketBuffer is how many bytes may wait in each socket, in either direction. 0: DefaultBuffer. Without
 	// CAP_NET_ADMIN the kernel grants no more than net.core.rmem_max and wmem_max; see Socket.Buffers.
 	SocketBuffer int

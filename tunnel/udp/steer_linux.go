@@ -86,9 +86,14 @@ func (g *group) sendPort(addr netip.Addr) (uint16, error) {
 	if err != nil {
 		return 0, err
 	}
-	port := int(free) - int(free)%g.size + len(g.sockets) - 1
-	if port > math.MaxUint16 {
-		port -= g.size
+	return nearPort(free, g.size, len(g.sockets)-1, g.Reserved), nil
+}
+
+// nearPort is a port of the remainder, modulo size, near one that is free; not the reserved one.
+func nearPort(free uint16, size, remainder int, reserved uint16) uint16 {
+	port := int(free) - int(free)%size + remainder
+	if port > math.MaxUint16 || port == int(reserved) {
+		port -= size
 	}
-	return uint16(port), nil
+	return uint16(port)
 }

@@ -164,9 +164,14 @@ func closedPort(t *testing.T, g *WireGuardGroup, at netip.Addr) uint16 {
 				break
 			}
 			ready := []unix.PollFd{{Fd: int32(g.Lanes[0].receive[0])}}
-			if n, err := unix.Poll(ready, 0); err != nil {
+			n, err := unix.Poll(ready, 0)
+			if err == unix.EINTR { // the Go runtime's signals
+				continue
+			}
+			if err != nil {
 				t.Fatal(err)
-			} else if all := g.Lanes[0].PathEvents(nil); n > 0 && len(all) == 1 && all[0].Err == unix.ECONNREFUSED {
+			}
+			if all := g.Lanes[0].PathEvents(nil); n > 0 && len(all) == 1 && all[0].Err == unix.ECONNREFUSED {
 				return port
 			}
 		}
