@@ -99,14 +99,19 @@ func (l *Ledger) Nodes() []Node {
 	return out
 }
 
+// A former is what was in force of those who are touched, by name.
+type former map[string]*Node
+
+// note remembers what is in force of an entry, the first time.
+func (f former) note(e *entry) {
+	if _, seen := f[e.claim.Name]; !seen {
+		f[e.claim.Name] = e.inForce
+	}
+}
+
 // Apply takes an update in.
 func (l *Ledger) Apply(u Update) Change {
-	before := map[string]*Node{}
-	touch := func(e *entry) {
-		if _, seen := before[e.claim.Name]; !seen {
-			before[e.claim.Name] = e.inForce
-		}
-	}
+	before := former{}
 	gone := u.Gone
 	if u.Whole {
 		there := make(map[string]bool, len(u.Nodes))
@@ -121,7 +126,7 @@ func (l *Ledger) Apply(u Update) Change {
 	}
 	for _, name := range gone {
 		if e := l.entries[name]; e != nil {
-			touch(e)
+			before.note(e)
 			l.release(e)
 			delete(l.entries, name)
 			delete(l.waiting, name)
@@ -130,26 +135,22 @@ func (l *Ledger) Apply(u Update) Change {
 	for k := range u.Nodes {
 		l.take(&u.Nodes[k])
 	}
-	l.admit(touch)
+	l.admit(before)
 	return l.change(before)
 }
 
 // SetCluster changes the cluster's ranges. Whoever is then misplaced is refused, and who was for the ranges is not.
 func (l *Ledger) SetCluster(ranges []netip.Prefix) Change {
-	before := map[string]*Node{}
+	before := former{}
 	l.rules.Cluster = ranges
 	for name, e := range l.entries {
 		if e.inForce != nil && l.misplaced(e.inForce) != "" {
-			before[name] = e.inForce
+			before.note(e)
 			l.release(e)
 			l.waiting[name] = e
 		}
 	}
-	l.admit(func(e *entry) {
-		if _, seen := before[e.claim.Name]; !seen {
-			before[e.claim.Name] = e.inForce
-		}
-	})
+	l.admit(before)
 	return l.change(before)
 }
 
@@ -172,7 +173,7 @@ func (l *Ledger) take(n *Node) {
 }
 
 // admit puts in force what can be, until nothing more can be: what one gives up another may wait for.
-func (l *Ledger) admit(touch func(*entry)) {
+func (l *Ledger) admit(before former) {
 	for progress := true; progress; {
 		progress = false
 		for _, e := range l.inTurn() {
@@ -184,11 +185,11 @@ func (l *Ledger) admit(touch func(*entry)) {
 				continue
 			}
 			for loser := range losers {
-				touch(loser)
+				before.note(loser)
 				l.release(loser)
 				l.waiting[loser.claim.Name] = loser
 			}
-			touch(e)
+			before.note(e)
 			l.release(e)
 			l.hold(e)
 			delete(l.waiting, e.claim.Name)
@@ -325,7 +326,7 @@ func (l *Ledger) release(e *entry) {
 }
 
 // change compares what is in force with what was.
-func (l *Ledger) change(before map[string]*Node) Change {
+func (l *Ledger) change(before former) Change {
 	var c Change
 	for _, name := range slices.Sorted(maps.Keys(before)) {
 		was, is := before[name], l.Node(name)
