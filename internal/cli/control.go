@@ -41,44 +41,40 @@ func newControlMembers() *cobra.Command {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			n, err := loadNetwork(path)
-			if err != nil {
-				return err
-			}
 			// Every node may ask for it.
-			client, err := n.client()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			list, err := member.List(cmd.Context(), client)
-			if err != nil {
-				return err
-			}
-			out := []memberJSON{}
-			rows := [][]string{{"NAME", "STATE", "CLIENTS", "PEERS"}}
-			for _, l := range list {
-				m := memberJSON{Name: l.Name, State: "voting", Clients: l.Client, Peers: l.Peer}
-				switch {
-				case l.Problem != "":
-					m.State = l.Problem
-				case l.Learner:
-					m.State = "learner"
-				case l.Leader:
-					m.State = "leader"
-				}
-				out = append(out, m)
-				rows = append(rows, []string{dash(m.Name), m.State, dash(m.Clients), m.Peers})
-			}
-			if output == "json" {
-				return writeJSON(cmd.OutOrStdout(), out)
-			}
-			return table(cmd.OutOrStdout(), rows...)
+			return withClient(path, func(_ *network, client *etcd.Client) error { return showMembers(cmd, client, output) })
 		},
 	}
 	configFlag(cmd, &path)
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// showMembers lists the members of the etcd.
+func showMembers(cmd *cobra.Command, client *etcd.Client, output string) error {
+	list, err := member.List(cmd.Context(), client)
+	if err != nil {
+		return err
+	}
+	out := []memberJSON{}
+	rows := [][]string{{"NAME", "STATE", "CLIENTS", "PEERS"}}
+	for _, l := range list {
+		m := memberJSON{Name: l.Name, State: "voting", Clients: l.Client, Peers: l.Peer}
+		switch {
+		case l.Problem != "":
+			m.State = l.Problem
+		case l.Learner:
+			m.State = "learner"
+		case l.Leader:
+			m.State = "leader"
+		}
+		out = append(out, m)
+		rows = append(rows, []string{dash(m.Name), m.State, dash(m.Clients), m.Peers})
+	}
+	if output == "json" {
+		return writeJSON(cmd.OutOrStdout(), out)
+	}
+	return table(cmd.OutOrStdout(), rows...)
 }
 
 func newPromote() *cobra.Command {

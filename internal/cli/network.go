@@ -79,6 +79,20 @@ func (n *network) admin(ctx context.Context) (*etcd.Client, error) {
 	return nil, fmt.Errorf("this host is no member of the etcd: run this on one of them:%s", where)
 }
 
+// withClient runs do with a client of a node.
+func withClient(path string, do func(*network, *etcd.Client) error) error {
+	n, err := loadNetwork(path)
+	if err != nil {
+		return err
+	}
+	client, err := n.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return do(n, client)
+}
+
 // withAdmin runs do with a client of a member.
 func withAdmin(cmd *cobra.Command, path string, do func(*network, *etcd.Client) error) error {
 	n, err := loadNetwork(path)

@@ -41,36 +41,32 @@ func newNodes() *cobra.Command {
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			n, err := loadNetwork(path)
-			if err != nil {
-				return err
-			}
-			client, err := n.client()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			list, err := client.Nodes(cmd.Context())
-			if err != nil {
-				return err
-			}
-			s, err := client.Settings(cmd.Context())
-			if err != nil {
-				return err
-			}
-			nodes := n.listed(cmd.Context(), list, s.Encapsulation)
-			if err := measure(cmd.Context(), nodes); err != nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "warren: %s\n", oneLine(err))
-			}
-			if output == "json" {
-				return writeJSON(cmd.OutOrStdout(), nodes)
-			}
-			return table(cmd.OutOrStdout(), nodeRows(nodes)...)
+			return withClient(path, func(n *network, client *etcd.Client) error { return n.show(cmd, client, output) })
 		},
 	}
 	configFlag(cmd, &path)
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// show lists the nodes.
+func (n *network) show(cmd *cobra.Command, client *etcd.Client, output string) error {
+	list, err := client.Nodes(cmd.Context())
+	if err != nil {
+		return err
+	}
+	s, err := client.Settings(cmd.Context())
+	if err != nil {
+		return err
+	}
+	nodes := n.listed(cmd.Context(), list, s.Encapsulation)
+	if err := measure(cmd.Context(), nodes); err != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warren: %s\n", oneLine(err))
+	}
+	if output == "json" {
+		return writeJSON(cmd.OutOrStdout(), nodes)
+	}
+	return table(cmd.OutOrStdout(), nodeRows(nodes)...)
 }
 
 // measured bounds how long each of the echoes is waited for, and mostMeasured how many nodes are asked.
