@@ -58,8 +58,9 @@ type Node struct {
 	// anywhere: any WireGuard implementation. It has no Addresses, and is reached once it has called.
 	Roams bool
 
-	// Order says who came first: of two new claims to one thing the lower one holds. A source may leave it 0; then the
-	// names decide, so that all nodes decide alike.
+	// Order says who came first: of two new claims to one thing the lower one holds. It is about the claim and no part
+	// of it: what is claimed is the same when it changes. A source may leave it 0; then the names decide, so that all
+	// nodes decide alike.
 	Order int64
 
 	// Broken is why the rest of this claim could not be read, in words for people: what is wrong with which value, and
@@ -76,12 +77,12 @@ func (n *Node) Plaintext() bool {
 // Untunnelled reports whether the node asks to be reached without a tunnel, by some or by all.
 func (n *Node) Untunnelled() bool { return n.Encapsulation == Direct || n.Encapsulation == Auto }
 
-// Equal reports whether two claims say the same.
+// Equal reports whether two claims say the same, whichever came first.
 func (n *Node) Equal(o *Node) bool {
 	return n.Name == o.Name && slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs) &&
 		bytes.Equal(n.MAC, o.MAC) && n.Port == o.Port && n.PublicKey == o.PublicKey &&
 		n.WireGuardPort == o.WireGuardPort && n.Encapsulation == o.Encapsulation &&
-		n.PresharedKeyFile == o.PresharedKeyFile && n.Roams == o.Roams && n.Order == o.Order && n.Broken == o.Broken
+		n.PresharedKeyFile == o.PresharedKeyFile && n.Roams == o.Roams && n.Broken == o.Broken
 }
 
 // A State is the whole cluster, the own node included.

@@ -106,6 +106,8 @@ func keysOf(network string) keys { return keys{Prefix(network)} }
 func (k keys) settings() string          { return k.prefix + "settings" }
 func (k keys) nodes() string             { return k.prefix + "nodes/" }
 func (k keys) node(name string) string   { return k.nodes() + name }
+func (k keys) allLeased() string         { return k.prefix + "leased/" }
+func (k keys) leased(name string) string { return k.allLeased() + name }
 func (k keys) cidrs() string             { return k.prefix + "cidrs/" }
 func (k keys) allAlive() string          { return k.prefix + "alive/" }
 func (k keys) alive(name string) string  { return k.allAlive() + name }

@@ -51,6 +51,27 @@ func (c *cluster) client() *etcd.Client {
 	return client
 }
 
+// put writes a key of the network behind everybody's back.
+func (c *cluster) put(at, value string) {
+	c.t.Helper()
+	if _, err := c.client().Etcd().Put(c.t.Context(), etcd.Prefix(c.network)+at, value); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// get reads one.
+func (c *cluster) get(at string) string {
+	c.t.Helper()
+	resp, err := c.client().Etcd().Get(c.t.Context(), etcd.Prefix(c.network)+at)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if len(resp.Kvs) == 0 {
+		return ""
+	}
+	return string(resp.Kvs[0].Value)
+}
+
 // A daemon stands in for the node daemon: it applies updates as they come.
 type daemon struct {
 	t        *testing.T
@@ -207,7 +228,7 @@ func TestNodesFindEachOther(t *testing.T) {
 	a.until("the move", func() bool { return slices.Equal(a.nodes["b"].Addresses, moved.Addresses) })
 	n := a.nodes["b"]
 	if n.Encapsulation != control.VXLAN || n.WireGuardPort != 4242 || n.MAC.String() != "02:00:00:00:00:09" ||
-		n.PublicKey != moved.PublicKey || n.Order != other.Order || !slices.Equal(n.PodCIDRs, other.PodCIDRs) {
+		n.PublicKey != moved.PublicKey || !slices.Equal(n.PodCIDRs, other.PodCIDRs) {
 		t.Errorf("%+v", n)
 	}
 	if a.wholes != 1 || b.wholes != 1 {

@@ -104,13 +104,7 @@ func TestAnotherEtcd(t *testing.T) {
 
 func TestBadRecords(t *testing.T) {
 	c := newCluster(t, testSettings())
-	kv := c.client().Etcd()
-	put := func(name, value string) {
-		t.Helper()
-		if _, err := kv.Put(t.Context(), etcd.Prefix("test")+"nodes/"+name, value); err != nil {
-			t.Fatal(err)
-		}
-	}
+	put := func(name, value string) { c.put("nodes/"+name, value) }
 	bad := map[string]struct{ value, want string }{
 		"garbage":   {"\x00\xff{", "not JSON"},
 		"empty":     {"", "not JSON"},
@@ -121,6 +115,8 @@ func TestBadRecords(t *testing.T) {
 		"addresses": {`{"version":1,"addresses":["192.0.2.1","192.0.2.2"]}`, "second one of its family"},
 		"cidr":      {`{"version":1,"podCIDRs":["10.244.0.1/24"]}`, "10.244.0.1/24"},
 		"world":     {`{"version":1,"podCIDRs":["0.0.0.0/0"]}`, "0.0.0.0/0"},
+		"wide":      {`{"version":1,"podCIDRs":["10.244.0.0/22"]}`, "10.244.0.0/22 is none that this network gives"},
+		"unleased":  {`{"version":1,"podCIDRs":["10.244.0.0/24"]}`, "those that it leases says []"},
 		"cidrs":     {`{"version":1,"podCIDRs":["10.244.0.0/24","10.244.1.0/24"]}`, "second one of its family"},
 		"key":       {`{"version":1,"publicKey":"short"}`, "publicKey"},
 		"mac":       {`{"version":1,"mac":"xx"}`, "xx"},
@@ -128,6 +124,7 @@ func TestBadRecords(t *testing.T) {
 		"new\nline": {`{"version":1}`, `new\nline`},
 	}
 	put("good", `{"version":1,"addresses":["192.0.2.9"],"podCIDRs":["10.244.3.0/24"],"later":"field"}`)
+	c.put("leased/good", `{"version":1,"podCIDRs":["10.244.3.0/24"]}`)
 	for name, b := range bad {
 		put(name, b.value)
 	}

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -24,6 +26,8 @@ type follower struct {
 
 	own   chan struct{} // the own node's record changed
 	again chan struct{} // what was read counts no longer
+
+	settings Settings // of the last list
 
 	seen    atomic.Int64  // the newest revision that was delivered
 	cluster atomic.Uint64 // the etcd that it was of
@@ -49,7 +53,7 @@ func (f *follower) run(ctx context.Context) {
 		if errors.Is(err, errAgain) {
 			f.client.cfg.Log.Info("the nodes' records in etcd are read again", "reason", err)
 			// A watch that is compacted at once each time must not make this a busy loop.
-			if !wait(ctx, retry.first) {
+			if !wait(ctx, retry.first+rand.N(retry.first)) {
 				return
 			}
 			continue
@@ -67,41 +71,55 @@ func (f *follower) list(ctx context.Context) (next int64, err error) {
 	case <-f.again:
 	default:
 	}
+	if f.settings, err = f.client.Settings(ctx); err != nil {
+		return 0, err
+	}
 	var (
 		nodes    []control.Node
 		revision int64
 	)
-	prefix := f.client.keys.nodes()
-	for from, end := prefix, clientv3.GetPrefixRangeEnd(prefix); ; {
-		resp, err := f.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(revision))
-		if err != nil {
-			if isEtcd(err, rpctypes.ErrCompacted) {
-				return 0, errAgain
-			}
-			return 0, f.client.Explain(err)
-		}
-		if revision == 0 {
-			revision = resp.Header.Revision
-			f.cluster.Store(resp.Header.ClusterId)
-		}
-		for _, kv := range resp.Kvs {
-			nodes = append(nodes, f.node(strings.TrimPrefix(string(kv.Key), prefix), kv.Value, kv.CreateRevision))
-		}
-		if !resp.More || len(resp.Kvs) == 0 {
-			break
-		}
-		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
+	terms := map[string]term{}
+	if err := f.pages(ctx, f.client.keys.allLeased(), &revision, func(name string, kv *mvccpb.KeyValue) {
+		terms[name] = termIn([]*mvccpb.KeyValue{kv})
+	}); err != nil {
+		return 0, err
 	}
-	settings, err := f.client.Settings(ctx)
-	if err != nil {
+	if err := f.pages(ctx, f.client.keys.nodes(), &revision, func(name string, kv *mvccpb.KeyValue) {
+		nodes = append(nodes, f.since(f.node(name, kv), terms[name]))
+	}); err != nil {
 		return 0, err
 	}
 	f.seen.Store(revision)
-	if !f.send(ctx, control.Update{Whole: true, Nodes: nodes, Cluster: settings.Ranges}) {
+	if !f.send(ctx, control.Update{Whole: true, Nodes: nodes, Cluster: f.settings.Ranges}) {
 		return 0, ctx.Err()
 	}
 	nudge(f.own)
 	return revision + 1, nil
+}
+
+// pages reads all keys below prefix as of a revision, 0: the newest, which it is set to then.
+func (f *follower) pages(ctx context.Context, prefix string, revision *int64,
+	each func(name string, kv *mvccpb.KeyValue)) error {
+	for from, end := prefix, clientv3.GetPrefixRangeEnd(prefix); ; {
+		resp, err := f.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(*revision))
+		if err != nil {
+			if isEtcd(err, rpctypes.ErrCompacted) {
+				return errAgain
+			}
+			return f.client.Explain(err)
+		}
+		if *revision == 0 {
+			*revision = resp.Header.Revision
+			f.cluster.Store(resp.Header.ClusterId)
+		}
+		for _, kv := range resp.Kvs {
+			each(strings.TrimPrefix(string(kv.Key), prefix), kv)
+		}
+		if !resp.More || len(resp.Kvs) == 0 {
+			return nil
+		}
+		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
+	}
 }
 
 func (f *follower) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
@@ -148,33 +166,56 @@ func (f *follower) follow(ctx context.Context, next int64) error {
 func (f *follower) update(events []*clientv3.Event) control.Update {
 	var u control.Update
 	prefix := f.client.keys.nodes()
-	for i, e := range events {
-		last := !slices.ContainsFunc(events[i+1:], func(o *clientv3.Event) bool {
-			return string(o.Kv.Key) == string(e.Kv.Key)
-		})
+	known := make(map[string]bool, len(events))
+	for _, e := range slices.Backward(events) {
 		name := strings.TrimPrefix(string(e.Kv.Key), prefix)
 		if name == f.client.cfg.Node {
 			nudge(f.own)
 		}
 		switch {
-		case !last:
+		case known[name]:
 		case e.Type == clientv3.EventTypeDelete:
 			u.Gone = append(u.Gone, name)
 		default:
-			u.Nodes = append(u.Nodes, f.node(name, e.Kv.Value, e.Kv.CreateRevision))
+			u.Nodes = append(u.Nodes, f.node(name, e.Kv))
 		}
+		known[name] = true
 	}
 	return u
 }
 
-// node reads a record. One under this node's own name that another host wrote says nothing of this one, which would
-// otherwise take that one's addresses and pod CIDRs for its own; the registrar settles whose the name is.
-func (f *follower) node(name string, data []byte, order int64) control.Node {
-	n, r := decodeNode(name, data, order)
+// since puts a node's claim in its order: who has its pod CIDRs for longer comes first. Only for a claim that is new
+// to this host that matters, and all that are, it lists; of one that changes later, the change is what is new.
+func (f *follower) since(n control.Node, t term) control.Node {
+	switch {
+	case n.Broken != "" || len(n.PodCIDRs) == 0:
+		return n
+	case !slices.Equal(n.PodCIDRs, t.cidrs):
+		return control.Node{Name: n.Name, Order: n.Order, Broken: fmt.Sprintf("node %s in etcd: its record says that it has "+
+			"the pod CIDRs %v, and the key of those that it leases says %v; restart Warren on that host, which writes both",
+			printable(n.Name), n.PodCIDRs, t.cidrs)}
+	}
+	n.Order = t.modified
+	return n
+}
+
+// node reads a record. One with a pod CIDR that is none of those which this network gives would be in the way of many
+// nodes.
+//
+// One under this node's own name that another host wrote says nothing of this one, which would otherwise take that
+// one's addresses and pod CIDRs for its own; the registrar settles whose the name is.
+func (f *follower) node(name string, kv *mvccpb.KeyValue) control.Node {
+	n, r := decodeNode(name, kv.Value, kv.ModRevision)
+	for _, p := range n.PodCIDRs {
+		if !f.settings.admits(p) {
+			return control.Node{Name: name, Order: n.Order, Broken: fmt.Sprintf("node %s in etcd: pod CIDR %s is none that "+
+				"this network gives, which are parts of %v; restart Warren on that host", printable(name), p, f.settings.Ranges)}
+		}
+	}
 	if r == nil || name != f.client.cfg.Node || r.ID == f.id {
 		return n
 	}
-	return control.Node{Name: name, Order: order, Broken: fmt.Sprintf("another host has this node's name in etcd, the "+
+	return control.Node{Name: name, Order: n.Order, Broken: fmt.Sprintf("another host has this node's name in etcd, the "+
 		"one at %s: give one of them another name with `node`; if it is this host, which lost its state directory, it gets "+
 		"its name back once the other counts as away", texts(r.Addresses))}
 }

@@ -114,8 +114,14 @@ func TestStateLost(t *testing.T) {
 	first.end()
 	again := c.start(c.config("a", t.TempDir()))
 	again.until("the new key", func() bool { return again.registered().PublicKey != was.PublicKey })
-	if got := again.nodes["a"]; !slices.Equal(got.PodCIDRs, was.PodCIDRs) || got.Order != was.Order {
+	if got := again.nodes["a"]; !slices.Equal(got.PodCIDRs, was.PodCIDRs) {
 		t.Errorf("had %+v, has %+v", was, got)
+	}
+	// Who comes later sees that it has them for as long as before.
+	late := c.startQuiet(c.config("late", t.TempDir()))
+	late.until("the list", func() bool { return late.wholes > 0 })
+	if got := late.nodes["a"]; got.Order != was.Order {
+		t.Errorf("had its pod CIDRs since %d, and has since %d", was.Order, got.Order)
 	}
 }
 

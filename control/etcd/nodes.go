@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,7 +40,7 @@ func (c *Client) Nodes(ctx context.Context) ([]Listed, error) {
 	out := []Listed{} // a list also when it is empty
 	for _, kv := range resp.Responses[0].GetResponseRange().Kvs {
 		name := strings.TrimPrefix(string(kv.Key), c.keys.nodes())
-		n, r := decodeNode(name, kv.Value, kv.CreateRevision)
+		n, r := decodeNode(name, kv.Value, kv.ModRevision)
 		l := Listed{Node: n, Alive: alive[name]}
 		if r != nil && r.Since > 0 {
 			l.Since = time.Unix(r.Since, 0)
@@ -74,7 +75,7 @@ var ErrNoNode = errors.New("there is no such node")
 // ErrAlive says that a node runs that must not.
 var ErrAlive = errors.New("the node runs")
 
-// Remove gives a node's name and pod CIDRs back and removes its records, in one step. One whose daemon has contact
+// Remove gives a node's name and pod CIDRs back and removes its records, at once. One whose daemon has contact
 // would register again at once: it is ErrAlive, and nothing is changed.
 func (c *Client) Remove(ctx context.Context, name string) error {
 	const tries = 10
@@ -92,7 +93,7 @@ func (c *Client) remove(ctx context.Context, name string) (done bool, err error)
 	defer cancel()
 	at := c.keys.node(name)
 	resp, err := c.etcd.Txn(ctx).Then(clientv3.OpGet(at), clientv3.OpGet(c.keys.alive(name)),
-		clientv3.OpGet(c.keys.cidrs(), clientv3.WithPrefix())).Commit()
+		clientv3.OpGet(c.keys.cidrs(), clientv3.WithPrefix()), clientv3.OpGet(c.keys.leased(name))).Commit()
 	if err != nil {
 		return false, c.Explain(err)
 	}
@@ -103,13 +104,19 @@ func (c *Client) remove(ctx context.Context, name string) (done bool, err error)
 	// That it is not alive is compared again where it counts.
 	ifs := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(c.keys.alive(name)), "=", 0)}
 	var dels []clientv3.Op
-	for _, kv := range resp.Responses[0].GetResponseRange().Kvs {
-		ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(at), "=", kv.ModRevision))
-		dels = append(dels, clientv3.OpDelete(at))
+	own := slices.Concat(resp.Responses[0].GetResponseRange().Kvs, resp.Responses[3].GetResponseRange().Kvs)
+	for _, kv := range own {
+		ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(string(kv.Key)), "=", kv.ModRevision))
+		dels = append(dels, clientv3.OpDelete(string(kv.Key)))
 	}
+	more := false
 	for _, kv := range resp.Responses[2].GetResponseRange().Kvs {
 		var o owner
 		if err := json.Unmarshal(kv.Value, &o); err == nil && o.Node == name {
+			// An honest node has two; but any node can write these keys, and a transaction bears no more than 128.
+			if more = len(dels) >= maxDeleted; more {
+				break
+			}
 			ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(string(kv.Key)), "=", kv.ModRevision))
 			dels = append(dels, clientv3.OpDelete(string(kv.Key)))
 		}
@@ -121,5 +128,8 @@ func (c *Client) remove(ctx context.Context, name string) (done bool, err error)
 	if err != nil {
 		return false, c.Explain(err)
 	}
-	return txn.Succeeded, nil
+	return txn.Succeeded && !more, nil
 }
+
+// maxDeleted bounds what one transaction deletes.
+const maxDeleted = 100

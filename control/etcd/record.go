@@ -34,6 +34,20 @@ type record struct {
 	Encapsulation string `json:"encapsulation,omitempty"`
 }
 
+// A leased is the value of the key that says since when a node has its pod CIDRs: nothing but another CIDR changes it.
+type leased struct {
+	Version  int            `json:"version"`
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+}
+
+func decodeLeased(data []byte) ([]netip.Prefix, error) {
+	var l leased
+	if err := unmarshal(data, &l, &l.Version); err != nil {
+		return nil, err
+	}
+	return l.PodCIDRs, nil
+}
+
 // same reports whether writing a over b would change nothing.
 func (r *record) same(o *record) bool {
 	return r.ID == o.ID && r.Since == o.Since && slices.Equal(r.PodCIDRs, o.PodCIDRs) &&

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -18,18 +19,45 @@ import (
 
 // A sight is what the etcd has of this node.
 type sight struct {
-	record   *record // nil: none that can be read
-	modified int64   // 0: there is none
-	lease    clientv3.LeaseID
-	alive    string // the id of who is alive under this name
-	cidrs    map[netip.Prefix]held
+	record *record // nil: none that can be read
+	node   found   // where the record is
+	leased term    // since when the node has which pod CIDRs
+	alive  string  // the id of who is alive under this name
+	cidrs  map[netip.Prefix]held
 }
 
-// held says whose a pod CIDR is.
-type held struct {
-	owner    owner
-	modified int64 // 0: nobody's
+// found says of a key what a transaction compares.
+type found struct {
+	modified int64 // revision; 0: the key is not there
 	lease    clientv3.LeaseID
+}
+
+func foundIn(kvs []*mvccpb.KeyValue) found {
+	if len(kvs) == 0 {
+		return found{}
+	}
+	return found{kvs[0].ModRevision, clientv3.LeaseID(kvs[0].Lease)}
+}
+
+// A term is which pod CIDRs a node has, and since which revision.
+type term struct {
+	found
+	cidrs []netip.Prefix
+}
+
+func termIn(kvs []*mvccpb.KeyValue) term {
+	t := term{found: foundIn(kvs)}
+	if t.modified > 0 {
+		t.cidrs, _ = decodeLeased(kvs[0].Value) // what cannot be read is nothing
+	}
+	return t
+}
+
+// held says whose a pod CIDR is by its key.
+type held struct {
+	found
+	owner owner
+	term  term // of an owner that is another node
 }
 
 // register makes the node's record and the keys of its CIDRs what they should be, in one transaction that fails when
@@ -62,7 +90,7 @@ func (r *registrar) look(ctx context.Context) (*sight, error) {
 	defer cancel()
 	before := r.follower.mark()
 	resp, err := r.client.etcd.Txn(ctx).Then(clientv3.OpGet(k.node(name)), clientv3.OpGet(k.alive(name)),
-		clientv3.OpGet(k.settings())).Commit()
+		clientv3.OpGet(k.settings()), clientv3.OpGet(k.leased(name))).Commit()
 	if err != nil {
 		return nil, r.client.Explain(err)
 	}
@@ -73,10 +101,9 @@ func (r *registrar) look(ctx context.Context) (*sight, error) {
 		return nil, err
 	}
 	r.settings = &settings
-	s := &sight{cidrs: map[netip.Prefix]held{}}
-	candidates := r.state.PodCIDRs
+	s := &sight{cidrs: map[netip.Prefix]held{}, leased: termIn(resp.Responses[3].GetResponseRange().Kvs)}
 	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
-		s.modified, s.lease = kvs[0].ModRevision, clientv3.LeaseID(kvs[0].Lease)
+		s.node = foundIn(kvs)
 		var n control.Node
 		if n, s.record = decodeNode(name, kvs[0].Value, 0); n.Broken != "" {
 			var v record
@@ -91,17 +118,23 @@ func (r *registrar) look(ctx context.Context) (*sight, error) {
 		_ = json.Unmarshal(kvs[0].Value, &o) // what cannot be read is nobody's
 		s.alive = o.ID
 	}
-	if s.record != nil {
-		candidates = append(slices.Clone(s.record.PodCIDRs), candidates...)
-	}
-	return s, r.lookAt(ctx, s, candidates)
+	return s, r.lookAt(ctx, s)
 }
 
-// lookAt reads who has the given CIDRs.
-func (r *registrar) lookAt(ctx context.Context, s *sight, cidrs []netip.Prefix) error {
+// candidates are the CIDRs that the node may have had, the likeliest first.
+func (r *registrar) candidates(s *sight) []netip.Prefix {
+	list := s.leased.cidrs
+	if s.record != nil {
+		list = slices.Concat(list, s.record.PodCIDRs)
+	}
+	return slices.Concat(list, r.state.PodCIDRs)
+}
+
+// lookAt reads who has the node's candidates.
+func (r *registrar) lookAt(ctx context.Context, s *sight) error {
 	var ops []clientv3.Op
 	var asked []netip.Prefix
-	for _, p := range cidrs {
+	for _, p := range r.candidates(s) {
 		if _, known := s.cidrs[p]; !known && !slices.Contains(asked, p) && r.settings.admits(p) {
 			asked = append(asked, p)
 			ops = append(ops, clientv3.OpGet(r.client.keys.cidr(p.String())))
@@ -115,10 +148,17 @@ func (r *registrar) lookAt(ctx context.Context, s *sight, cidrs []netip.Prefix) 
 		return r.client.Explain(err)
 	}
 	for i, p := range asked {
-		h := held{}
-		if kvs := resp.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
+		kvs := resp.Responses[i].GetResponseRange().Kvs
+		h := held{found: foundIn(kvs)}
+		if h.modified > 0 {
 			_ = json.Unmarshal(kvs[0].Value, &h.owner) // what cannot be read is somebody else's
-			h.modified, h.lease = kvs[0].ModRevision, clientv3.LeaseID(kvs[0].Lease)
+		}
+		if other := h.owner.Node; other != "" && other != r.client.cfg.Node {
+			resp, err := r.client.etcd.Get(ctx, r.client.keys.leased(other))
+			if err != nil {
+				return r.client.Explain(err)
+			}
+			h.term = termIn(resp.Kvs)
 		}
 		s.cidrs[p] = h
 	}
@@ -151,24 +191,24 @@ func (r *registrar) settle(ctx context.Context, self *control.Node, s *sight) (d
 	}
 	want.tell(self)
 
-	node := r.client.keys.node(name)
-	ifs := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(node), "=", s.modified)}
-	var puts []clientv3.Op
+	var w writes
+	k := r.client.keys
+	w.put(k.node(name), s.node, want.marshal(), r.lease, s.record != nil && s.record.same(&want))
+	w.put(k.leased(name), s.leased.found, marshal(leased{recordVersion, cidrs}), r.lease,
+		slices.Equal(s.leased.cidrs, cidrs))
 	for _, p := range cidrs {
-		h, at := s.cidrs[p], r.client.keys.cidr(p.String())
-		// A key that is not there has the revision 0.
-		ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(at), "=", h.modified))
-		if mine := (owner{recordVersion, name, r.state.ID}); h.owner != mine || h.lease != r.lease {
-			puts = append(puts, clientv3.OpPut(at, marshal(mine), clientv3.WithLease(r.lease)))
+		h, mine := s.cidrs[p], owner{recordVersion, name, r.state.ID}
+		w.put(k.cidr(p.String()), h.found, marshal(mine), r.lease, h.owner == mine)
+		if other := h.owner.Node; other != "" && other != name {
+			w.unchanged(k.leased(other), h.term.found)
+			r.client.cfg.Log.Warn("the key of this node's pod CIDR in etcd was another node's, which has it for less long "+
+				"or not at all: it is written anew", "podCIDR", p, "was", printable(other))
 		}
 	}
-	if s.record == nil || !s.record.same(&want) || s.lease != r.lease {
-		puts = append(puts, clientv3.OpPut(node, want.marshal(), clientv3.WithLease(r.lease)))
-	}
-	if len(puts) > 0 {
+	if len(w.puts) > 0 {
 		ctx, cancel := r.client.bounded(ctx)
 		defer cancel()
-		resp, err := r.client.etcd.Txn(ctx).If(ifs...).Then(puts...).Commit()
+		resp, err := r.client.etcd.Txn(ctx).If(w.ifs...).Then(w.puts...).Commit()
 		switch {
 		case isEtcd(err, rpctypes.ErrLeaseNotFound):
 			r.lease, r.state.Lease = 0, 0
@@ -180,6 +220,25 @@ func (r *registrar) settle(ctx context.Context, self *control.Node, s *sight) (d
 		}
 	}
 	return true, r.remember(&want)
+}
+
+// writes are a transaction that is made as long as all keys are as they were found.
+type writes struct {
+	ifs  []clientv3.Cmp
+	puts []clientv3.Op
+}
+
+func (w *writes) unchanged(key string, was found) {
+	// A key that is not there has the revision 0.
+	w.ifs = append(w.ifs, clientv3.Compare(clientv3.ModRevision(key), "=", was.modified))
+}
+
+// put writes a key, unless it has that value under that lease.
+func (w *writes) put(key string, was found, value string, lease clientv3.LeaseID, same bool) {
+	w.unchanged(key, was)
+	if !same || was.lease != lease {
+		w.puts = append(w.puts, clientv3.OpPut(key, value, clientv3.WithLease(lease)))
+	}
 }
 
 // remember keeps what the node has now.
@@ -224,17 +283,27 @@ func (r *registrar) choose(ctx context.Context, s *sight) ([]netip.Prefix, error
 
 // had is the CIDR of the family that the node had, if it can have it still.
 func (r *registrar) had(s *sight, is4 bool) (netip.Prefix, bool) {
-	candidates := r.state.PodCIDRs
-	if s.record != nil {
-		candidates = append(slices.Clone(s.record.PodCIDRs), candidates...)
-	}
-	for _, p := range candidates {
-		h, known := s.cidrs[p]
-		if known && p.Addr().Is4() == is4 && (h.modified == 0 || h.owner.Node == r.client.cfg.Node) {
+	for _, p := range r.candidates(s) {
+		if h, known := s.cidrs[p]; known && p.Addr().Is4() == is4 && r.mayHave(p, s, &h) {
 			return p, true
 		}
 	}
 	return netip.Prefix{}, false
+}
+
+// mayHave reports whether a CIDR is this node's. Any node can write the key that says whose it is, so that one counts
+// only as far as the terms of the two agree.
+func (r *registrar) mayHave(p netip.Prefix, s *sight, h *held) bool {
+	mine := slices.Contains(s.leased.cidrs, p)
+	switch {
+	case h.modified == 0 || h.owner.Node == r.client.cfg.Node:
+		return true
+	case h.owner.Node == "":
+		return mine
+	case !slices.Contains(h.term.cidrs, p):
+		return true
+	}
+	return mine && s.leased.modified < h.term.modified
 }
 
 // taken reads which CIDRs somebody has.

@@ -118,7 +118,10 @@ func (r *registrar) keepLease(ctx context.Context) error {
 		return nil
 	}
 	if r.lease == 0 {
-		r.lease = r.state.Lease
+		var err error
+		if r.lease, err = r.leaseBefore(ctx); err != nil {
+			return err
+		}
 	}
 	if r.lease != 0 {
 		gone, err := r.renew(ctx, r.lease)
@@ -127,20 +130,39 @@ func (r *registrar) keepLease(ctx context.Context) error {
 			return err
 		case !gone:
 			r.renewed = time.Now()
-			return nil
+			return r.rememberLease(r.lease)
 		}
 	}
-	r.lease, r.holds = 0, nil
+	r.lease, r.holds, r.state.Lease = 0, nil, 0
 	id, err := r.grant(ctx, r.client.cfg.LeaseTTL)
 	if err != nil {
 		return err
 	}
-	r.state.Lease = id
-	if err := r.state.save(r.client.cfg.StateDir); err != nil {
+	if err := r.rememberLease(id); err != nil {
 		return err
 	}
 	r.lease, r.renewed = id, time.Now()
 	return nil
+}
+
+// leaseBefore is the lease that the node had before it was started; 0: none. A host that lost its state directory goes
+// on with that of its record, so that it has its pod CIDRs since when it had them.
+func (r *registrar) leaseBefore(ctx context.Context) (clientv3.LeaseID, error) {
+	if r.state.Lease != 0 {
+		return r.state.Lease, nil
+	}
+	ctx, cancel := r.client.bounded(ctx)
+	defer cancel()
+	resp, err := r.client.etcd.Get(ctx, r.client.keys.leased(r.client.cfg.Node))
+	if err != nil {
+		return 0, r.client.Explain(err)
+	}
+	return foundIn(resp.Kvs).lease, nil
+}
+
+func (r *registrar) rememberLease(id clientv3.LeaseID) error {
+	r.state.Lease = id
+	return r.state.save(r.client.cfg.StateDir)
 }
 
 func (r *registrar) grant(ctx context.Context, ttl time.Duration) (clientv3.LeaseID, error) {

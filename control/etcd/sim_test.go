@@ -119,11 +119,12 @@ func simAddress(index, n int) netip.Addr {
 
 // sees says what a node finds: all keys but the records of those whom it does not see.
 func (n *simNode) sees(from string) func(key string) bool {
-	records := etcd.Prefix(simNetwork) + "nodes/"
-	if !strings.HasPrefix(from, records) {
-		return nil
+	for _, kind := range []string{"nodes/", "leased/"} {
+		if records := etcd.Prefix(simNetwork) + kind; strings.HasPrefix(from, records) {
+			return func(key string) bool { return n.seesNode(key[len(records):]) }
+		}
 	}
-	return func(key string) bool { return n.seesNode(key[len(records):]) }
+	return nil
 }
 
 func (n *simNode) seesNode(name string) bool {

@@ -52,7 +52,8 @@ func networkRole(network string) string { return "network:" + network }
 func Grant(ctx context.Context, client *etcd.Client, node string) error {
 	prefix, kv := etcd.Prefix(client.Network()), client.Etcd()
 	if err := addRole(ctx, kv, "node:"+node, []permission{
-		{prefix + "nodes/" + node, "", clientv3.PermReadWrite}, {prefix + "alive/" + node, "", clientv3.PermReadWrite},
+		{prefix + "nodes/" + node, "", clientv3.PermReadWrite}, {prefix + "leased/" + node, "", clientv3.PermReadWrite},
+		{prefix + "alive/" + node, "", clientv3.PermReadWrite},
 	}); err != nil {
 		return client.Explain(err)
 	}
