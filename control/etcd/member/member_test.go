@@ -234,6 +234,7 @@ func TestInitAndJoin(t *testing.T) {
 		"outside":      func() error { _, err := c.Etcd().Get(t.Context(), "/else"); return err },
 		"members":      func() error { _, err := c.Etcd().MemberAdd(t.Context(), []string{"https://192.0.2.9:1"}); return err },
 		"users":        func() error { _, err := c.Etcd().UserAdd(t.Context(), "eve", "x"); return err },
+		"a's lease":    func() error { _, err := c.Etcd().Put(t.Context(), etcd.Prefix("test")+"leased/a", "x"); return err },
 		"a's liveness": func() error { _, err := c.Etcd().Put(t.Context(), etcd.Prefix("test")+"alive/a", "x"); return err },
 	} {
 		if err := do(); err == nil || !errors.Is(c.Explain(err), etcd.ErrDenied) {
