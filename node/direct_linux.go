@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/internal/hostnet"
@@ -42,6 +43,31 @@ type direct struct {
 	mu    sync.Mutex
 	peers map[string]hostnet.DirectPeer    // by name
 	ways  map[string][]hostnet.DirectRoute // by name of the peer
+
+	open    time.Time // until then packets of pods may arrive without a tunnel whoever is direct
+	guarded bool      // what was said last
+}
+
+// guards reports whether packets of others' pods are to be refused that arrive without a tunnel, but those of direct
+// peers. A node that asks for direct or auto itself hears neighbours that have become direct before it knows; and one
+// that did so a moment ago those who do not know yet that it no longer does. Where all nodes stand in files, each of
+// them has an opinion of its own about what the others ask for, until all files are the same.
+func (d *direct) guards(cfg *config.Config, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if cfg.Own.Untunnelled() || cfg.Self.Untunnelled() {
+		d.open = now.Add(graceTime)
+	}
+	d.guarded = cfg.Control != config.Static && now.After(d.open)
+	return d.guarded
+}
+
+// guardsSince reports whether guards has become true since it was last asked.
+func (d *direct) guardsSince(cfg *config.Config, now time.Time) bool {
+	d.mu.Lock()
+	before := d.guarded
+	d.mu.Unlock()
+	return !before && d.guards(cfg, now)
 }
 
 // reset takes all peers in.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -197,7 +198,7 @@ func (n *Node) serve(l net.Listener, h http.Handler) {
 func (n *Node) hostSpec(cfg *config.Config, pods []hostnet.Pod) hostnet.Spec {
 	spec := specOf(cfg)
 	spec.MTU, spec.GSOMaxSize, spec.TxQueueLen = n.podMTU, deviceGSOMaxSize, deviceQueueLength
-	spec.Pods = pods
+	spec.Pods, spec.Guarded = pods, n.direct.guards(cfg, time.Now())
 	if v := n.view.Load(); v != nil {
 		spec.PeerNodeAddrs = nil
 		for p := range v.snapshot.Peers() {

@@ -306,11 +306,12 @@ func (w *writer) reload(next *config.Config) {
 		return
 	}
 	w.node.feed.configured(adopted)
-	w.node.feed.tell(adopted, w.node.secure.newest())
 	if w.node.opt.Level != nil {
 		w.node.opt.Level.Set(w.plan.cfg.LogLevel)
 	}
-	if err := errors.Join(w.applyHost(), w.node.writeNodeFile(w.plan.cfg)); err != nil {
+	err = errors.Join(w.applyHost(), w.node.writeNodeFile(w.plan.cfg))
+	w.node.feed.tell(adopted, w.node.secure.newest()) // who hears of it may act at once
+	if err != nil {
 		result.Incomplete = err.Error()
 		w.log.Error("configuration applied, but not in full", "error", err)
 	} else {
@@ -419,6 +420,9 @@ func (w *writer) look() {
 		w.node.feed.tell(w.plan.cfg, w.node.secure.newest())
 	case w.readUnderlay() || news || len(ended) > 0:
 		w.catchUp(ended)
+	}
+	if w.node.direct.guardsSince(w.plan.cfg, now) {
+		w.setUpAnew()
 	}
 	if said := w.secureWarnings(); !slices.Equal(said, w.secureSaid) {
 		w.secureSaid = said

@@ -151,6 +151,72 @@ func TestDirectPeer(t *testing.T) {
 }
 
 // TestDirectWays goes through what the kernel may say of the way to a peer.
+// TestGuarded refuses what comes as a pod's without a tunnel where nobody is direct, and goes on to hear everybody else.
+func TestGuarded(t *testing.T) {
+	w := newWorld(t)
+	other := w.underlay()
+	w.far(other)
+	// The answers go the way that the questions came, and not into the tunnel.
+	w.run("ip route add 10.244.2.0/24 via 192.0.2.2; ip -6 route add fd00:10:244:2::/64 via 2001:db8::2")
+	tun := w.tunSeeing("warren0", func([]byte) {})
+	spec := testSpec()
+	w.apply(spec)
+	pod := w.newNS()
+	w.attach(pod, "wrn00000000001", addr(pod1v4), addr(pod1v6))
+	w.must(EnsurePod(Pod{Interface: "wrn00000000001", Addrs: []netip.Addr{addr(pod1v4), addr(pod1v6)}}))
+	echoes := func() (text string) {
+		w.in(pod, func() { text = w.run("nstat -asz IcmpInEchos Icmp6InEchos | awk '/Echos/ {print $2}'") })
+		return text
+	}
+	heard := func(from string) bool {
+		before := echoes()
+		to := map[bool]string{true: pod1v4, false: pod1v6}[addr(from).Is4()]
+		w.in(other, func() { _, _ = w.try(fmt.Sprintf("ping -c 2 -i 0.2 -W 1 -I %s %s", from, to)) })
+		return echoes() != before
+	}
+	for _, from := range []string{farPod4, farPod6} {
+		w.eventually(from+" is heard without the check", func() bool { return heard(from) })
+	}
+	spec.Guarded = true
+	w.apply(spec)
+	if second := w.apply(spec); len(second.Made) != 0 {
+		t.Errorf("the second Apply changed: %s", strings.Join(second.Made, "\n"))
+	}
+	for _, from := range []string{farPod4, farPod6, nextPod4, nextPod6} {
+		if heard(from) {
+			t.Errorf("heard: %s", from)
+		}
+	}
+	if dropped := w.run("nft list counter inet warren spoofed"); strings.Contains(dropped, "packets 0 ") {
+		t.Errorf("not counted: %s", dropped)
+	}
+	for _, from := range []string{"192.0.2.2", "2001:db8::2"} {
+		if !heard(from) {
+			t.Errorf("not heard: %s", from)
+		}
+	}
+
+	// With a direct peer, which comes and goes by itself.
+	direct := directSpec(true)
+	direct.Guarded = true
+	_, err := ChangeDirect(direct, nil, direct.Direct)
+	w.must(err)
+	if !heard(farPod4) || !heard(farPod6) || heard(nextPod4) || heard(nextPod6) {
+		t.Error("the direct peer is not heard, or somebody else is")
+	}
+	_, err = ChangeDirect(direct, direct.Direct, nil)
+	w.must(err)
+	if heard(farPod4) || heard(farPod6) {
+		t.Error("who is no longer direct is heard")
+	}
+	spec.Guarded = false
+	w.apply(spec)
+	if state := w.state(); strings.Contains(state, chainUnderlay) || strings.Contains(state, setDirect4) {
+		t.Errorf("something stayed:\n%s", state)
+	}
+	_ = tun.Close()
+}
+
 func TestDirectWays(t *testing.T) {
 	w := newWorld(t)
 	_ = w.underlay()

@@ -133,7 +133,7 @@ func (fw *firewall) apply(spec Spec, direct directPlan, found []Pod, links linkN
 	if errors.Is(err, ErrNoNftables) {
 		c.Lost = append(c.Lost, fmt.Sprintf("%v: pods' IPv6 sources and bridge mode's sources are unchecked (IPv4: only by "+
 			"rp_filter), nothing is masqueraded, and translated connections (kube-proxy, host ports) fail", err))
-		if len(spec.Direct) > 0 {
+		if spec.checksUnderlay() {
 			c.Lost = append(c.Lost, fmt.Sprintf("%v: %s", err, spec.underlayChain(nil).lost))
 		}
 		return nil

@@ -153,7 +153,7 @@ func (s Spec) chains(families []family) []chain {
 	if s.TunnelGSO != "" {
 		cs = append(cs, probes(s.TunnelGSO))
 	}
-	if len(s.Direct) > 0 {
+	if s.checksUnderlay() {
 		cs = append(cs, s.underlayChain(families))
 	}
 	if s.CookiePort != 0 {

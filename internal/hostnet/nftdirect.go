@@ -27,7 +27,7 @@ func directSet(f family) string {
 	return setDirect6
 }
 
-// directSets are there while there are direct peers.
+// directSets are there with the chain.
 func directSets() []*nftables.Set {
 	t := inetTable()
 	return []*nftables.Set{
@@ -37,6 +37,9 @@ func directSets() []*nftables.Set {
 	}
 }
 
+// checksUnderlay reports whether the chain is to be there.
+func (s Spec) checksUnderlay() bool { return s.Guarded || len(s.Direct) > 0 }
+
 // underlayChain is the source check of what arrives without a tunnel, which the forwarder never sees: from addresses of
 // the cluster only what direct peers have, and only by the interfaces towards them. Peers count as direct by what they
 // ask for, not by the way that this node has to them now: one may see the other on its subnet and not the other way
@@ -44,6 +47,14 @@ func directSets() []*nftables.Set {
 func (s Spec) underlayChain(families []family) chain {
 	var rules []chainRule
 	add := func(why string, ms ...match) { rules = append(rules, chainRule{why, join(ms...)}) }
+	// What comes in tunnels, by far the most of what comes from the underlay, is done with this.
+	for _, f := range families {
+		outside := isFamily(f)
+		for _, c := range cidrsOf(f, s.ClusterCIDRs) {
+			outside = append(outside, inPrefix(expr.CmpOpNeq, sourceOffset(f), c)...)
+		}
+		add("from outside of the cluster's pods", outside, accept())
+	}
 	add("from a pod, checked there", fromPods(), accept())
 	add("from this node", iifIs("lo"), accept())
 	add("from the TUN", iifIs(s.Device), accept())
@@ -65,7 +76,7 @@ func (s Spec) underlayChain(families []family) chain {
 	return chain{
 		name: chainUnderlay, kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: -310,
 		rules: rules, sets: directSets(),
-		lost: "whoever is on the underlay can send to this node's pods as any other pod (direct)",
+		lost: "whoever is on the underlay can send to this node's pods as any other pod",
 	}
 }
 
@@ -120,7 +131,7 @@ func (tx *txn) changeDirect(s *nftables.Set, keys [][]byte,
 // syncDirect makes the sets hold the direct peers' pods and interfaces. A set that differs is filled anew, in the same
 // transaction, as an interval has two elements.
 func (fw *firewall) syncDirect(spec Spec, devices []string, c *Changes) error {
-	if len(spec.Direct) == 0 {
+	if !spec.checksUnderlay() {
 		return nil
 	}
 	want := map[string][][]byte{}

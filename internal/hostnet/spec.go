@@ -51,6 +51,7 @@ type Spec struct {
 	NodeAddrs     []netip.Addr   // the node's own underlay addresses
 	PeerNodeAddrs []netip.Addr   // the peers' underlay addresses: pods reach them through the tunnel
 	Direct        []DirectPeer   // peers that may be reached without the tunnel
+	Guarded       bool           // nobody else's pods' packets arrive without one: the check stands without Direct too
 
 	Table        int    // routing table of pod traffic; 0: DefaultTable
 	RulePriority int    // of the first rule; four are used; 0: DefaultRulePriority
