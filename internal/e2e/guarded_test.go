@@ -19,7 +19,8 @@ func (c *cluster) arrives(pod *lab.Pod, from netip.Addr) bool {
 	c.do(c.lab.Outside, fmt.Sprintf("ip addr replace %s/%d dev lo", from, bits),
 		fmt.Sprintf("ip route replace %s/%d via %s", to, bits, gateway))
 	captured := c.capture(pod.NS, "eth0", func(p *pkt) bool { return p.src == from })
-	_, _ = c.lab.Outside.Run(c.ctx, "ping", "-c2", "-i0.2", "-W1", "-I", from.String(), to.String()) // nobody answers there
+	_, _ = c.lab.Outside.Run(c.ctx, "ping", "-c2", "-i0.2", "-W1", "-I", from.String(),
+		to.String()) // nobody answers there
 	return captured.stop() > 0
 }
 

@@ -150,8 +150,8 @@ func TestDirectPeer(t *testing.T) {
 	}
 }
 
-// TestDirectWays goes through what the kernel may say of the way to a peer.
-// TestGuarded refuses what comes as a pod's without a tunnel where nobody is direct, and goes on to hear everybody else.
+// TestDirectWays goes through what the kernel may say of the way to a peer. TestGuarded refuses what comes as a pod's
+// without a tunnel where nobody is direct, and goes on to hear everybody else.
 func TestGuarded(t *testing.T) {
 	w := newWorld(t)
 	other := w.underlay()
