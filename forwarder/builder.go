@@ -2,8 +2,10 @@ package forwarder
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // A Builder makes one snapshot after the other, at a price that depends on what has changed and not on how large the
@@ -32,8 +34,8 @@ func NewBuilder(spec Spec) (*Builder, *Snapshot, error) {
 }
 
 // Change makes the snapshot in which the peers in set have come, or taken the place of those with their names, and
-// those named in gone have left. It refuses what Build refuses; then nothing has changed. The peers get their Index set
-// and belong to the snapshot from then on.
+// those named in gone have left. It refuses what Build refuses; then nothing has changed, and where that is for some of
+// the peers the error is a *RefusedError. The peers get their Index set and belong to the snapshot from then on.
 func (b *Builder) Change(generation uint64, set []*Peer, gone []string) (*Snapshot, error) {
 	if b.lpm == nil {
 		b.lpm = &renewer{}
@@ -107,53 +109,84 @@ func (c *change) leave(set []*Peer, gone []string) {
 	}
 }
 
-// check refuses peers that could not be told from others. Nothing has changed yet.
+// A RefusedError says which peers of a change nothing can be made of, and why. The same change is good with those named
+// in gone in place of set.
+type RefusedError struct {
+	Peers map[string]error // by name
+}
+
+// Error names all of them.
+func (e *RefusedError) Error() string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(e.Peers)) {
+		out = append(out, fmt.Sprintf("peer %s: %v", name, e.Peers[name]))
+	}
+	return strings.Join(out, "; ")
+}
+
+// check refuses peers that could not be told from others. Nothing has changed yet. Of two that want the same the first
+// one gets it; one that is refused is in nobody's way.
 func (c *change) check(set []*Peer) error {
 	seen, numbers, taken := map[string]bool{}, map[int32]string{}, map[netip.Prefix]string{}
-	if len(c.builder.last.peers)+len(set) > maxTargets {
-		return fmt.Errorf("%d peers: want at most %d", len(c.builder.last.peers)+len(set), maxTargets)
-	}
+	refused := map[string]error{}
+	room := maxTargets - len(c.builder.last.peers) + len(c.builder.free) // who leaves makes room for the next change
 	for _, p := range set {
 		if seen[p.Name] {
 			return fmt.Errorf("peer %s: it is in the change twice", p.Name)
 		}
 		seen[p.Name] = true
-		err := p.check()
-		if err == nil {
-			err = c.checkPrefixes(p, taken)
-		}
-		if err != nil {
-			return fmt.Errorf("peer %s: %w", p.Name, err)
-		}
-		if p.Tunnel == 0 {
+		if err := c.checkPeer(p, room, numbers, taken); err != nil {
+			refused[p.Name] = err
 			continue
 		}
-		other := c.builder.last.PeerByTunnel(p.Tunnel)
-		if name := numbers[p.Tunnel]; name != "" || other != nil && c.leaving[other.Name] == nil {
-			if name == "" {
-				name = other.Name
-			}
-			return fmt.Errorf("peer %s: number %d in the tunnel is already peer %s's", p.Name, p.Tunnel, name)
+		if c.leaving[p.Name] == nil {
+			room--
 		}
-		numbers[p.Tunnel] = p.Name
+		if p.Tunnel > 0 {
+			numbers[p.Tunnel] = p.Name
+		}
+		for q := range p.prefixes() {
+			taken[q] = p.Name
+		}
+	}
+	if len(refused) > 0 {
+		return &RefusedError{refused}
 	}
 	return nil
 }
 
-// checkPrefixes refuses prefixes that somebody has who stays, or another one of those who come.
-func (c *change) checkPrefixes(p *Peer, taken map[netip.Prefix]string) error {
+// checkPeer refuses a peer that nothing can be sent to, for which there is no room, and one that wants what somebody
+// has who stays, or what those of the change have who came before it.
+func (c *change) checkPeer(p *Peer, room int, numbers map[int32]string, taken map[netip.Prefix]string) error {
+	if err := p.check(); err != nil {
+		return err
+	}
+	if room == 0 && c.leaving[p.Name] == nil {
+		return fmt.Errorf("there are as many peers as there can be, %d, without it", maxTargets)
+	}
 	for q := range p.prefixes() {
 		if !q.IsValid() || q != q.Masked() || q.Addr().Is4In6() {
 			return fmt.Errorf("prefix %v: want a masked prefix, not in IPv4-mapped form", q)
 		}
-		owner := taken[q]
-		if t, ok := c.builder.lpm.routes.Get(q); ok && t.kind() != kindHole && !c.freed[q] {
+		var owner string
+		if name, ok := taken[q]; ok {
+			owner = "peer " + name
+		} else if t, ok := c.builder.lpm.routes.Get(q); ok && t.kind() != kindHole && !c.freed[q] {
 			owner = c.builder.last.owner(t)
 		}
-		if owner != "" && owner != "peer "+p.Name {
+		if owner != "" {
 			return fmt.Errorf("prefix %v has two owners: %s and this one", q, owner)
 		}
-		taken[q] = "peer " + p.Name
+	}
+	if p.Tunnel == 0 {
+		return nil
+	}
+	other := numbers[p.Tunnel]
+	if was := c.builder.last.PeerByTunnel(p.Tunnel); other == "" && was != nil && c.leaving[was.Name] == nil {
+		other = was.Name
+	}
+	if other != "" {
+		return fmt.Errorf("number %d in the tunnel is already peer %s's", p.Tunnel, other)
 	}
 	return nil
 }

@@ -1,7 +1,9 @@
 package forwarder
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -111,7 +113,18 @@ func TestBuilderAgainstBuild(t *testing.T) {
 				}
 				if err != nil {
 					refused++
-					continue
+					var some *RefusedError
+					if !errors.As(err, &some) || c.rnd.IntN(3) == 0 {
+						continue
+					}
+					set = slices.DeleteFunc(set, func(p *Peer) bool { return some.Peers[p.Name] != nil })
+					gone = slices.AppendSeq(gone, maps.Keys(some.Peers))
+					if want, peers, wrong = c.after(set, gone); wrong != nil {
+						t.Fatalf("%s, seed %d, step %d: without those of %v: %v", name, seed, step, err, wrong)
+					}
+					if next, err = b.Change(uint64(step), set, gone); err != nil {
+						t.Fatalf("%s, seed %d, step %d: without the refused: %v", name, seed, step, err)
+					}
 				}
 				c.peers, s = peers, next
 				same(t, s, want, c)
@@ -242,6 +255,39 @@ func TestBuilderRefusesTwoOfOneName(t *testing.T) {
 	spec.Peers[1].Name = spec.Peers[0].Name
 	if _, _, err := NewBuilder(spec); err == nil {
 		t.Error("two peers of one name are taken")
+	}
+}
+
+// TestBuilderNamesWhomItRefuses: all of them at once, each for its own reason, and nobody for what a refused one wants.
+func TestBuilderNamesWhomItRefuses(t *testing.T) {
+	spec := testSpec()
+	first := *spec.Peers[0]
+	b, _, err := NewBuilder(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := func(name, at string, cidrs ...string) *Peer {
+		return &Peer{Name: name, Endpoint: netip.AddrPortFrom(addr(at), 4789), PodCIDRs: prefixes(cidrs...),
+			Stats: NewPeerStats(1)}
+	}
+	unmasked := peer("unmasked", "192.0.2.201", "10.250.1.0/24")
+	unmasked.PodCIDRs = append(unmasked.PodCIDRs, netip.MustParsePrefix("10.250.2.7/24"))
+	set := []*Peer{
+		peer("thief", "192.0.2.200", first.PodCIDRs[0].String()), unmasked, peer("same", "192.0.2.202", "10.250.1.0/24"),
+		peer("second", "192.0.2.203", "10.250.1.0/24"), {Name: "nowhere"}, peer("good", "192.0.2.204"),
+	}
+	_, err = b.Change(2, set, nil)
+	var refused *RefusedError
+	if !errors.As(err, &refused) || len(refused.Peers) != 4 {
+		t.Fatal(err)
+	}
+	for name, part := range map[string]string{
+		"thief": "peer " + first.Name, "unmasked": "masked", "second": "peer same", "nowhere": "underlay address",
+	} {
+		if why := refused.Peers[name]; why == nil || !strings.Contains(why.Error(), part) ||
+			!strings.Contains(err.Error(), "peer "+name+": "+why.Error()) {
+			t.Errorf("%s: %v, want %q in it; %v", name, why, part, err)
+		}
 	}
 }
 
