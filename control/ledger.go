@@ -8,17 +8,12 @@ import (
 	"slices"
 
 	"github.com/gaissmai/bart"
-
-	"github.com/warren-net/warren/internal/key"
 )
 
 // Rules are what a Ledger decides by.
 type Rules struct {
 	Self    string         // the own node's name
 	Cluster []netip.Prefix // the cluster's ranges: all pod CIDRs are inside, no underlay address is
-
-	// Check says what else is wrong with the claim of a node other than the own one, and what to do. nil: nothing is.
-	Check func(*Node) error
 }
 
 // A Ledger decides which claims are in force. It refuses what could take over somebody's traffic or have none of its
@@ -32,11 +27,12 @@ type Rules struct {
 //
 // An update costs as much as it changes, and as many claims as are refused. A Ledger is not safe for concurrent use.
 type Ledger struct {
-	rules   Rules
-	entries map[string]*entry
-	waiting map[string]*entry // of these, those whose claim is not in force
-	cidrs   bart.Table[*entry]
-	holders map[any]*entry // by netip.Addr, key.Public, or MAC as mac
+	rules    Rules
+	entries  map[string]*entry
+	waiting  map[string]*entry // of these, those whose claim is not in force
+	machines map[string]*entry // of these, those of this host's configuration
+	cidrs    bart.Table[*entry]
+	holders  map[any]*entry // by netip.Addr, key.Public, or MAC as mac
 }
 
 // mac is an Ethernet address as a key of a map.
@@ -44,15 +40,17 @@ type mac string
 
 // An entry is what a Ledger knows of one node.
 type entry struct {
-	claim   Node   // the latest that could be read; no more than the name: there was none
-	inForce *Node  // nil: nothing
-	why     string // why claim is not in force
-	broken  string // why the latest claim could not be read
+	claim    Node   // the latest that could be read; no more than the name: there was none
+	inForce  *Node  // nil: nothing
+	why      string // why claim is not in force
+	broken   string // why the latest claim could not be read
+	namesake *Node  // of a machine of this host's configuration: the claim of a node of that name; nil: there is none
 }
 
 // NewLedger makes one without claims.
 func NewLedger(r Rules) *Ledger {
-	return &Ledger{rules: r, entries: map[string]*entry{}, waiting: map[string]*entry{}, holders: map[any]*entry{}}
+	return &Ledger{rules: r, entries: map[string]*entry{}, waiting: map[string]*entry{}, machines: map[string]*entry{},
+		holders: map[any]*entry{}}
 }
 
 // A Change is what an update did to what is in force.
@@ -66,17 +64,26 @@ func (c *Change) Empty() bool { return len(c.Set) == 0 && len(c.Gone) == 0 }
 
 // A Refusal says which claim is not in force.
 type Refusal struct {
-	Name string // of the node
-	Why  string // what is wrong, and what to do
+	Name    string // of the node
+	Machine bool   // it is a machine of this host's configuration, see Configure
+	Why     string // what is wrong, and what to do
 }
 
 // Refusals lists what is refused now, sorted by name.
 func (l *Ledger) Refusals() []Refusal {
 	out := make([]Refusal, 0, len(l.waiting))
 	for name, e := range l.waiting {
-		out = append(out, Refusal{name, cmp.Or(e.broken, e.why)})
+		out = append(out, Refusal{name, l.machines[name] != nil, cmp.Or(e.broken, e.why)})
 	}
-	slices.SortFunc(out, func(a, b Refusal) int { return cmp.Compare(a.Name, b.Name) })
+	for name, e := range l.machines {
+		if e.namesake != nil {
+			out = append(out, Refusal{Name: name, Why: "a peer in this host's configuration has that name, and holds here: " +
+				"rename one of the two"})
+		}
+	}
+	slices.SortFunc(out, func(a, b Refusal) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Why, b.Why))
+	})
 	return out
 }
 
@@ -112,7 +119,7 @@ func (f former) note(e *entry) {
 // Apply takes an update in.
 func (l *Ledger) Apply(u Update) Change {
 	before := former{}
-	gone := u.Gone
+	gone := slices.Clip(u.Gone)
 	if u.Whole {
 		there := make(map[string]bool, len(u.Nodes))
 		for k := range u.Nodes {
@@ -125,11 +132,11 @@ func (l *Ledger) Apply(u Update) Change {
 		}
 	}
 	for _, name := range gone {
-		if e := l.entries[name]; e != nil {
+		if m := l.machines[name]; m != nil {
+			m.namesake = nil
+		} else if e := l.entries[name]; e != nil {
 			before.note(e)
-			l.release(e)
-			delete(l.entries, name)
-			delete(l.waiting, name)
+			l.drop(e)
 		}
 	}
 	for k := range u.Nodes {
@@ -139,203 +146,111 @@ func (l *Ledger) Apply(u Update) Change {
 	return l.change(before)
 }
 
-// SetCluster changes the cluster's ranges. Whoever is then misplaced is refused, and who was for the ranges is not.
-func (l *Ledger) SetCluster(ranges []netip.Prefix) Change {
+// Configure says which machines that are no nodes this host's configuration has, all of them. No update changes them:
+// the claim of a node of such a name is refused.
+func (l *Ledger) Configure(machines []Node) Change {
 	before := former{}
-	l.rules.Cluster = ranges
-	for name, e := range l.entries {
-		if e.inForce != nil && l.misplaced(e.inForce) != "" {
-			before.note(e)
-			l.release(e)
-			l.waiting[name] = e
+	stay := make(map[string]bool, len(machines))
+	for k := range machines {
+		stay[machines[k].Name] = true
+	}
+	for name, e := range l.machines {
+		if stay[name] {
+			continue
 		}
+		before.note(e)
+		l.drop(e)
+		if e.namesake != nil {
+			l.take(e.namesake)
+		}
+	}
+	for k := range machines {
+		m := &machines[k]
+		if m.Name == l.rules.Self {
+			continue // of a configuration that calls this node by another name: that needs a restart
+		}
+		if l.machines[m.Name] == nil {
+			e := &entry{claim: Node{Name: m.Name}}
+			if node := l.entries[m.Name]; node != nil {
+				before.note(node)
+				e.namesake = node.latest()
+				l.drop(node)
+			}
+			l.entries[m.Name], l.machines[m.Name] = e, e
+		}
+		l.claimed(l.machines[m.Name], m)
 	}
 	l.admit(before)
 	return l.change(before)
 }
 
-// take notes a claim. It waits until admit.
+// SetCluster changes the cluster's ranges. Whoever is then misplaced is refused, and who was for the ranges is not. The
+// own node keeps its pod CIDRs, as its pods have their addresses, until it claims others; a refusal says so. Ranges
+// that hold an underlay address of it are refused, as it could reach nobody with them: then nothing has changed.
+func (l *Ledger) SetCluster(ranges []netip.Prefix) (Change, error) {
+	before := former{}
+	own := l.entries[l.rules.Self]
+	if own != nil && own.inForce != nil {
+		if why := swallowed(own.inForce, ranges); why != "" {
+			return Change{}, fmt.Errorf("the cluster's ranges %v are not in force here: %s", ranges, why)
+		}
+	}
+	l.rules.Cluster = ranges
+	for name, e := range l.entries {
+		if e.inForce == nil || l.misplaced(e.inForce) == "" {
+			continue
+		}
+		if e != own {
+			before.note(e)
+			l.release(e)
+		}
+		l.waiting[name] = e
+	}
+	l.admit(before)
+	return l.change(before), nil
+}
+
+// take notes the claim of a node. It waits until admit.
 func (l *Ledger) take(n *Node) {
 	e := l.entries[n.Name]
 	if e == nil {
 		e = &entry{claim: Node{Name: n.Name}}
 		l.entries[n.Name] = e
 	}
+	if l.machines[n.Name] == nil {
+		l.claimed(e, n)
+		return
+	}
+	namesake := *n
+	e.namesake = &namesake
+}
+
+// claimed notes the claim of an entry.
+func (l *Ledger) claimed(e *entry, n *Node) {
 	if e.broken = n.Broken; n.Broken != "" {
 		l.waiting[n.Name] = e
 		return
 	}
-	if e.claim = *n; e.inForce != nil && e.inForce.Equal(n) {
+	if e.claim = *n; e.inForce != nil && e.inForce.Equal(n) && l.misplaced(n) == "" {
 		delete(l.waiting, n.Name)
 		return
 	}
 	l.waiting[n.Name] = e
 }
 
-// admit puts in force what can be, until nothing more can be: what one gives up another may wait for.
-func (l *Ledger) admit(before former) {
-	for progress := true; progress; {
-		progress = false
-		for _, e := range l.inTurn() {
-			if l.waiting[e.claim.Name] != e || e.broken != "" {
-				continue
-			}
-			var losers map[*entry]bool
-			if losers, e.why = l.judge(e); e.why != "" {
-				continue
-			}
-			for loser := range losers {
-				before.note(loser)
-				l.release(loser)
-				l.waiting[loser.claim.Name] = loser
-			}
-			before.note(e)
-			l.release(e)
-			l.hold(e)
-			delete(l.waiting, e.claim.Name)
-			progress = len(l.waiting) > 0
-		}
-	}
-	if len(l.waiting) == 0 {
-		l.waiting = map[string]*entry{} // going through one that held thousands costs as if it still did
-	}
-}
-
-// inTurn lists who waits, in the order in which they may take what is free.
-func (l *Ledger) inTurn() []*entry {
-	own := func(e *entry) int {
-		if e.claim.Name == l.rules.Self {
-			return 0
-		}
-		return 1
-	}
-	return slices.SortedFunc(maps.Values(l.waiting), func(a, b *entry) int {
-		return cmp.Or(own(a)-own(b), cmp.Compare(a.claim.Order, b.claim.Order),
-			cmp.Compare(a.claim.Name, b.claim.Name))
-	})
-}
-
-// judge says whether a claim may be put in force and whose goes for it, or why it may not.
-func (l *Ledger) judge(e *entry) (losers map[*entry]bool, why string) {
-	c := &e.claim
-	if c.Name != l.rules.Self && l.rules.Check != nil {
-		if err := l.rules.Check(c); err != nil {
-			return nil, err.Error()
-		}
-	}
-	if why := l.misplaced(c); why != "" {
-		return nil, why
-	}
-	losers = map[*entry]bool{}
-	for _, p := range c.PodCIDRs {
-		for q, other := range l.overlapping(p) {
-			switch {
-			case other == e:
-			case c.Name == l.rules.Self || !slices.ContainsFunc(other.claim.PodCIDRs, p.Overlaps):
-				losers[other] = true
-			default:
-				return nil, fmt.Sprintf("pod CIDR %s overlaps %s of %s: every pod CIDR belongs to one node only", p, q,
-					other.claim.Name)
-			}
-		}
-	}
-	for what, name := range things(c) {
-		other := l.holders[what]
-		switch {
-		case other == nil || other == e:
-		case c.Name == l.rules.Self || things(&other.claim)[what] == "":
-			losers[other] = true
-		default:
-			return nil, fmt.Sprintf("%s is the one of %s already: two nodes cannot share one", name, other.claim.Name)
-		}
-	}
-	return losers, ""
-}
-
-// misplaced says what of a claim no node may have.
-func (l *Ledger) misplaced(c *Node) string {
-	for _, p := range c.PodCIDRs {
-		inside := func(r netip.Prefix) bool { return r.Bits() <= p.Bits() && r.Contains(p.Addr()) }
-		if !slices.ContainsFunc(l.rules.Cluster, inside) {
-			return fmt.Sprintf("pod CIDR %s is outside the cluster's ranges %v: widen `cluster`, or give the node another one",
-				p, l.rules.Cluster)
-		}
-	}
-	for _, a := range c.Addresses {
-		for _, r := range l.rules.Cluster {
-			if r.Contains(a) {
-				return fmt.Sprintf("address %s lies inside the cluster's range %s, so the tunnel would carry its own packets: the "+
-					"ranges of pods and of the underlay must not overlap", a, r)
-			}
-		}
-	}
-	return ""
-}
-
-// things are what a claim holds alone beside its pod CIDRs, with what people call them.
-func things(c *Node) map[any]string {
-	out := make(map[any]string, len(c.Addresses)+2)
-	for _, a := range c.Addresses {
-		out[a] = "address " + a.String()
-	}
-	if c.PublicKey != (key.Public{}) {
-		out[c.PublicKey] = "public key " + c.PublicKey.String()
-	}
-	if c.MAC != nil {
-		out[mac(c.MAC)] = "MAC address " + c.MAC.String()
-	}
-	return out
-}
-
-// overlapping are the pod CIDRs in force that have addresses of p.
-func (l *Ledger) overlapping(p netip.Prefix) map[netip.Prefix]*entry {
-	out := map[netip.Prefix]*entry{}
-	for q, e := range l.cidrs.Supernets(p) {
-		out[q] = e
-	}
-	for q, e := range l.cidrs.Subnets(p) {
-		out[q] = e
-	}
-	return out
-}
-
-// hold puts an entry's claim in force. What it holds is free.
-func (l *Ledger) hold(e *entry) {
+// latest is what was claimed last.
+func (e *entry) latest() *Node {
 	n := e.claim
-	e.inForce = &n
-	for _, p := range n.PodCIDRs {
-		l.cidrs.Insert(p, e)
+	if e.broken != "" {
+		n = Node{Name: n.Name, Broken: e.broken}
 	}
-	for what := range things(&n) {
-		l.holders[what] = e
-	}
+	return &n
 }
 
-// release ends what is in force of an entry.
-func (l *Ledger) release(e *entry) {
-	if e.inForce == nil {
-		return
-	}
-	for _, p := range e.inForce.PodCIDRs {
-		l.cidrs.Delete(p)
-	}
-	for what := range things(e.inForce) {
-		delete(l.holders, what)
-	}
-	e.inForce = nil
-}
-
-// change compares what is in force with what was.
-func (l *Ledger) change(before former) Change {
-	var c Change
-	for _, name := range slices.Sorted(maps.Keys(before)) {
-		was, is := before[name], l.Node(name)
-		switch {
-		case is == nil && was != nil:
-			c.Gone = append(c.Gone, name)
-		case is != nil && (was == nil || !was.Equal(is)):
-			c.Set = append(c.Set, *is)
-		}
-	}
-	return c
+// drop forgets an entry.
+func (l *Ledger) drop(e *entry) {
+	l.release(e)
+	delete(l.entries, e.claim.Name)
+	delete(l.waiting, e.claim.Name)
+	delete(l.machines, e.claim.Name)
 }

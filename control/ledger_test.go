@@ -1,7 +1,6 @@
 package control
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -26,8 +25,8 @@ func claim(name string, cidr, address int, public byte) Node {
 	return n
 }
 
-func ledger(check func(*Node) error) *Ledger {
-	return NewLedger(Rules{Self: "self", Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Check: check})
+func ledger() *Ledger {
+	return NewLedger(Rules{Self: "self", Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}})
 }
 
 // names are those that a change sets, and those that it ends behind a minus.
@@ -119,10 +118,6 @@ func TestLedger(t *testing.T) {
 			{set(Node{Name: "b", Addresses: []netip.Addr{netip.MustParseAddr("10.244.9.9")}}), "", "a b"},
 			{set(Node{Name: "a"}, Node{Name: "b"}), "a b", ""},
 		},
-		"what else is wrong": {
-			{set(claim("odd", 2, 2, 2)), "", "odd"},
-			{set(claim("a", 2, 2, 2)), "a", "odd"},
-		},
 		"a refused claim leaves what the node had": {
 			{set(claim("a", 2, 2, 2), claim("b", 3, 3, 3)), "a b", ""},
 			{set(claim("b", 2, 3, 3)), "", "b"},
@@ -131,12 +126,7 @@ func TestLedger(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := ledger(func(n *Node) error {
-				if n.Name == "odd" {
-					return errors.New("odd")
-				}
-				return nil
-			})
+			l := ledger()
 			for k, s := range steps {
 				if got := names(l.Apply(s.update)); got != s.change {
 					t.Errorf("step %d: changed %q, want %q", k, got, s.change)
@@ -150,21 +140,145 @@ func TestLedger(t *testing.T) {
 }
 
 func TestLedgerOfAnotherCluster(t *testing.T) {
-	l := ledger(nil)
+	l := ledger()
 	l.Apply(Update{Nodes: []Node{claim("self", 1, 1, 1), claim("a", 2, 2, 2), claim("b", 200, 3, 3)}})
-	narrow, wide := netip.MustParsePrefix("10.244.0.0/17"), netip.MustParsePrefix("10.244.0.0/16")
+	low, high := netip.MustParsePrefix("10.244.0.0/17"), netip.MustParsePrefix("10.244.128.0/17")
+	wide, underlay := netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("192.0.2.0/30")
 	for _, s := range []struct {
-		ranges          []netip.Prefix
-		changed, refuse string
+		ranges                   []netip.Prefix
+		changed, refuse, failure string
 	}{
-		{[]netip.Prefix{narrow}, "-b", "b"},
-		{[]netip.Prefix{wide}, "b", ""},
-		{[]netip.Prefix{wide, netip.MustParsePrefix("192.0.2.0/24")}, "-a -b -self", "a b self"},
-		{[]netip.Prefix{wide}, "a b self", ""},
+		{[]netip.Prefix{low}, "-b", "b", ""},
+		{[]netip.Prefix{wide}, "b", "", ""},
+		{[]netip.Prefix{high}, "-a", "a self", ""}, // the own node keeps its pod CIDR
+		{[]netip.Prefix{wide, underlay}, "", "a self", "192.0.2.1 lies inside the cluster's range 192.0.2.0/30"},
+		{[]netip.Prefix{wide}, "a", "", ""},
+		{[]netip.Prefix{wide, netip.MustParsePrefix("192.0.2.3/32")}, "-b", "b", ""},
 	} {
-		if got := names(l.SetCluster(s.ranges)); got != s.changed || refused(l) != s.refuse {
+		change, err := l.SetCluster(s.ranges)
+		if got := names(change); got != s.changed || refused(l) != s.refuse {
 			t.Errorf("%v: changed %q, refused %q, want %q and %q", s.ranges, got, refused(l), s.changed, s.refuse)
 		}
+		if (err != nil) != (s.failure != "") || err != nil && !strings.Contains(err.Error(), s.failure) {
+			t.Errorf("%v: %v, want %q", s.ranges, err, s.failure)
+		}
+	}
+}
+
+// TestLedgerKeepsTheOwnNode: what the own node has outside of the ranges stays its own until it claims something else,
+// and people are told as long as that is so.
+func TestLedgerKeepsTheOwnNode(t *testing.T) {
+	l := ledger()
+	l.Apply(Update{Nodes: []Node{claim("self", 1, 1, 1), claim("a", 200, 2, 2)}})
+	if _, err := l.SetCluster([]netip.Prefix{netip.MustParsePrefix("10.244.128.0/17")}); err != nil {
+		t.Fatal(err)
+	}
+	is := func(what, refusal string) {
+		t.Helper()
+		why := ""
+		for _, r := range l.Refusals() {
+			if r.Name == "self" {
+				why = r.Why
+			}
+		}
+		if (why == "") != (refusal == "") || !strings.Contains(why, refusal) || l.Node("self") == nil {
+			t.Errorf("%s: in force %+v, refused %q, want %q", what, l.Node("self"), why, refusal)
+		}
+	}
+	is("at once", "until then it stays as it is")
+	if c := l.Apply(Update{Nodes: []Node{claim("self", 1, 1, 1)}}); !c.Empty() {
+		t.Errorf("the same again: %+v", c)
+	}
+	is("said again", "until then it stays as it is")
+	if c := l.Apply(Update{Nodes: []Node{claim("self", 2, 1, 1)}}); !c.Empty() ||
+		l.Node("self").PodCIDRs[0].Addr().String() != "10.244.1.0" {
+		t.Errorf("another one outside: %+v", c)
+	}
+	is("another one outside", "10.244.2.0/24 is outside")
+	l.Apply(Update{Nodes: []Node{claim("b", 1, 3, 3)}})
+	if got := names(l.Apply(Update{Nodes: []Node{claim("self", 201, 1, 1)}})); got != "self" {
+		t.Errorf("one inside: changed %q", got)
+	}
+	is("one inside", "")
+}
+
+// TestLedgerOfConfiguredMachines: what this host's configuration has keeps its name, whichever came first.
+func TestLedgerOfConfiguredMachines(t *testing.T) {
+	machine := func(name string, last byte) Node {
+		return Node{Name: name, Roams: true, PublicKey: key.Public{100 + last},
+			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, 255, last}), 32)}}
+	}
+	broken := Node{Name: "a", Broken: "garbage"}
+	set := func(nodes ...Node) func(*Ledger) Change {
+		return func(l *Ledger) Change { return l.Apply(Update{Nodes: nodes}) }
+	}
+	whole := func(nodes ...Node) func(*Ledger) Change {
+		return func(l *Ledger) Change { return l.Apply(Update{Whole: true, Nodes: nodes}) }
+	}
+	configured := func(machines ...Node) func(*Ledger) Change {
+		return func(l *Ledger) Change { return l.Configure(machines) }
+	}
+	gone := func(names ...string) func(*Ledger) Change {
+		return func(l *Ledger) Change { return l.Apply(Update{Gone: names}) }
+	}
+	type step struct {
+		do             func(*Ledger) Change
+		change, refuse string
+		roams          bool // what is in force of a
+	}
+	for name, steps := range map[string][]step{
+		"the machine first": {
+			{configured(machine("a", 1), machine("b", 2)), "a b", "", true},
+			{set(claim("a", 2, 2, 2), claim("c", 3, 3, 3)), "c", "a", true},
+			{whole(claim("a", 2, 2, 2)), "-c", "a", true},
+			{configured(machine("a", 3)), "a -b", "a", true},
+			{gone("a"), "", "", true},
+			{set(claim("a", 2, 2, 2)), "", "a", true},
+			{configured(), "a", "", false},
+			{gone("a"), "-a", "", false},
+		},
+		"the node first": {
+			{set(claim("a", 2, 2, 2)), "a", "", false},
+			{configured(machine("a", 1)), "a", "a", true},
+			{set(claim("d", 2, 4, 4)), "d", "a", true}, // what the refused one claims is free
+			{configured(), "-a", "a", false},
+			{gone("d"), "a -d", "", false},
+			{configured(machine("a", 1)), "a", "a", true},
+			{whole(), "", "", true},
+			{configured(), "-a", "", false},
+		},
+		"a node that cannot be read": {
+			{set(claim("a", 2, 2, 2)), "a", "", false},
+			{set(broken), "", "a", false},
+			{configured(machine("a", 1)), "a", "a", true},
+			{configured(), "-a", "a", false},
+			{set(claim("a", 2, 2, 2)), "a", "", false},
+		},
+		"a machine that has nothing of its own": {
+			{set(claim("c", 255, 2, 2)), "c", "", false},
+			{configured(machine("a", 1)), "", "a", false},
+			{set(claim("a", 2, 3, 3)), "", "a a", false},
+			{gone("c"), "a -c", "a", true},
+		},
+		"the own node's name": {
+			{set(claim("self", 1, 1, 1)), "self", "", false},
+			{configured(machine("self", 1)), "", "", false},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := ledger()
+			for k, s := range steps {
+				if got := names(s.do(l)); got != s.change {
+					t.Errorf("step %d: changed %q, want %q", k, got, s.change)
+				}
+				if got := refused(l); got != s.refuse {
+					t.Errorf("step %d: refused %q, want %q: %+v", k, got, s.refuse, l.Refusals())
+				}
+				if n := l.Node("a"); (n != nil && n.Roams) != s.roams {
+					t.Errorf("step %d: in force %+v", k, n)
+				}
+			}
+		})
 	}
 }
 
@@ -173,7 +287,7 @@ func TestLedgerOfAnotherCluster(t *testing.T) {
 func TestLedgerKeepsItsWord(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 300 {
-		l := ledger(nil)
+		l := ledger()
 		inForce, claims := map[string]Node{}, map[string]Node{}
 		for range 40 {
 			var u Update

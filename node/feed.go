@@ -15,13 +15,8 @@ import (
 	"github.com/warren-net/warren/control/remember"
 	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/internal/key"
+	"github.com/warren-net/warren/internal/printable"
 	"github.com/warren-net/warren/node/config"
-)
-
-// How often what is known of the cluster is written down at most, and how soon for the first time.
-const (
-	rememberEvery = 30 * time.Second
-	rememberFirst = 2 * time.Second
 )
 
 // A feed follows a control plane other than the file: it takes the source's updates in, has a ledger judge them,
@@ -34,23 +29,31 @@ type feed struct {
 	source control.Source
 	news   chan struct{} // there is something to take
 
+	memory
+
 	mu       sync.Mutex
 	ledger   *control.Ledger
-	machines []control.Node // peers that are no nodes, which the file has
 	cluster  []netip.Prefix
-	pending  map[string]*control.Node // nil: it is gone
-	restart  bool                     // the cluster's ranges have changed
-	problem  string                   // why the source delivers nothing
+	wanted   []netip.Prefix // ranges that the source has for the cluster and that are not in force; empty: there are none
+	unfit    string         // why they are not
+	pending  map[string]pending
+	restart  bool   // the cluster's ranges have changed
+	problem  string // why the source delivers nothing
 	refusals []string
-	told     control.Node  // what the source was told of this node
-	dirty    chan struct{} // there is something to write down
+	told     control.Node // what the source was told of this node
+}
+
+// A pending is what has changed of a node since the writer asked.
+type pending struct {
+	node *control.Node // nil: it is gone
+	left bool          // it was gone in between
 }
 
 // newFeed makes one, with what was written down before.
 func newFeed(cfg *config.Config, source control.Source, log *slog.Logger) *feed {
 	f := &feed{
-		log: log, dir: cfg.StateDir, name: cfg.Node, source: source, news: make(chan struct{}, 1),
-		cluster: cfg.Cluster, pending: map[string]*control.Node{}, dirty: make(chan struct{}, 1),
+		log: log, dir: cfg.StateDir, name: cfg.Node, source: source, news: make(chan struct{}, 1), memory: newMemory(),
+		cluster: cfg.Cluster, pending: map[string]pending{},
 	}
 	known, err := remember.Read(f.dir)
 	if err != nil {
@@ -63,25 +66,58 @@ func newFeed(cfg *config.Config, source control.Source, log *slog.Logger) *feed 
 	if known != nil && len(f.cluster) == 0 {
 		f.cluster = known.CIDRs
 	}
-	f.ledger = control.NewLedger(control.Rules{Self: f.name, Cluster: f.cluster})
-	if known != nil {
-		nodes := slices.DeleteFunc(known.Nodes, func(n control.Node) bool { return n.Roams })
-		f.ledger.Apply(control.Update{Whole: true, Nodes: nodes})
-	}
+	f.ledger = f.remembered(known)
 	f.configured(cfg)
 	return f
 }
 
+// remembered is a ledger in which what was in force is again. That holds for this node's pod CIDRs, which its pods
+// have, also where they are outside the cluster's ranges now.
+func (f *feed) remembered(known *remember.Cluster) *control.Ledger {
+	rules := control.Rules{Self: f.name, Cluster: f.cluster}
+	if known == nil {
+		return control.NewLedger(rules)
+	}
+	nodes := slices.DeleteFunc(known.Nodes, func(n control.Node) bool { return n.Roams })
+	if i := slices.IndexFunc(nodes, func(n control.Node) bool { return n.Name == f.name }); i >= 0 {
+		rules.Cluster = rangesOf(f.cluster, &nodes[i])
+	}
+	l := control.NewLedger(rules)
+	l.Apply(control.Update{Whole: true, Nodes: nodes})
+	if _, err := l.SetCluster(f.cluster); err != nil {
+		f.log.Warn("control plane", "error", err)
+	}
+	return l
+}
+
+// rangesOf are the cluster's ranges for a node: and what it has outside of them.
+func rangesOf(cluster []netip.Prefix, self *control.Node) []netip.Prefix {
+	out := slices.Clone(cluster)
+	for _, p := range self.PodCIDRs {
+		if !control.Within(p, cluster) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // run follows the source until ctx ends.
 func (f *feed) run(ctx context.Context) error {
-	updates := make(chan control.Update)
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	wg.Go(func() { f.keep(ctx) })
-	ended := make(chan error, 1)
-	wg.Go(func() { ended <- f.source.Run(ctx, updates, f.trouble) })
+	var keeping sync.WaitGroup
+	keeping.Go(func() { f.keep(ctx) })
+	err := f.follow(ctx)
+	cancel()
+	keeping.Wait()
+	f.keepLast()
+	return err
+}
+
+// follow takes in what the source says until ctx ends, and what it says to the end.
+func (f *feed) follow(ctx context.Context) error {
+	updates, ended := make(chan control.Update), make(chan error, 1)
+	go func() { ended <- f.source.Run(ctx, updates, f.trouble) }()
 	for {
 		select {
 		case u := <-updates:
@@ -119,17 +155,33 @@ func (f *feed) trouble(err error) {
 func (f *feed) take(u control.Update) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(u.Cluster) > 0 && !slices.Equal(u.Cluster, f.cluster) {
-		f.cluster, f.restart = u.Cluster, true
-		poke(f.news) // also where no node changes with them
-		poke(f.dirty)
-		f.note(f.ledger.SetCluster(u.Cluster))
+	if len(u.Cluster) > 0 {
+		f.wanted = u.Cluster
 	}
-	if u.Whole {
-		u.Nodes = slices.Concat(f.machines, u.Nodes)
-	}
+	f.setCluster()
 	f.note(f.ledger.Apply(f.staying(u)))
+	f.setCluster() // this node may be elsewhere now
 	f.report()
+}
+
+// setCluster takes in ranges that are wanted, as soon as this node can have them. The caller holds the lock.
+func (f *feed) setCluster() {
+	if slices.Equal(f.wanted, f.cluster) {
+		f.wanted = nil
+	}
+	if len(f.wanted) == 0 {
+		f.unfit = ""
+		return
+	}
+	change, err := f.ledger.SetCluster(f.wanted)
+	if err != nil {
+		f.unfit = err.Error()
+		return
+	}
+	f.cluster, f.wanted, f.unfit, f.restart = f.wanted, nil, "", true
+	poke(f.news) // also where no node changes with them
+	f.changed()
+	f.note(change)
 }
 
 // staying is the update without an end of this node, which goes on as it is while the cluster does not know it: what
@@ -154,22 +206,22 @@ func (f *feed) configured(cfg *config.Config) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	u := control.Update{Nodes: cfg.State.Nodes}
-	for _, m := range f.machines {
-		if !slices.ContainsFunc(u.Nodes, func(n control.Node) bool { return n.Name == m.Name }) {
-			u.Gone = append(u.Gone, m.Name)
-		}
-	}
-	f.machines = cfg.State.Nodes
-	f.note(f.ledger.Apply(u))
+	f.note(f.ledger.Configure(cfg.State.Nodes))
 	f.report()
 }
 
-// report notes which claims are refused. The caller holds the lock.
+// report notes which claims are refused, and the ranges. The caller holds the lock.
 func (f *feed) report() {
 	refusals := make([]string, 0, len(f.refusals))
+	if f.unfit != "" {
+		refusals = append(refusals, f.unfit)
+	}
 	for _, r := range f.ledger.Refusals() {
-		refusals = append(refusals, fmt.Sprintf("what node %s says of itself is refused: %s", r.Name, r.Why))
+		text := "what node %s says of itself is refused: %s"
+		if r.Machine {
+			text = "peer %s of this host's configuration is left out: %s"
+		}
+		refusals = append(refusals, fmt.Sprintf(text, printable.Name(r.Name), r.Why))
 	}
 	if !slices.Equal(refusals, f.refusals) {
 		f.refusals = refusals
@@ -177,19 +229,21 @@ func (f *feed) report() {
 	}
 }
 
-// note adds a change to what is to be taken.
+// note adds a change to what is to be taken. The caller holds the lock.
 func (f *feed) note(c control.Change) {
 	if c.Empty() {
 		return
 	}
 	for k := range c.Set {
-		f.pending[c.Set[k].Name] = &c.Set[k]
+		n := &c.Set[k]
+		before, known := f.pending[n.Name]
+		f.pending[n.Name] = pending{n, before.left || known && before.node == nil}
 	}
 	for _, name := range c.Gone {
-		f.pending[name] = nil
+		f.pending[name] = pending{}
 	}
 	poke(f.news)
-	poke(f.dirty)
+	f.changed()
 }
 
 // await waits until the cluster knows this node and what its ranges are, and returns the configuration to start with
@@ -200,11 +254,11 @@ func (f *feed) await(ctx context.Context, cfg *config.Config) (*config.Config, [
 		self, cluster := f.ledger.Node(f.name), f.cluster
 		if self != nil && len(cluster) > 0 && len(self.PodCIDRs) > 0 && len(self.Addresses) > 0 {
 			nodes := f.peers()
-			f.pending = map[string]*control.Node{}
+			f.pending = map[string]pending{}
 			f.restart = false
 			poke(f.news) // problems and refusals are, to the writer that starts
 			f.mu.Unlock()
-			next, err := cfg.With(*self, cluster)
+			next, err := cfg.With(*self, rangesOf(cluster, self))
 			return next, nodes, err
 		}
 		why := slices.Concat([]string{f.problem}, f.refusals)
@@ -260,9 +314,9 @@ func (f *feed) peers() []control.Node {
 // A fed is what a feed has for the writer.
 type fed struct {
 	set      []control.Node // peers that are new or changed
-	gone     []string
-	self     *control.Node // nil: as it was
-	restart  bool          // the cluster's ranges have changed
+	gone     []string       // peers that have left, also those that came again and are in set
+	self     *control.Node  // nil: as it was
+	restart  bool           // the cluster's ranges have changed
 	problem  string
 	warnings []string // the problem among them
 }
@@ -276,16 +330,19 @@ func (f *feed) fetch() fed {
 		out.warnings = append([]string{f.problem}, out.warnings...)
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.pending)) {
-		switch n := f.pending[name]; {
-		case name == f.name:
-			out.self = n // while the cluster does not know this node, it goes on as it is
-		case n == nil:
+		p := f.pending[name]
+		if name == f.name {
+			out.self = p.node // while the cluster does not know this node, it goes on as it is
+			continue
+		}
+		if p.node == nil || p.left {
 			out.gone = append(out.gone, name)
-		default:
-			out.set = append(out.set, *n)
+		}
+		if p.node != nil {
+			out.set = append(out.set, *p.node)
 		}
 	}
-	f.pending = map[string]*control.Node{} // going through one that held thousands costs as if it still did
+	f.pending = map[string]pending{} // going through one that held thousands costs as if it still did
 	return out
 }
 
@@ -322,24 +379,4 @@ func (f *feed) publisher() (control.Publisher, bool) {
 	}
 	p, ok := f.source.(control.Publisher)
 	return p, ok
-}
-
-// keep writes down what is known of the cluster, some time after it has changed and at the end.
-func (f *feed) keep(ctx context.Context) {
-	pause := rememberFirst
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-f.dirty:
-		}
-		wait(ctx, pause)
-		pause = rememberEvery
-		f.mu.Lock()
-		known := remember.Cluster{Node: f.name, CIDRs: f.cluster, Nodes: f.ledger.Nodes()}
-		f.mu.Unlock()
-		if err := remember.Write(f.dir, known); err != nil {
-			f.log.Warn("a start without the control plane will know an older state of the cluster", "error", err)
-		}
-	}
 }

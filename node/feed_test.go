@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -335,5 +336,179 @@ func TestFeedTellsOfOldTroubles(t *testing.T) {
 	for range 2 {
 		f.awaited(t)
 		f.until(t, func(got fed) bool { return len(got.warnings) == 1 })
+	}
+}
+
+// TestFeedQuotesNames: a name is what somebody wrote as a key into an etcd.
+func TestFeedQuotesNames(t *testing.T) {
+	f, s, _ := runFeed(t, t.TempDir())
+	s.say(t, control.Update{Whole: true, Cluster: fedRange,
+		Nodes: []control.Node{fedNode("a", 1), {Name: "x\n\x1b[2Jlevel=INFO", Broken: "garbage"}}})
+	got := f.until(t, func(got fed) bool { return len(got.warnings) > 0 })
+	if want := `what node "x\n\x1b[2Jlevel=INFO" says of itself is refused: garbage`; got.warnings[0] != want {
+		t.Errorf("%q, want %q", got.warnings[0], want)
+	}
+}
+
+// TestFeedOfNamesakes: a peer in the file and a node of the cluster that have one name.
+func TestFeedOfNamesakes(t *testing.T) {
+	const peers = `
+cluster: [10.244.0.0/16]
+peers: [{name: b, publicKey: "CQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", addresses: [10.244.255.7]}]
+`
+	parse := func(more string) *config.Config {
+		t.Helper()
+		cfg, err := config.Parse(config.Source{File: "w.yaml", Data: []byte(fedConfig + more)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cfg
+	}
+	dir := t.TempDir()
+	f, s, stop := runFeed(t, dir)
+	f.configured(parse(peers))
+	s.say(t, control.Update{Whole: true, Cluster: fedRange, Nodes: []control.Node{fedNode("a", 1), fedNode("b", 2)}})
+	got := f.until(t, func(got fed) bool { return len(got.set) > 0 && len(got.warnings) > 0 })
+	if len(got.set) != 1 || !got.set[0].Roams || len(got.warnings) != 1 ||
+		!strings.Contains(got.warnings[0], "b says of itself is refused: a peer in this host's configuration has that name") {
+		t.Errorf("%+v", got)
+	}
+	f.configured(parse(""))
+	got = f.until(t, func(got fed) bool { return len(got.set) > 0 && len(got.warnings) == 0 })
+	if len(got.set) != 1 || got.set[0].Roams || len(got.warnings) > 0 {
+		t.Errorf("without the peer: %+v", got)
+	}
+	f.configured(parse(peers))
+	f.until(t, func(got fed) bool { return len(got.set) == 1 && got.set[0].Roams && len(got.warnings) == 1 })
+
+	// Who asks without a running node sees each name once.
+	f.configured(parse(""))
+	stop()
+	cfg := parse(peers)
+	cfg.StateDir = dir
+	known, err := Known(cfg)
+	if err != nil || named(known.State.Nodes) != "a b" || !known.State.Nodes[1].Roams {
+		t.Errorf("%+v, %v", known.State.Nodes, err)
+	}
+}
+
+// TestFeedOfOtherRanges: what a node's pods have stays while the cluster's ranges change, over a restart too; ranges
+// that hold the node's own address are not taken.
+func TestFeedOfOtherRanges(t *testing.T) {
+	dir := t.TempDir()
+	f, s, stop := runFeed(t, dir)
+	s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1), fedNode("b", 2)}, Cluster: fedRange})
+	f.awaited(t)
+	others := []netip.Prefix{netip.MustParsePrefix("10.245.0.0/16")}
+	all := append(slices.Clone(others), netip.MustParsePrefix("10.244.1.0/24"))
+	is := func(what string) {
+		t.Helper()
+		got := f.until(t, func(got fed) bool { return len(got.warnings) == 2 })
+		if !strings.Contains(got.warnings[0], "10.244.1.0/24 is outside the cluster's ranges [10.245.0.0/16]") {
+			t.Errorf("%s: %q", what, got.warnings)
+		}
+		cfg, peers := f.awaited(t)
+		if !slices.Equal(cfg.Cluster, all) || cfg.Self.PodCIDRs[0].String() != "10.244.1.0/24" || peers != "" {
+			t.Errorf("%s: ranges %v, %+v, peers %s", what, cfg.Cluster, cfg.Self, peers)
+		}
+	}
+	s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1), fedNode("b", 2)}, Cluster: others})
+	is("at once")
+	stop()
+	f, s, stop = runFeed(t, dir)
+	if f.ledger.Node("a") == nil {
+		t.Fatal("after a restart the node has nothing")
+	}
+	s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1), fedNode("b", 2)}, Cluster: others})
+	is("after a restart")
+
+	underlay := []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("192.0.2.0/24")}
+	s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1)}, Cluster: underlay})
+	got := f.until(t, func(got fed) bool {
+		return len(got.warnings) == 2 &&
+			strings.Contains(got.warnings[0], "address 192.0.2.1 lies inside the cluster's range 192.0.2.0/24")
+	})
+	if got.restart {
+		t.Errorf("ranges with the node's address: %+v", got)
+	}
+	moved := fedNode("a", 1)
+	moved.Addresses = []netip.Addr{addr("203.0.113.1")}
+	moved.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.245.1.0/24")} // else it stays where it is
+	s.say(t, control.Update{Nodes: []control.Node{moved}})
+	got = f.until(t, func(got fed) bool { return got.restart })
+	if !slices.Equal(f.cluster, underlay) || got.self == nil {
+		t.Errorf("when it has moved: %v, %+v", f.cluster, got)
+	}
+	stop()
+}
+
+// A lastWord is a source that says something when it is told to end.
+type lastWord struct{ control.Update }
+
+func (s lastWord) Run(ctx context.Context, updates chan<- control.Update, _ func(error)) error {
+	<-ctx.Done()
+	time.Sleep(50 * time.Millisecond) // whoever ends as soon as he may has ended
+	updates <- s.Update
+	return nil
+}
+
+// TestFeedWritesTheLastWord: what is on disk after an orderly end is what was known last.
+func TestFeedWritesTheLastWord(t *testing.T) {
+	cfg, err := config.Parse(config.Source{File: "w.yaml", Data: []byte(fedConfig + "stateDir: " + t.TempDir() + "\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFeed(cfg, lastWord{control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1)}, Cluster: fedRange}},
+		slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := f.run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if known, err := remember.Read(cfg.StateDir); err != nil || known == nil || named(known.Nodes) != "a" {
+		t.Errorf("%+v, %v", known, err)
+	}
+}
+
+// TestFeedWritesAgain: what could not be written is written later, without another word of the source, and a change
+// after a quiet time soon.
+func TestFeedWritesAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "later")
+	cfg, err := config.Parse(config.Source{File: "w.yaml", Data: []byte(fedConfig + "stateDir: " + dir + "\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	s := newSaid()
+	f := newFeed(cfg, s, slog.New(slog.NewTextHandler(&log, nil)))
+	f.every, f.soon = 20*time.Millisecond, time.Millisecond
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = f.run(ctx) }()
+	defer func() { cancel(); <-done }()
+	kept := func(want string) {
+		t.Helper()
+		for late := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			known, err := remember.Read(dir)
+			if err == nil && known != nil && named(known.Nodes) == want {
+				return
+			}
+			if time.Now().After(late) {
+				t.Fatalf("%+v, %v, want %s", known, err, want)
+			}
+		}
+	}
+	s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1)}, Cluster: fedRange})
+	time.Sleep(100 * time.Millisecond) // a few attempts
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	kept("a")
+	s.say(t, control.Update{Nodes: []control.Node{fedNode("b", 2)}})
+	kept("a b")
+	cancel()
+	<-done
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+		t.Errorf("%d warnings: %s", n, log.String())
 	}
 }

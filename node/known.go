@@ -23,11 +23,14 @@ func Known(cfg *config.Config) (*config.Config, error) {
 	if i < 0 {
 		return cfg, nil
 	}
-	out, err := cfg.With(known.Nodes[i], known.CIDRs)
+	out, err := cfg.With(known.Nodes[i], rangesOf(known.CIDRs, &known.Nodes[i]))
 	if err != nil {
 		return cfg, err
 	}
-	nodes := slices.DeleteFunc(known.Nodes, func(n control.Node) bool { return n.Roams })
+	nodes := slices.DeleteFunc(known.Nodes, func(n control.Node) bool {
+		named := func(o control.Node) bool { return o.Name == n.Name }
+		return n.Roams || slices.ContainsFunc(cfg.State.Nodes, named) // the file's hold, see control.Ledger
+	})
 	out.State.Nodes = append(nodes, cfg.State.Nodes...)
 	return out, nil
 }
