@@ -92,7 +92,9 @@ func (d *direct) change(cfg *config.Config, set []control.Node, gone []string) (
 			delete(d.ways, name)
 		}
 	}
+	left := setOf(gone)
 	for k := range set {
+		delete(left, set[k].Name) // it came again
 		next, ok := directPeer(cfg, &set[k])
 		if was, there := d.peers[next.Name]; ok && there && reflect.DeepEqual(was, next) {
 			continue
@@ -104,7 +106,9 @@ func (d *direct) change(cfg *config.Config, set []control.Node, gone []string) (
 		}
 	}
 	for _, name := range gone {
-		drop(name)
+		if left[name] {
+			drop(name)
+		}
 	}
 	return before, after
 }

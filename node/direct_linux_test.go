@@ -56,6 +56,8 @@ func TestDirectPeersChange(t *testing.T) {
 			"n2 on-link=false, n5 on-link=false", "", "n3 on-link=true"},
 		{"one asks for direct", []control.Node{directNode(4, control.Direct)}, nil, "", "n4 on-link=false",
 			"n3 on-link=true, n4 on-link=false"},
+		{"one left and came again", []control.Node{directNode(4, control.Direct)}, []string{"n4"}, "", "",
+			"n3 on-link=true, n4 on-link=false"},
 	} {
 		before, after := d.change(cfg, c.set, c.gone)
 		if names(before) != c.before || names(after) != c.after || names(d.wanted()) != c.all {

@@ -2,11 +2,13 @@ package node
 
 import (
 	"bytes"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/internal/hostnet"
 )
 
 // eat takes in what a control plane has said. The result is errAgain when the node can only go on as another one.
@@ -22,30 +24,64 @@ func (w *writer) eat(f fed) error {
 	if f.self != nil {
 		w.become(f.self)
 	}
-	before := w.plan.addresses(f.set, f.gone)
-	if w.eatNodes(f) {
-		w.applyAddresses(before, w.plan.addresses(f.set, nil))
-		w.applyDirect(w.node.direct.change(w.plan.cfg, f.set, f.gone))
-	}
+	w.tellKernel(w.eatNodes(f.set, f.gone))
 	return nil
 }
 
-// eatNodes takes in what has changed of the peers, and reports whether it is in force.
-func (w *writer) eatNodes(f fed) bool {
-	if len(f.set)+len(f.gone) == 0 {
-		return false
+// A kernelNews is what the kernel has to be told of a change.
+type kernelNews struct {
+	before, after             []netip.Addr // of nodes
+	directBefore, directAfter []hostnet.DirectPeer
+}
+
+func (w *writer) tellKernel(k kernelNews) {
+	w.applyAddresses(k.before, k.after)
+	w.applyDirect(k.directBefore, k.directAfter)
+}
+
+// eatNodes takes in which peers are new or changed, and which have left.
+func (w *writer) eatNodes(set []control.Node, gone []string) kernelNews {
+	if len(set)+len(gone) == 0 {
+		return kernelNews{}
 	}
-	now := time.Now()
-	for k := range f.set {
-		w.plan.graceOf(&f.set[k], w.plan.cfg, now)
+	news, err := w.putInForce(set, gone)
+	if w.owed.settle(set, gone, err) {
+		w.showAgain()
 	}
-	if err := w.publishChange(f.set, f.gone); err != nil {
+	if err != nil {
 		w.log.Error("what the cluster says of some nodes is not in force", "error", err)
-		return false
+		return kernelNews{}
 	}
-	w.log.Info("nodes have changed", "generation", w.generation, "changed", len(f.set), "gone", len(f.gone),
+	w.log.Info("nodes have changed", "generation", w.generation, "changed", len(set), "gone", len(gone),
 		"peers", w.node.view.Load().snapshot.PeerCount)
-	return true
+	return news
+}
+
+// putInForce changes what is in force of these peers.
+func (w *writer) putInForce(set []control.Node, gone []string) (kernelNews, error) {
+	graces, now, left := map[string]time.Time{}, time.Now(), setOf(gone)
+	for k := range set {
+		n := &set[k]
+		if until, ok := w.plan.grace[n.Name]; ok {
+			graces[n.Name] = until
+		}
+		w.plan.graceOf(n, w.plan.cfg, now)
+		if survivor(w.plan.peers[n.Name], n, left[n.Name]) == nil {
+			delete(w.plan.grace, n.Name)
+		}
+	}
+	news := kernelNews{before: w.plan.addresses(set, gone)}
+	if err := w.publishChange(set, gone); err != nil {
+		for k := range set {
+			delete(w.plan.grace, set[k].Name)
+		}
+		maps.Copy(w.plan.grace, graces)
+		return kernelNews{}, err
+	}
+	news.after = w.plan.addresses(set, nil)
+	set, refused := w.plan.sift(set)
+	news.directBefore, news.directAfter = w.node.direct.change(w.plan.cfg, set, slices.Concat(gone, refused))
+	return news, nil
 }
 
 // stays reports whether what the cluster knows of this node can be taken in while it runs.
@@ -57,14 +93,24 @@ func (w *writer) stays(n *control.Node) bool {
 
 // become takes in what the cluster knows of this node: its key and its encapsulation.
 func (w *writer) become(n *control.Node) {
+	if w.adoptSelf(n) {
+		w.setUpAnew()
+	}
+}
+
+// adoptSelf goes by it, and reports whether it is in force.
+func (w *writer) adoptSelf(n *control.Node) bool {
 	next, self := *w.plan.cfg, *n
 	self.PresharedKeyFile = next.Self.PresharedKeyFile
 	next.Self = self
-	if err := w.adopt(&next, w.plan.nodes()); err != nil {
-		w.log.Error("what the cluster says of this node is not in force", "error", err)
-		return
+	err := w.adopt(&next, w.plan.nodes())
+	if w.owed.settleSelf(n, err) {
+		w.showAgain()
 	}
-	w.setUpAnew()
+	if err != nil {
+		w.log.Error("what the cluster says of this node is not in force", "error", err)
+	}
+	return err == nil
 }
 
 // setUpAnew makes the kernel what is wanted, all of it.
@@ -74,19 +120,22 @@ func (w *writer) setUpAnew() {
 	}
 }
 
-// addresses are the underlay addresses of the peers that a change is about, as they are now.
+// addresses are the underlay addresses of the peers in force that a change is about, as they are now.
 func (p *plan) addresses(set []control.Node, gone []string) []netip.Addr {
-	names := slices.Clone(gone)
-	for k := range set {
-		names = append(names, set[k].Name)
-	}
 	var out []netip.Addr
-	for _, name := range names {
-		if m := p.peers[name]; m != nil {
+	add := func(name string) {
+		if m := p.peers[name]; m != nil && m.peer != nil {
 			out = append(out, m.node.Addresses...)
 		}
 	}
-	return out
+	for k := range set {
+		add(set[k].Name)
+	}
+	for _, name := range gone {
+		add(name)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out) // who left and came again is in both
 }
 
 // applyAddresses tells the kernel of underlay addresses that peers had and have.

@@ -21,7 +21,7 @@ const graceTime = 10 * time.Minute
 // graceOf notes that a peer's encapsulation changes, when it does. It comes before the peer is planned anew; before
 // says what this node was until now.
 func (p *plan) graceOf(n *control.Node, before *config.Config, now time.Time) {
-	was := p.peers[n.Name]
+	was := survivor(p.peers[n.Name], n, false)
 	switch {
 	case was == nil || n.Roams || n.PublicKey.IsZero():
 		delete(p.grace, n.Name)

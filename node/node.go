@@ -289,8 +289,7 @@ func (n *Node) start() (*writer, error) {
 	}
 	w := &writer{node: n, log: n.opt.Log, refusedAt: map[netip.Addr]time.Time{}, plan: plan{
 		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{}, secure: &n.secure, noVXLAN: n.noVXLAN,
-		grace: map[string]time.Time{}, numbers: new(numbers), shared: map[string]key.Preshared{},
-		unread: map[string]string{}, workers: workers,
+		grace: map[string]time.Time{}, numbers: new(numbers), workers: workers,
 	}}
 	if err := w.publish(n.nodes); err != nil {
 		return nil, err

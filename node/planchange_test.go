@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -115,6 +116,91 @@ func TestPlanChangeAgainstBuild(t *testing.T) {
 		if want := len(want.tunnels); live != want {
 			t.Errorf("the tunnel has %d peers, want %d", live, want)
 		}
+	}
+}
+
+// TestPlanKeepsNobodyOut: nodes that want what others have, in any order and number, are left out, each for a true
+// reason, and everybody else is in force; the tunnel has those in force, and no number is lost.
+func TestPlanKeepsNobodyOut(t *testing.T) {
+	refusals := 0
+	for seed := range uint64(20) {
+		rnd := rand.New(rand.NewPCG(seed, 2))
+		p := newSecurePlan(t)
+		p.cfg.Control, p.cfg.State.Nodes = config.Etcd, nil
+		if _, err := p.build(1, nil); err != nil {
+			t.Fatal(err)
+		}
+		nodes := map[string]control.Node{}
+		for step := range 60 {
+			var set []control.Node
+			var gone []string
+			for _, k := range rnd.Perm(10)[:1+rnd.IntN(4)] {
+				n := control.Node{
+					Name: fmt.Sprint("n", k), PublicKey: key.Public{byte(k + 1), byte(rnd.IntN(2))},
+					Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(2 + rnd.IntN(12))})},
+					PodCIDRs:  []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(2 + rnd.IntN(12)), 0}), 24)},
+				}
+				if rnd.IntN(4) == 0 {
+					gone = append(gone, n.Name)
+					delete(nodes, n.Name)
+				}
+				if rnd.IntN(4) > 0 {
+					set = append(set, n)
+					nodes[n.Name] = n
+				}
+			}
+			var out *outcome
+			var err error
+			if rnd.IntN(8) == 0 {
+				var all []control.Node
+				for _, name := range slices.Sorted(maps.Keys(nodes)) {
+					all = append(all, nodes[name])
+				}
+				if out, err = p.build(uint64(step), all); err == nil {
+					p.secure.tunnel.SetPeers(out.tunnels, 0)
+				}
+			} else if out, err = p.change(uint64(step), set, gone); err == nil {
+				p.secure.tunnel.ChangePeers(out.tunnels, out.gone, 0)
+				if out, err = p.change(uint64(step), p.refusals(), nil); err == nil {
+					p.secure.tunnel.ChangePeers(out.tunnels, out.gone, 0)
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			refusals += len(p.refused)
+			inForce := map[string]bool{}
+			for q := range out.snapshot.Peers() {
+				n := nodes[q.Name]
+				inForce[q.Name] = true
+				if s, _ := p.secure.tunnel.Status(q.Tunnel); s.Public != n.PublicKey || q.PodCIDRs[0] != n.PodCIDRs[0] {
+					t.Fatalf("seed %d, step %d: %+v is in force, and %v in the tunnel, want %+v", seed, step, q, s.Public, n)
+				}
+			}
+			for name, n := range nodes {
+				blocked := slices.ContainsFunc(slices.Collect(maps.Values(nodes)), func(o control.Node) bool {
+					return inForce[o.Name] && o.Name != name && (o.PodCIDRs[0] == n.PodCIDRs[0] || o.Addresses[0] == n.Addresses[0])
+				})
+				said := strings.Contains(strings.Join(p.warnings[name], ""), "left out")
+				if inForce[name] == blocked || said != blocked || p.refused[name] != blocked {
+					t.Fatalf("seed %d, step %d: %s in force %v, somebody has what it wants %v, %q", seed, step, name, inForce[name],
+						blocked, p.warnings[name])
+				}
+			}
+			live := 0
+			for id := range p.numbers.last {
+				if p.secure.tunnel.Peer(id+1) != nil {
+					live++
+				}
+			}
+			if live != len(inForce) || int(p.numbers.last) != live+len(p.numbers.spare) {
+				t.Fatalf("seed %d, step %d: %d in force, the tunnel has %d, %d numbers of which %d are spare", seed, step,
+					len(inForce), live, p.numbers.last, len(p.numbers.spare))
+			}
+		}
+	}
+	if refusals < 1000 {
+		t.Errorf("%d were refused in all", refusals)
 	}
 }
 

@@ -50,7 +50,6 @@ func emptyCluster(tb testing.TB) *bigCluster {
 	n := newNode(p.cfg, nil, Options{Log: log})
 	n.secure = secure{tunnel: wireguard.New(wireguard.Config{Workers: 2}), ring: key.Ring{Keys: []key.Private{keys["a"]}}}
 	p.secure, p.grace = &n.secure, map[string]time.Time{}
-	p.shared, p.unread = map[string]key.Preshared{}, map[string]string{}
 	n.feed = newFeed(p.cfg, nil, log)
 	w := &writer{node: n, log: log, plan: *p}
 	if err := w.publish(nil); err != nil {
@@ -91,7 +90,7 @@ func (c *bigCluster) take(u control.Update) {
 	if len(f.warnings) > 0 || len(f.set)+len(f.gone) != len(u.Nodes)+len(u.Gone) {
 		c.tb.Fatalf("%d of %d changes, %v", len(f.set)+len(f.gone), len(u.Nodes)+len(u.Gone), f.warnings)
 	}
-	c.writer.eatNodes(f)
+	c.writer.eatNodes(f.set, f.gone)
 	if said := c.writer.node.view.Load().warnings; len(said) > 0 {
 		c.tb.Fatal(strings.Join(said, "\n"))
 	}

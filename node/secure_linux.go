@@ -277,7 +277,7 @@ func (w *writer) readKeys() bool {
 	if s.tunnel == nil {
 		return false
 	}
-	return w.readRing(s) || w.plan.presharedChanged()
+	return w.readRing(s) || w.plan.files.changed()
 }
 
 func (w *writer) readRing(s *secure) bool {

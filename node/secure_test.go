@@ -47,8 +47,7 @@ func newSecurePlan(t *testing.T) *plan {
 	p := newPlan(t, text)
 	p.secure.tunnel = wireguard.New(wireguard.Config{Workers: 2})
 	p.secure.tunnel.SetKeys([]key.Private{keys["a"]}, 0)
-	p.grace, p.shared = map[string]time.Time{}, map[string]key.Preshared{}
-	p.unread = map[string]string{}
+	p.grace = map[string]time.Time{}
 	return p
 }
 
@@ -147,7 +146,11 @@ func TestTunnelNumbersAreNotUsedAgain(t *testing.T) {
 	p.cfg = &again
 	second, _ := p.peer(t, "moved")
 	numbers := map[int32]string{}
-	for name, n := range p.numbers.byName {
+	for name, m := range p.peers {
+		if m.tunnel == nil {
+			continue
+		}
+		n := m.tunnel.ID
 		if numbers[n] != "" {
 			t.Errorf("%s and %s have number %d", name, numbers[n], n)
 		}
@@ -163,14 +166,19 @@ func TestTunnelNumbersAreNotUsedAgain(t *testing.T) {
 func TestNumbersRest(t *testing.T) {
 	var n numbers
 	now := time.Unix(0, 0)
-	a, b := n.of("a", now), n.of("b", now)
-	n.release("a", now)
-	n.release("nobody", now)
-	if c := n.of("c", now.Add(numberRest-1)); c == a || c == b || n.of("b", now) != b || a < 1 || a == b {
+	a, b := n.take(now), n.take(now)
+	n.release(a, now)
+	if c := n.take(now.Add(numberRest - 1)); c == a || c == b || a < 1 || a == b {
 		t.Errorf("numbers %d, %d, then %d", a, b, c)
 	}
-	if d, e := n.of("d", now.Add(numberRest)), n.of("e", now.Add(numberRest)); d != a || e == a || n.last != 4 {
+	if d, e := n.take(now.Add(numberRest)), n.take(now.Add(numberRest)); d != a || e == a || n.last != 4 {
 		t.Errorf("numbers %d and %d after the rest, %d in all", d, e, n.last)
+	}
+	n.release(b, now)
+	f := n.take(now)
+	n.giveBack(f)
+	if g := n.take(now); g != f {
+		t.Errorf("number %d was nobody's and is not given again, but %d", f, g)
 	}
 }
 
@@ -324,25 +332,25 @@ func TestPresharedKeyThatChanges(t *testing.T) {
 		return out.tunnels[0].Preshared, p.allWarnings()
 	}
 	write(first.RevealText() + "\n")
-	if k, warnings := in(); k != first || len(warnings) > 0 || p.presharedChanged() {
+	if k, warnings := in(); k != first || len(warnings) > 0 || p.files.changed() {
 		t.Errorf("the key of the file is not used: %q", warnings)
 	}
 	write("spoilt")
-	if !p.presharedChanged() {
+	if !p.files.changed() {
 		t.Error("a file that was spoilt is not noticed")
 	}
-	if k, warnings := in(); k != first || len(warnings) != 4 || p.presharedChanged() {
+	if k, warnings := in(); k != first || len(warnings) != 4 || p.files.changed() {
 		t.Errorf("the last good key is not used: %q", warnings)
 	}
 	write(first.RevealText() + "\n")
-	if !p.presharedChanged() {
+	if !p.files.changed() {
 		t.Error("a file that is back is not noticed")
 	}
-	if _, warnings := in(); len(warnings) > 0 || p.presharedChanged() {
+	if _, warnings := in(); len(warnings) > 0 || p.files.changed() {
 		t.Errorf("warnings that no longer hold: %q", warnings)
 	}
 	write(second.RevealText() + "\n")
-	if !p.presharedChanged() {
+	if !p.files.changed() {
 		t.Error("a change is not noticed")
 	}
 	if k, _ := in(); k != second {
@@ -370,13 +378,13 @@ func TestPresharedKeyOfTheCluster(t *testing.T) {
 	if err != nil || len(out.tunnels) > 0 || !strings.Contains(strings.Join(p.allWarnings(), ""), file) {
 		t.Fatalf("without the file: %+v, %q, %v", out.tunnels, p.allWarnings(), err)
 	}
-	if p.presharedChanged() {
+	if p.files.changed() {
 		t.Error("a file that is still missing has changed")
 	}
 	if err := os.WriteFile(file, []byte(shared.RevealText()+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if !p.presharedChanged() {
+	if !p.files.changed() {
 		t.Error("a file that has come is not noticed")
 	}
 	if out, err = p.build(2, nodes); err != nil || len(out.tunnels) != 4 {
@@ -387,7 +395,70 @@ func TestPresharedKeyOfTheCluster(t *testing.T) {
 			t.Errorf("%s goes without the preshared key", c.Name)
 		}
 	}
-	if p.presharedChanged() {
+	if p.files.changed() {
 		t.Error("nothing has changed since")
+	}
+}
+
+// TestPresharedKeyThatNobodyAsksFor: a file that is in the configuration no more is looked at no more.
+func TestPresharedKeyThatNobodyAsksFor(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "psk")
+	if err := os.WriteFile(file, []byte(key.NewPreshared().RevealText()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := newSecurePlan(t)
+	p.cfg = p.changed("moved", func(n *control.Node) { n.PresharedKeyFile = file })
+	build := func() {
+		t.Helper()
+		if _, err := p.build(1, p.cfg.Peers(p.cfg.State)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build()
+	p.cfg = p.changed("moved", func(n *control.Node) { n.PresharedKeyFile = "" })
+	build()
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if p.files.changed() {
+		t.Error("a file that nobody asks for has changed")
+	}
+}
+
+// TestPresharedKeyOfALateComer: a peer that comes after its file changed has the key that the others have, until all
+// get the new one; whoever read the file first must not hide that it has changed.
+func TestPresharedKeyOfALateComer(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "psk")
+	write := func() key.Preshared {
+		t.Helper()
+		k := key.NewPreshared()
+		if err := os.WriteFile(file, []byte(k.RevealText()+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	first := write()
+	p := newSecurePlan(t)
+	p.cfg.Control, p.cfg.PresharedKeyFile = config.Etcd, file
+	nodes := p.cfg.Peers(p.cfg.State)
+	if _, err := p.build(1, nodes[1:]); err != nil {
+		t.Fatal(err)
+	}
+	second := write()
+	out, err := p.change(2, nodes[:1], nil)
+	if err != nil || len(out.tunnels) != 1 || out.tunnels[0].Preshared != first {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if !p.files.changed() {
+		t.Fatal("the change is not noticed")
+	}
+	out, err = p.build(3, nodes)
+	if err != nil || len(out.tunnels) != 4 || p.files.changed() {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	for _, c := range out.tunnels {
+		if c.Preshared != second {
+			t.Errorf("%s has another key", c.Name)
+		}
 	}
 }

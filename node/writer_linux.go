@@ -43,6 +43,7 @@ type writer struct {
 	feedTrouble string    // why the control plane says nothing
 	feedSaid    []string  // what people should know of the control plane
 	secureSaid  []string  // what people should know of keys, as of the last look
+	owed        owed
 	refusedAt   map[netip.Addr]time.Time
 }
 
@@ -65,7 +66,8 @@ func (w *writer) publish(nodes []control.Node) error {
 		return fmt.Errorf("forwarding table: %w", err)
 	}
 	w.secureSaid = w.secureWarnings()
-	w.node.direct.reset(w.plan.cfg, nodes)
+	placed, _ := w.plan.sift(nodes)
+	w.node.direct.reset(w.plan.cfg, placed)
 	w.enforce(out)
 	return nil
 }
@@ -82,6 +84,10 @@ func (w *writer) publishChange(set []control.Node, gone []string) error {
 
 // enforce puts a snapshot in force.
 func (w *writer) enforce(out *outcome) {
+	if out.same {
+		w.showAgain()
+		return
+	}
 	w.generation++
 	w.node.secure.tell(w.plan.cfg, out) // before anything can be sent to them
 	w.node.table.Store(out.snapshot)
@@ -95,7 +101,8 @@ func (w *writer) show(v *view) {
 	v.publicKeys = w.node.secure.publicKeys()
 	v.control = api.Control{Source: string(w.plan.cfg.Control), Problem: w.feedTrouble}
 	w.directSaid = w.node.direct.warnings()
-	v.warnings = slices.Concat(w.plan.allWarnings(), w.lost, w.directSaid, w.secureSaid, w.feedSaid)
+	v.warnings = slices.Concat(w.plan.allWarnings(), w.lost, w.directSaid, w.secureSaid, w.feedSaid,
+		w.owed.warnings())
 	if w.hostError != "" {
 		v.warnings = append(v.warnings, w.hostError)
 	}
@@ -112,14 +119,7 @@ func (w *writer) show(v *view) {
 // tellWarnings writes down which warnings are new and which hold no longer. With the underlay gone there may be one for
 // each peer.
 func (w *writer) tellWarnings(before, now []string) {
-	set := func(list []string) map[string]bool {
-		out := make(map[string]bool, len(list))
-		for _, text := range list {
-			out[text] = true
-		}
-		return out
-	}
-	had, has := set(before), set(now)
+	had, has := setOf(before), setOf(now)
 	for _, text := range now {
 		if !had[text] {
 			w.log.Warn("warning", "text", text)
@@ -414,8 +414,12 @@ func (w *writer) look() {
 	news = w.node.roamed.news.Swap(false) || news
 	switch {
 	case w.readKeys():
+		refused := w.plan.refused
 		if err := w.publish(w.plan.nodes()); err != nil {
 			w.log.Error("the forwarding table stays as it was", "error", err)
+		}
+		if !maps.Equal(refused, w.plan.refused) {
+			w.setUpAnew() // the kernel knows others by other addresses and routes then
 		}
 		w.node.feed.tell(w.plan.cfg, w.node.secure.newest())
 	case w.readUnderlay() || news || len(ended) > 0:
@@ -424,6 +428,7 @@ func (w *writer) look() {
 	if w.node.direct.guardsSince(w.plan.cfg, now) {
 		w.setUpAnew()
 	}
+	w.retry(now)
 	if said := w.secureWarnings(); !slices.Equal(said, w.secureSaid) {
 		w.secureSaid = said
 		w.showAgain()
@@ -442,6 +447,7 @@ func (w *writer) catchUp(names []string) {
 	if err := w.publishChange(set, nil); err != nil {
 		w.log.Error("the forwarding table stays as it was", "error", err)
 	}
+	poke(w.node.gso.poked)
 }
 
 // readUnderlay reports whether the devices of this node's addresses have changed.
