@@ -126,6 +126,40 @@ func TestEncryptedLifecycle(t *testing.T) {
 	g.nothingReadable()
 }
 
+// TestReplacedHost gives a node's name to another host, with another key and at another address: what was agreed with
+// the host before is over at once, and the tunnel does not follow what that still sends.
+func TestReplacedHost(t *testing.T) {
+	c := newEncrypted(t, "repl")
+	a, b := c.encrypted("a"), c.encrypted("b")
+	c.configure()
+	c.up(a, b)
+	one, other := c.pod(a, "1"), c.pod(b, "1")
+	c.ping(one.NS, other.V4, lab.Ping{})
+	c.ping(other.NS, one.V6, lab.Ping{})
+
+	elsewhere := netip.MustParseAddr("192.0.2.250")
+	c.edit(a, setNode(b.Name, "publicKey", key.NewPrivate().Public().String()),
+		setNode(b.Name, "addresses", []string{elsewhere.String()}))
+	c.reload(a)
+	for range 2 {
+		before := c.drops(a, "unknown-session")
+		if _, err := other.NS.Ping(c.ctx, one.V4, lab.Ping{}); err == nil {
+			t.Error("the host of before is still heard")
+		}
+		if c.drops(a, "unknown-session") == before {
+			t.Error("what the host of before sends is not dropped as of no session")
+		}
+		if p := c.peer(a, b); p.Session || p.Endpoint.Addr() != elsewhere || p.RxPackets > 0 {
+			t.Errorf("%+v", p)
+		}
+	}
+
+	c.ok(c.lab.WriteConfigs())
+	c.reload(a)
+	c.ping(one.NS, other.V4, lab.Ping{})
+	c.ping(other.NS, one.V6, lab.Ping{})
+}
+
 // everybodyTalks makes a pod on each node, and traffic between each two of them.
 func (c *cluster) everybodyTalks(nodes []*lab.Node) []*traffic {
 	c.t.Helper()
