@@ -186,6 +186,9 @@ func (r *registrar) settle(ctx context.Context, self *control.Node, s *sight) (d
 		return false, err
 	}
 	want := record{Version: recordVersion, ID: r.state.ID, Since: r.state.Since, PodCIDRs: cidrs}
+	if want.Since == 0 && !foreign && s.record != nil {
+		want.Since = s.record.Since // of a write whose answer got lost
+	}
 	if want.Since == 0 {
 		want.Since = time.Now().Unix()
 	}
