@@ -53,6 +53,10 @@ type Options struct {
 	Ready   func()          // called when pods can talk and questions are answered. nil: not called
 	Source  control.Source  // where the nodes come from, unless they stand in the file
 
+	// Problems are what people should know of what runs beside the node, for its status. It says them to the log itself.
+	// nil: nothing does
+	Problems func() []string
+
 	// Said is what the command line says instead of the file, whenever that is read.
 	Said config.Source
 

@@ -42,6 +42,9 @@ func (a answers) Status() api.Status {
 		LastReload: v.lastReload,
 		Warnings:   append([]string{}, v.warnings...),
 	}
+	if n.opt.Problems != nil {
+		s.Warnings = append(s.Warnings, n.opt.Problems()...)
+	}
 	for _, w := range n.workers {
 		s.Workers = append(s.Workers, workerAnswer(w))
 	}

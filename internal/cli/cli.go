@@ -99,7 +99,7 @@ func newRoot(inv Invocation) *cobra.Command {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
 	root.AddCommand(newUp(), newDown(), newCheck(), newCNI(), newVersion(), newKey(), newPeer(),
-		newInit(), newJoin(), newToken(), newControl(), newNodes(), newLeave(),
+		newInit(), newJoin(), newToken(), newControl(), newNodes(), newLeave(), newMember(),
 		newStatus(), newPeers(), newRoutes(), newPods(), newDrops())
 	return root
 }

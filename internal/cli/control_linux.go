@@ -17,7 +17,8 @@ type controlPlane struct {
 	ready  func()         // called when pods of this node can talk
 	ended  func()         // called when the node has taken its network away
 
-	run func(context.Context) // runs beside the node until the context ends
+	run      func(context.Context) // runs beside the node until the context ends
+	problems func() []string       // of what runs beside it; nil: nothing does
 }
 
 // goodbye is how long the end of a node waits for its control plane to hear of it.
@@ -42,11 +43,12 @@ func openControl(cfg *config.Config, log *slog.Logger) (controlPlane, error) {
 			}
 		}, run: func(context.Context) {}}, nil
 	case config.Etcd:
-		s, err := member.NewService(member.Setup{Spec: cfg.Etcd, Node: cfg.Node, StateDir: cfg.StateDir, Log: log})
+		s, err := member.NewService(member.Setup{Spec: cfg.Etcd, Node: cfg.Node, StateDir: cfg.StateDir, Log: log,
+			Program: memberProgram})
 		if err != nil {
 			return controlPlane{}, err
 		}
-		return controlPlane{source: s.Source, ready: func() {}, ended: func() {}, run: s.Run}, nil
+		return controlPlane{source: s.Source, ready: func() {}, ended: func() {}, run: s.Run, problems: s.Problems}, nil
 	}
 	return controlPlane{ready: func() {}, ended: func() {}, run: func(context.Context) {}}, nil
 }

@@ -80,7 +80,7 @@ func up(ctx context.Context, cfg *config.Config, said config.Source, stderr io.W
 	if err != nil {
 		return err
 	}
-	opt.Source = c.source
+	opt.Source, opt.Problems = c.source, c.problems
 	opt.Ready = func() {
 		notify(opt.Log, daemon.SdNotifyReady)
 		c.ready()

@@ -17,6 +17,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/join"
@@ -33,7 +34,8 @@ type Options struct {
 	Name     string // of the node
 	Network  string
 	StateDir string // of Warren, with the certificates
-	Log      *slog.Logger
+
+	Log *slog.Logger `json:"-"`
 
 	// Where it listens, each IP:PORT, and is reached by others.
 	Client, Peer, Join string
@@ -48,7 +50,7 @@ type Options struct {
 	Timing Timing
 
 	// Started is called once the etcd answers; nil: nobody.
-	Started func()
+	Started func() `json:"-"`
 }
 
 // Timing is what a test makes shorter.
@@ -73,7 +75,7 @@ func HasData(stateDir string) bool {
 func RemoveData(stateDir string) error { return os.RemoveAll(dataDir(stateDir)) }
 
 // Run runs the member until ctx ends. It returns at once what keeps it from starting, and ErrRemoved when the others
-// have taken it out.
+// have taken it out. After ErrGaveUp the process has to end before the member can be started again.
 func Run(ctx context.Context, o Options) error {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -85,15 +87,21 @@ func Run(ctx context.Context, o Options) error {
 	if err := o.renewFirstPeers(ctx); err != nil {
 		return err
 	}
-	cfg, err := o.config()
+	broken := make(fatalities, 1)
+	cfg, err := o.config(broken)
 	if err != nil {
 		return err
 	}
-	server, err := start(cfg, &o)
+	server, err := start(cfg, &o, broken)
 	if err != nil {
 		return fmt.Errorf("start the etcd: %w%s", err, hint(err, &o))
 	}
-	defer server.Close()
+	whole := true
+	defer func() {
+		if whole { // else it waits for goroutines that never go on
+			server.Close()
+		}
+	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
@@ -116,6 +124,9 @@ func Run(ctx context.Context, o Options) error {
 		return nil
 	case err := <-beside:
 		return err
+	case err := <-broken:
+		whole = false
+		return fmt.Errorf("the etcd: %w%s", err, hint(err, &o))
 	case err := <-server.Err():
 		return fmt.Errorf("the etcd ended: %w", err)
 	case <-server.Server.StopNotify():
@@ -129,6 +140,8 @@ func Run(ctx context.Context, o Options) error {
 // hint says what to do about errors that etcd words for those who know it.
 func hint(err error, o *Options) string {
 	switch text := err.Error(); {
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		return fmt.Sprintf("; make room in %s, and it goes on from where it was", dataDir(o.StateDir))
 	case strings.Contains(text, "address already in use"):
 		return fmt.Sprintf("; another process listens at %s or %s: is another Warren running?", o.Client, o.Peer)
 	case strings.Contains(text, "cannot assign requested address"):
@@ -154,7 +167,7 @@ func Client(o *Options) (*etcd.Client, error) {
 }
 
 // config is the configuration of the embedded server.
-func (o *Options) config() (*embed.Config, error) {
+func (o *Options) config(broken fatalities) (*embed.Config, error) {
 	if err := etcd.MakeDir(etcd.Dir(o.StateDir)); err != nil {
 		return nil, err
 	}
@@ -214,7 +227,8 @@ func (o *Options) config() (*embed.Config, error) {
 	if o.Timing.Heartbeat > 0 {
 		cfg.TickMs, cfg.ElectionMs = uint(o.Timing.Heartbeat/time.Millisecond), uint(o.Timing.Election/time.Millisecond)
 	}
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&zapCore{log: o.Log.With("part", "etcd")}))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&zapCore{log: o.Log.With("part", "etcd")},
+		zap.WithFatalHook(broken), zap.WithPanicHook(broken)))
 	return cfg, nil
 }
 

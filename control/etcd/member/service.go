@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -22,8 +23,12 @@ import (
 type Service struct {
 	Source *etcd.Source
 
-	spec   etcd.Spec
-	config etcd.Config
+	spec    etcd.Spec
+	config  etcd.Config
+	program func() *exec.Cmd
+
+	mu      sync.Mutex
+	problem string // of the member; empty: it runs, or there is none
 }
 
 // A Setup says what a Service is of.
@@ -32,6 +37,9 @@ type Setup struct {
 	Node     string
 	StateDir string
 	Log      *slog.Logger
+
+	// Program is a new process that calls Serve with its standard input and output, in which the member runs.
+	Program func() *exec.Cmd
 }
 
 // NewService reads the certificates; nothing else happens before Run.
@@ -48,7 +56,26 @@ func NewService(s Setup) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{Source: source, spec: s.Spec, config: cfg}, nil
+	return &Service{Source: source, spec: s.Spec, config: cfg, program: s.Program}, nil
+}
+
+// Problems is what people should know of the member.
+func (s *Service) Problems() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.problem == "" {
+		return nil
+	}
+	return []string{s.problem}
+}
+
+// trouble sets what is wrong with the member, nothing when it runs, and reports whether that is news.
+func (s *Service) trouble(text string) (news bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	news = s.problem != text
+	s.problem = text
+	return news
 }
 
 // Run runs what there is beside the source until ctx ends. A member that fails is started again and never the node's
@@ -64,6 +91,7 @@ func (s *Service) Run(ctx context.Context) {
 		ca, err := join.LoadCA(s.config.StateDir)
 		if err != nil {
 			s.config.Log.Error("this host cannot be a member of the etcd", "error", err)
+			s.trouble(fmt.Sprintf("this host cannot be a member of the etcd: %v", err))
 		} else {
 			renewer.CA = ca
 			wg.Go(func() { s.member(ctx) })
@@ -82,14 +110,22 @@ func (s *Service) member(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, ErrRemoved):
-			s.config.Log.Warn("the other members took this one out of the etcd; the node goes on without: `warren control " +
-				"demote` here tells its configuration so")
+			const text = "the other members took this host's one out of the etcd; the node goes on without: `warren control " +
+				"demote` here tells its configuration so"
+			s.config.Log.Warn(text)
+			s.trouble(text)
 			return
 		}
 		if time.Since(began) > most {
 			pause = first
 		}
-		s.config.Log.Error("this host's member of the etcd does not run; it is started again", "in", pause, "error", err)
+		level := slog.LevelDebug
+		if s.trouble(fmt.Sprintf("this host's member of the etcd does not run, and is tried again every minute; traffic "+
+			"goes on: %v", err)) {
+			level = slog.LevelError
+		}
+		s.config.Log.Log(ctx, level, "this host's member of the etcd does not run; it is started again", "in", pause,
+			"error", err)
 		select {
 		case <-ctx.Done():
 			return
@@ -117,13 +153,14 @@ func (s *Service) runMember(ctx context.Context) error {
 		o.Others = slices.DeleteFunc(slices.Clone(s.spec.Endpoints), func(e string) bool { return e == o.Client })
 	}
 	o.Started = func() {
+		s.trouble("")
 		// Once it has data, the list must not make it begin again without.
 		if err := atomicfile.Remove(peersFile(o.StateDir)); err != nil {
 			s.config.Log.Warn("the list of the first members stays", "error", err)
 		}
 		s.config.Log.Info("this host's member of the etcd runs", "clients", o.Client, "peers", o.Peer, "join", o.Join)
 	}
-	return Run(ctx, o)
+	return runApart(ctx, s.program, o)
 }
 
 func peersFile(stateDir string) string { return filepath.Join(etcd.Dir(stateDir), "peers.json") }

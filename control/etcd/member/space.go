@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,11 +16,32 @@ const (
 	spaceGoing = 8 << 20
 )
 
-// errPanic says that etcd gave up in a way that is meant to end the process.
-var errPanic = errors.New("it gave up")
+// ErrGaveUp says that etcd came to where it ends its process, as with a disk that is full.
+var ErrGaveUp = errors.New("it gave up")
+
+// fatalities take what etcd's logger would end the process with. The goroutine that says so is held for ever, as its
+// caller must not go on; what it has locked stays locked.
+type fatalities chan error
+
+var _ zapcore.CheckWriteHook = fatalities(nil)
+
+// OnWrite implements zapcore.CheckWriteHook.
+func (f fatalities) OnWrite(ce *zapcore.CheckedEntry, fields []zapcore.Field) {
+	err := fmt.Errorf("%w: %s", ErrGaveUp, ce.Message)
+	for _, field := range fields {
+		if cause, ok := field.Interface.(error); ok && field.Type == zapcore.ErrorType {
+			err = fmt.Errorf("%w: %w", err, cause)
+		}
+	}
+	select {
+	case f <- err:
+	default: // the first one is the cause
+	}
+	select {}
+}
 
 // start starts the etcd. Where the disk is full etcd panics, and the node, which could go on, would end with it.
-func start(cfg *embed.Config, o *Options) (server *embed.Etcd, err error) {
+func start(cfg *embed.Config, o *Options, broken fatalities) (*embed.Etcd, error) {
 	need := uint64(spaceGoing)
 	if !HasData(o.StateDir) {
 		need = spaceNew
@@ -27,12 +49,27 @@ func start(cfg *embed.Config, o *Options) (server *embed.Etcd, err error) {
 	if err := hasSpace(cfg.Dir, need); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v: is %s in order?", errPanic, p, cfg.Dir)
-		}
+	type result struct {
+		server *embed.Etcd
+		err    error
+	}
+	started := make(chan result, 1)
+	go func() {
+		var r result
+		defer func() {
+			if p := recover(); p != nil {
+				r.err = fmt.Errorf("%w: %v: is %s in order?", ErrGaveUp, p, cfg.Dir)
+			}
+			started <- r
+		}()
+		r.server, r.err = embed.StartEtcd(cfg)
 	}()
-	return embed.StartEtcd(cfg)
+	select {
+	case r := <-started:
+		return r.server, r.err
+	case err := <-broken:
+		return nil, fmt.Errorf("%w: is %s in order?", err, cfg.Dir)
+	}
 }
 
 // hasSpace checks that so many bytes can be written below dir.

@@ -16,7 +16,7 @@ func TestSpace(t *testing.T) {
 	if err := hasSpace(dir, 1<<62); err == nil || !strings.Contains(err.Error(), dir) {
 		t.Errorf("%v", err)
 	}
-	if _, err := start(&embed.Config{Dir: dir}, &Options{StateDir: dir}); err == nil {
+	if _, err := start(&embed.Config{Dir: dir}, &Options{StateDir: dir}, make(fatalities, 1)); err == nil {
 		t.Error("an etcd without a configuration was started")
 	}
 }

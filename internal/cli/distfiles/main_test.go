@@ -14,11 +14,12 @@ import (
 	"github.com/warren-net/warren/internal/cli"
 )
 
-// own are the commands that are Warren's: cobra brings texts for the others.
+// own are the commands that are Warren's and people's: cobra brings texts for the others, and a hidden one is for
+// Warren itself.
 func own(root *cobra.Command) []*cobra.Command {
 	all := []*cobra.Command{root}
 	for _, c := range root.Commands() {
-		if c.Name() != "help" && c.Name() != "completion" {
+		if c.Name() != "help" && c.Name() != "completion" && !c.Hidden {
 			all = append(all, own(c)...)
 		}
 	}
