@@ -3,6 +3,7 @@ package member
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap/zapcore"
@@ -11,14 +12,15 @@ import (
 // A zapCore hands what etcd logs on to slog, at a lower level: its warnings, such as that a disk or a peer is slow, are
 // of interest to who looks for a fault in it, and its errors are not this process's.
 type zapCore struct {
-	log    *slog.Logger
-	fields []zapcore.Field
+	log     *slog.Logger
+	fields  []zapcore.Field
+	closing *atomic.Bool // set while the server is closed: its listeners that are gone are errors to it
 }
 
 var _ zapcore.Core = (*zapCore)(nil)
 
-func levelOf(l zapcore.Level) slog.Level {
-	if l >= zapcore.ErrorLevel {
+func (c *zapCore) levelOf(l zapcore.Level) slog.Level {
+	if l >= zapcore.ErrorLevel && !c.closing.Load() {
 		return slog.LevelWarn
 	}
 	return slog.LevelDebug
@@ -27,12 +29,12 @@ func levelOf(l zapcore.Level) slog.Level {
 // Enabled implements zapcore.Core.
 func (c *zapCore) Enabled(l zapcore.Level) bool {
 	// Its debug level is a line for each request.
-	return l > zapcore.DebugLevel && c.log.Enabled(context.Background(), levelOf(l))
+	return l > zapcore.DebugLevel && c.log.Enabled(context.Background(), c.levelOf(l))
 }
 
 // With implements zapcore.Core.
 func (c *zapCore) With(fields []zapcore.Field) zapcore.Core {
-	return &zapCore{log: c.log, fields: append(c.fields[:len(c.fields):len(c.fields)], fields...)}
+	return &zapCore{log: c.log, closing: c.closing, fields: append(c.fields[:len(c.fields):len(c.fields)], fields...)}
 }
 
 // Check implements zapcore.Core.
@@ -52,7 +54,7 @@ func (c *zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	for _, f := range fields {
 		f.AddTo(enc)
 	}
-	r := slog.NewRecord(time.Now(), levelOf(e.Level), e.Message, 0)
+	r := slog.NewRecord(time.Now(), c.levelOf(e.Level), e.Message, 0)
 	for k, v := range enc.Fields {
 		r.AddAttrs(slog.Any(k, v))
 	}

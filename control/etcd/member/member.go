@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -87,8 +88,9 @@ func Run(ctx context.Context, o Options) error {
 	if err := o.renewFirstPeers(ctx); err != nil {
 		return err
 	}
-	broken := make(fatalities, 1)
-	cfg, err := o.config(broken)
+	broken, closing := make(fatalities, 1), &atomic.Bool{}
+	cfg, err := o.config(zap.New(&zapCore{log: o.Log.With("part", "etcd"), closing: closing}, zap.WithFatalHook(broken),
+		zap.WithPanicHook(broken)))
 	if err != nil {
 		return err
 	}
@@ -99,6 +101,7 @@ func Run(ctx context.Context, o Options) error {
 	whole := true
 	defer func() {
 		if whole { // else it waits for goroutines that never go on
+			closing.Store(true)
 			server.Close()
 		}
 	}()
@@ -167,7 +170,7 @@ func Client(o *Options) (*etcd.Client, error) {
 }
 
 // config is the configuration of the embedded server.
-func (o *Options) config(broken fatalities) (*embed.Config, error) {
+func (o *Options) config(log *zap.Logger) (*embed.Config, error) {
 	if err := etcd.MakeDir(etcd.Dir(o.StateDir)); err != nil {
 		return nil, err
 	}
@@ -227,8 +230,7 @@ func (o *Options) config(broken fatalities) (*embed.Config, error) {
 	if o.Timing.Heartbeat > 0 {
 		cfg.TickMs, cfg.ElectionMs = uint(o.Timing.Heartbeat/time.Millisecond), uint(o.Timing.Election/time.Millisecond)
 	}
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&zapCore{log: o.Log.With("part", "etcd")},
-		zap.WithFatalHook(broken), zap.WithPanicHook(broken)))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(log)
 	return cfg, nil
 }
 
