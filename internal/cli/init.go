@@ -50,11 +50,12 @@ func newInit() *cobra.Command {
 	f.IntVar(&i.prefix6, "node-prefix-ipv6", etcd.DefaultNodePrefix6,
 		"`LENGTH` of the prefix that each node gets of the range")
 	f.StringVar(&i.encapsulation, "encapsulation", string(control.WireGuard),
-		"`ENCAPSULATION` of the traffic between nodes: wireguard or vxlan, which is plaintext")
+		"`ENCAPSULATION` of the traffic between nodes: wireguard; or, in plaintext: vxlan; direct, without a tunnel; "+
+			"auto, without one on the same subnet")
 	f.DurationVar(&i.ttl, "token-ttl", join.DefaultTokenLife, "how long the printed command is good for")
 	f.IntVar(&i.uses, "token-uses", 1, "how many hosts may join with it")
 	_ = cmd.RegisterFlagCompletionFunc("encapsulation",
-		cobra.FixedCompletions([]string{"wireguard", "vxlan"}, cobra.ShellCompDirectiveNoFileComp))
+		cobra.FixedCompletions([]string{"wireguard", "vxlan", "direct", "auto"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -69,7 +70,7 @@ func (i *initialize) settings() (etcd.Settings, error) {
 		s.Ranges = append(s.Ranges, p)
 	}
 	if !s.Encapsulation.Known() {
-		return s, fmt.Errorf("--encapsulation %q: use wireguard, or vxlan, which is plaintext", i.encapsulation)
+		return s, fmt.Errorf("--encapsulation %q: use wireguard, or one in plaintext: vxlan, direct or auto", i.encapsulation)
 	}
 	if i.uses < 1 {
 		return s, fmt.Errorf("--token-uses %d: at least one host has to be able to join", i.uses)
@@ -128,8 +129,12 @@ func (i *initialize) run(cmd *cobra.Command) error {
 
 // embedded makes the network in an etcd of its own.
 func (i *initialize) embedded(ctx context.Context, spec *etcd.Spec, s etcd.Settings) (command string, err error) {
-	_, statErr := os.Stat(etcd.Dir(i.stateDir))
-	fresh := errors.Is(statErr, os.ErrNotExist)
+	// The etcd runs here for a moment, also with --no-start.
+	if err := hostHas(netip.MustParseAddr(i.addresses[0])); err != nil {
+		return "", err
+	}
+	fresh := !exists(etcd.Dir(i.stateDir))
+	defer withoutTrace(i.stateDir)()
 	if _, err := os.Stat(join.Files(i.stateDir).CA); err == nil {
 		if _, err := join.LoadCA(i.stateDir); err != nil {
 			return "", fmt.Errorf("this host is in a network already, which another one made: `warren leave` takes it out: %w",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -112,6 +113,7 @@ func (j *joining) byToken(ctx context.Context, stdin io.Reader, spec *etcd.Spec)
 	if err != nil {
 		return err
 	}
+	defer withoutTrace(j.stateDir)()
 	host := join.Host{Address: j.address, Token: tok, Node: j.node, StateDir: j.stateDir}
 	if j.member {
 		j.listens(spec)
@@ -128,6 +130,17 @@ func (j *joining) byToken(ctx context.Context, stdin io.Reader, spec *etcd.Spec)
 	}
 	spec.Endpoints, spec.Network = got.Endpoints, got.Network
 	return nil
+}
+
+// withoutTrace returns what removes the directories that are made from now on and have nothing in them.
+func withoutTrace(stateDir string) func() {
+	fresh := !exists(stateDir)
+	return func() {
+		_ = os.Remove(etcd.Dir(stateDir)) // fails where something is in it
+		if fresh {
+			_ = os.Remove(stateDir)
+		}
+	}
 }
 
 func readToken(text string, stdin io.Reader) (*join.Token, error) {

@@ -202,6 +202,11 @@ func (h *hostFlags) has(a netip.Addr) error {
 	if h.noStart {
 		return nil
 	}
+	return hostHas(a)
+}
+
+// hostHas checks that the host has the address.
+func hostHas(a netip.Addr) error {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
 		return fmt.Errorf("this host's addresses: %w", err)
@@ -265,4 +270,9 @@ func (h *hostFlags) listens(s *etcd.Spec) {
 	s.Embedded = true
 	s.ListenClients, s.ListenPeers, s.ListenJoin = at(member.DefaultClientPort), at(member.DefaultPeerPort),
 		at(join.DefaultPort)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
