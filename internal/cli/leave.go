@@ -26,9 +26,10 @@ func newLeave() *cobra.Command {
 	var l leaving
 	cmd := &cobra.Command{
 		Use: "leave", Short: "Take this host out of its network, or one that is gone", Args: cobra.NoArgs,
-		Long: "Take this host out of its network: its name and pod CIDRs are given back, its certificates and its\n" +
-			"configuration are removed. With --node a member does it for another host, which is gone; what certificates\n" +
-			"that has are worth nothing then.",
+		Long: "Take this host out of its network: its name and pod CIDRs are given back, its daemon is stopped, and\n" +
+			"its certificates and its configuration are removed. On a member of the etcd run it while the daemon runs.\n" +
+			"With --node a member does it for another host, which is gone; what certificates that has are worth nothing\n" +
+			"then.",
 		Example: "  warren leave\n" +
 			"  warren leave --node gamma    # on a member, for a host that is gone",
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd) },
@@ -56,11 +57,8 @@ func (l *leaving) run(cmd *cobra.Command) error {
 			return err
 		}
 	}
-	if err := stopService(cmd.Context()); err != nil {
+	if err := stopDaemon(cmd.Context(), n.cfg, cmd.ErrOrStderr()); err != nil {
 		return err
-	}
-	if socket := n.cfg.SocketPath(); answers(socket) {
-		return fmt.Errorf("the node's daemon answers at %s: stop `warren up` first", socket)
 	}
 	if err := l.giveBack(cmd, n); err != nil {
 		if !l.force {
@@ -69,12 +67,15 @@ func (l *leaving) run(cmd *cobra.Command) error {
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "warren: the network was not told: %s\n", oneLine(err))
 	}
-	if err := errors.Join(join.Forget(n.cfg.StateDir), atomicfile.Remove(filepath.Join(n.cfg.StateDir, remember.File)),
-		os.Rename(l.config, l.config+".left")); err != nil {
+	if err := takeDown(n.cfg, cmd.ErrOrStderr()); err != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "warren: node %q is out of the network; its configuration is %s.left\n", n.cfg.Node,
-		l.config)
+	if err := errors.Join(join.Forget(n.cfg.StateDir), atomicfile.Remove(filepath.Join(n.cfg.StateDir, remember.File)),
+		os.Rename(l.config, leftBy(l.config))); err != nil {
+		return err
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "warren: node %q is out of the network; its configuration is %s\n", n.cfg.Node,
+		leftBy(l.config))
 	return nil
 }
 

@@ -86,9 +86,10 @@ func TestStandaloneFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, args := range map[string][]string{
-		`--encapsulation "ipsec"`: {"init", "--address", "192.0.2.1", "--encapsulation", "ipsec"},
-		"--token-uses 0":          {"init", "--address", "192.0.2.1", "--token-uses", "0"},
-		"that is each host's own": {"init", "--address", "127.0.0.1"},
+		`--encapsulation "ipsec"`:                           {"init", "--address", "192.0.2.1", "--encapsulation", "ipsec"},
+		"--address 192.0.2.222: this host does not have it": {"init", "--address", "192.0.2.222"},
+		"--token-uses 0":                                    {"init", "--address", "192.0.2.1", "--token-uses", "0"},
+		"that is each host's own":                           {"init", "--address", "127.0.0.1"},
 		"this host does not have it": {"join", "192.0.2.9", "--token", "abc", "--address", "192.0.2.222",
 			"--no-start=false"},
 		"`chmod go-w " + shared + "`": {"join", "192.0.2.9", "--address", "192.0.2.1", "--state-dir=" + shared},
@@ -122,5 +123,26 @@ func TestStandaloneFlags(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
 		t.Errorf("something was left: %v, %v", entries, err)
+	}
+}
+
+// TestTakenDown holds that a node can be taken down whose configuration is gone.
+func TestTakenDown(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "warren.yaml")
+	var said strings.Builder
+	if _, err := configLeft(path, true, &said); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("%v", err)
+	}
+	cfg, err := configLeft(path, false, &said)
+	if err != nil || cfg.Device != "warren0" || cfg.RunDir != defaultRunDir || !strings.Contains(said.String(), path) {
+		t.Errorf("%+v, %v, %q", cfg, err, said.String())
+	}
+	left := "node: a\ncluster: [10.244.0.0/16]\ndevice: other0\nnodes: [{name: a, addresses: [192.0.2.1], " +
+		"podCIDRs: [10.244.1.0/24], encapsulation: vxlan}]\n"
+	if err := os.WriteFile(leftBy(path), []byte(left), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if cfg, err := configLeft(path, true, &said); err != nil || cfg.Device != "other0" {
+		t.Errorf("%+v, %v", cfg, err)
 	}
 }

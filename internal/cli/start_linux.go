@@ -3,8 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"net"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/dbus"
 	"github.com/coreos/go-systemd/v22/util"
@@ -125,14 +123,4 @@ func stopService(ctx context.Context) error {
 		return fmt.Errorf("disable %s: %w", unit, err)
 	}
 	return nil
-}
-
-// answers reports whether a daemon listens on the socket.
-func answers(socket string) bool {
-	conn, err := net.DialTimeout("unix", socket, time.Second)
-	if err != nil {
-		return false
-	}
-	_ = conn.Close() // nothing was said
-	return true
 }

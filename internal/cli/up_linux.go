@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -151,22 +150,14 @@ func newDown() *cobra.Command {
 		Use: "down", Short: "Remove what a killed node left", Args: cobra.NoArgs,
 		Long: "Remove the device, addresses, routes, rules and nftables tables that a killed node, or one with\n" +
 			"`onExit: leave`, left behind. While pods are attached, the routes that keep their traffic from leaving\n" +
-			"in the clear stay.",
+			"in the clear stay. Without a configuration it is the node with the default names that is taken down.",
 		Example: "  systemctl stop warren && warren down",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.Load(path)
+			cfg, err := configLeft(path, cmd.Flags().Changed("config"), cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
-			guardsLeft, err := node.Down(cfg)
-			if err != nil {
-				return err
-			}
-			if guardsLeft {
-				fmt.Fprintf(cmd.ErrOrStderr(), "warren: pods are still attached, so the guards that keep their traffic "+
-					"from leaving in the clear stay; detach the pods (see %s) and run `warren down` again\n", cfg.StateDir)
-			}
-			return nil
+			return down(cfg, cmd.ErrOrStderr())
 		},
 	}
 	configFlag(cmd, &path)

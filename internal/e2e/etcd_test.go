@@ -3,7 +3,10 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,4 +133,70 @@ func TestKeyRotationInANetwork(t *testing.T) {
 	})
 	c.ping(pa.NS, pb.V4, lab.Ping{})
 	c.ping(pb.NS, pa.V6, lab.Ping{})
+}
+
+// TestMemberLeaves: a host that was refused has nothing of the network; one that becomes a member leaves with one
+// command, which stops its daemon, and nothing of the network is left on it either.
+func TestMemberLeaves(t *testing.T) {
+	c := newCluster(t, lab.Options{})
+	nodes := c.network("a", "b")
+	a, b, refused := nodes[0], nodes[1], c.node("c")
+	token := func(flags ...string) string {
+		t.Helper()
+		out, err := a.Warren(c.ctx, append([]string{"token", "new"}, flags...)...)
+		c.ok(err)
+		words := strings.Fields(out)
+		return words[slices.Index(words, "--token")+1]
+	}
+	_, err := refused.Warren(c.ctx, "join", a.V4.String(), "--token", token(), "--no-start", "--node", "a", "--state-dir",
+		filepath.Join(refused.StateDir, "new"), "--address", refused.V4.String())
+	if err == nil || !strings.Contains(err.Error(), "the name is taken") {
+		t.Errorf("%v", err)
+	}
+	if left, err := os.ReadDir(refused.StateDir); err != nil || len(left) > 0 {
+		t.Errorf("a host that was refused has %v, %v", left, err)
+	}
+
+	if _, err := b.Warren(c.ctx, "control", "promote", "--token", token("--member")); err != nil {
+		t.Fatal(err)
+	}
+	c.ok(b.Down(c.ctx))
+	c.ok(b.Up(c.ctx))
+	members := func() string {
+		t.Helper()
+		out, err := a.Warren(c.ctx, "control", "members")
+		if err != nil {
+			return ""
+		}
+		return out
+	}
+	c.eventually(func() error {
+		if out := members(); strings.Count(out, "voting")+strings.Count(out, "leader") != 2 {
+			return fmt.Errorf("%w: %s", errNotYet, out)
+		}
+		return nil
+	})
+	pid := b.Daemon().Pid()
+	if _, err := b.Warren(c.ctx, "leave"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-b.Daemon().Done():
+	case <-time.After(time.Second):
+		t.Errorf("the daemon, process %d, is there still", pid)
+	}
+	if out := members(); strings.Count(out, "\n") != 2 {
+		t.Errorf("members:\n%s", out)
+	}
+	out, err := a.Warren(c.ctx, "nodes", "-o", "json")
+	c.ok(err)
+	var listed []any
+	if err := json.Unmarshal([]byte(out), &listed); err != nil || len(listed) != 1 {
+		t.Errorf("%s, %v", out, err)
+	}
+	out, err = b.NS.Run(c.ctx, "ip", "route", "show", "table", "all")
+	c.ok(err)
+	if strings.Contains(out, "10.244.") || strings.Contains(out, "warren") {
+		t.Errorf("left:\n%s", out)
+	}
 }

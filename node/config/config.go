@@ -199,6 +199,13 @@ func defaults() raw {
 	}
 }
 
+// Default says what a node is called in the kernel and where its files are, where no configuration says otherwise.
+// Nothing else is in it.
+func Default() *Config {
+	d := defaults()
+	return &Config{Device: d.Device, RunDir: d.RunDir, StateDir: d.StateDir}
+}
+
 // Load reads and checks the file at path. A file that names no node is for the node that is called as the host is.
 func Load(path string) (*Config, error) { return LoadSource(Source{File: path}) }
 
