@@ -92,6 +92,9 @@ func newPromote() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := mayWriteTo(n.cfg.StateDir); err != nil {
+				return err
+			}
 			switch {
 			case !n.spec.Own():
 				return errors.New("the network's etcd is the user's own: add members as its manual says")
@@ -179,6 +182,7 @@ func newDemote() *cobra.Command {
 				return err
 			}
 			if len(args) > 0 && args[0] != n.cfg.Node {
+				defer bounded(cmd, settle)()
 				client, err := n.admin(cmd.Context())
 				if err != nil {
 					return err
@@ -197,6 +201,9 @@ func newDemote() *cobra.Command {
 func (n *network) demoteSelf(cmd *cobra.Command, path string) error {
 	if !n.spec.Embedded {
 		return fmt.Errorf("node %q is no member of the etcd: `warren control members` lists them", n.cfg.Node)
+	}
+	if err := mayWriteTo(n.cfg.StateDir); err != nil {
+		return err
 	}
 	others, err := n.outOfEtcd(cmd)
 	if err != nil {

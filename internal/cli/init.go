@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/etcd/member"
 	"github.com/warren-net/warren/control/join"
+	"github.com/warren-net/warren/internal/apisocket"
 )
 
 // An initialize is one call of `warren init`.
@@ -71,6 +73,10 @@ func (i *initialize) settings() (etcd.Settings, error) {
 	}
 	if !s.Encapsulation.Known() {
 		return s, fmt.Errorf("--encapsulation %q: use wireguard, or one in plaintext: vxlan, direct or auto", i.encapsulation)
+	}
+	if i.ttl < time.Second || i.ttl > join.MaxTokenLife {
+		return s, fmt.Errorf("--token-ttl %s: use a time between 1s and %s; `warren token new` makes other tokens", i.ttl,
+			join.MaxTokenLife)
 	}
 	if i.uses < 1 {
 		return s, fmt.Errorf("--token-uses %d: at least one host has to be able to join", i.uses)
@@ -132,6 +138,10 @@ func (i *initialize) embedded(ctx context.Context, spec *etcd.Spec, s etcd.Setti
 	// The etcd runs here for a moment, also with --no-start.
 	if err := hostHas(netip.MustParseAddr(i.addresses[0])); err != nil {
 		return "", err
+	}
+	if pid, err := listener(filepath.Join(i.runDir, apisocket.Name)); err != nil || pid > 0 {
+		return "", fmt.Errorf("the daemon of a node runs on this host already, as %s: `warren token new` prints the "+
+			"command for other hosts, and `warren leave` takes this one out of its network", processText(pid))
 	}
 	fresh := !exists(etcd.Dir(i.stateDir))
 	defer withoutTrace(i.stateDir)()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -121,6 +122,7 @@ func (j *joining) byToken(ctx context.Context, stdin io.Reader, spec *etcd.Spec)
 	}
 	got, err := join.Join(ctx, host)
 	if err != nil {
+		err = j.hint(err)
 		return err
 	}
 	if j.member {
@@ -130,6 +132,19 @@ func (j *joining) byToken(ctx context.Context, stdin io.Reader, spec *etcd.Spec)
 	}
 	spec.Endpoints, spec.Network = got.Endpoints, got.Network
 	return nil
+}
+
+// hint adds to the error of a join what this host knows better than the member.
+func (j *joining) hint(err error) error {
+	_, port, _ := net.SplitHostPort(j.address)
+	switch {
+	case port == member.DefaultClientPort || port == member.DefaultPeerPort:
+		return fmt.Errorf("%w; port %s is the etcd's, hosts are let in at %s: leave the port out", err, port,
+			join.DefaultPort)
+	case errors.Is(err, join.ErrNameTaken) && exists(join.Files(j.stateDir).Cert):
+		return fmt.Errorf("%w; or, if that was this host itself, it is in the network: `warren up` runs it", err)
+	}
+	return err
 }
 
 // withoutTrace returns what removes the directories that are made from now on and have nothing in them.

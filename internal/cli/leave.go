@@ -14,6 +14,7 @@ import (
 	"github.com/warren-net/warren/control/join"
 	"github.com/warren-net/warren/control/remember"
 	"github.com/warren-net/warren/internal/atomicfile"
+	"github.com/warren-net/warren/node/config"
 )
 
 // A leaving is one call of `warren leave`.
@@ -44,23 +45,29 @@ func newLeave() *cobra.Command {
 func (l *leaving) run(cmd *cobra.Command) error {
 	n, err := loadNetwork(l.config)
 	if err != nil {
-		return err
+		return l.without(err)
 	}
 	if l.node != "" && l.node != n.cfg.Node {
 		return l.other(cmd, n)
 	}
+	if err := mayWriteTo(n.cfg.StateDir); err != nil {
+		return err
+	}
 	if pods := attached(n.cfg.StateDir); pods > 0 && !l.force {
 		return fmt.Errorf("%s on this host: stop them first, or use --force, which cuts them off", attachedText(pods))
 	}
+	last := false
 	if n.spec.Embedded {
-		if err := l.asMember(cmd, n); err != nil {
+		if last, err = l.asMember(cmd, n); err != nil {
 			return err
 		}
 	}
 	if err := stopDaemon(cmd.Context(), n.cfg, cmd.ErrOrStderr()); err != nil {
 		return err
 	}
-	if err := l.giveBack(cmd, n); err != nil {
+	if last {
+		fmt.Fprintln(cmd.ErrOrStderr(), "warren: this was the last member of the etcd: the network ends with it")
+	} else if err := l.giveBack(cmd, n); err != nil {
 		if !l.force {
 			return fmt.Errorf("%w; --force takes this host out of the network all the same, and the network keeps its name "+
 				"until its lease ends or `warren leave --node %s` on a member", err, n.cfg.Node)
@@ -79,8 +86,29 @@ func (l *leaving) run(cmd *cobra.Command) error {
 	return nil
 }
 
+// without says more of a configuration that cannot be read.
+func (l *leaving) without(err error) error {
+	if exists(l.config) {
+		return err
+	}
+	stateDir := config.DefaultStateDir
+	left, leftErr := config.Load(leftBy(l.config))
+	if leftErr == nil {
+		stateDir = left.StateDir
+	}
+	switch keys := etcd.Dir(stateDir); {
+	case exists(keys):
+		return fmt.Errorf("%w; in %s is what this host was let into a network with: without its configuration take the host "+
+			"out with `warren leave --node NAME` on a member, and remove that directory", err, keys)
+	case leftErr == nil:
+		return fmt.Errorf("this host is out of its network already: %s is what its configuration was", leftBy(l.config))
+	}
+	return err
+}
+
 // other takes a host out that is gone.
 func (l *leaving) other(cmd *cobra.Command, n *network) error {
+	defer bounded(cmd, settle)()
 	if !n.spec.Own() {
 		client, err := n.client()
 		if err != nil {
@@ -106,29 +134,33 @@ func (l *leaving) other(cmd *cobra.Command, n *network) error {
 	return join.Evict(cmd.Context(), client, l.node)
 }
 
-// asMember sees to the etcd that this host has a part of. The last one's ends the network.
-func (l *leaving) asMember(cmd *cobra.Command, n *network) error {
+// asMember sees to the etcd that this host has a part of. The last one's ends the network, and only by force.
+func (l *leaving) asMember(cmd *cobra.Command, n *network) (last bool, err error) {
 	others, err := n.outOfEtcd(cmd)
-	if err == nil {
+	last = errors.Is(err, member.ErrLastMember)
+	switch {
+	case err == nil:
 		n.spec.Endpoints, n.only = others, true // its own is away now
-		return nil
-	}
-	if l.force {
-		return nil
-	}
-	if !errors.Is(err, member.ErrLastMember) {
-		return err
+		return false, nil
+	case l.force:
+		return last, nil
+	case errors.Is(err, etcd.ErrUnreachable), errors.Is(err, etcd.ErrNoQuorum):
+		return false, fmt.Errorf("this host is a member of the etcd, which has to let it go first, and %w; run this while "+
+			"the members' daemons run, this host's as well; or --force, and then `warren control demote %s` on another member",
+			err, n.cfg.Node)
+	case !last:
+		return false, err
 	}
 	client, clientErr := n.client()
 	if clientErr != nil {
-		return clientErr
+		return true, clientErr
 	}
 	defer client.Close()
 	nodes, nodesErr := client.Nodes(cmd.Context())
 	if nodesErr != nil {
-		return nodesErr
+		return true, nodesErr
 	}
-	return fmt.Errorf("%w; with this host the network ends, which has %s: --force ends it", err,
+	return true, fmt.Errorf("%w; with this host the network ends, which has %s: --force ends it", err,
 		count(len(nodes), "node"))
 }
 

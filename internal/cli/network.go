@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -48,6 +49,9 @@ func (n *network) client() (*etcd.Client, error) {
 
 func (n *network) clientWith(own etcd.Files) (*etcd.Client, error) {
 	c, err := n.spec.Config(own)
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%w: run this as root", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -93,8 +97,19 @@ func withClient(path string, do func(*network, *etcd.Client) error) error {
 	return do(n, client)
 }
 
+// answerWait bounds how long a command waits for the etcd, which without a majority answers nothing.
+const answerWait = 10 * time.Second
+
+// bounded has a command end within the time; the function that it returns is called when that is so.
+func bounded(cmd *cobra.Command, limit time.Duration) context.CancelFunc {
+	ctx, cancel := context.WithTimeout(cmd.Context(), limit)
+	cmd.SetContext(ctx)
+	return cancel
+}
+
 // withAdmin runs do with a client of a member.
 func withAdmin(cmd *cobra.Command, path string, do func(*network, *etcd.Client) error) error {
+	defer bounded(cmd, answerWait)()
 	n, err := loadNetwork(path)
 	if err != nil {
 		return err
@@ -228,16 +243,24 @@ func hostHas(a netip.Addr) error {
 
 // mayUse refuses a state directory that others can write to, as keys are in it, and says who may write to it.
 func (h *hostFlags) mayUse(dir string) error {
+	if err := mayWriteTo(dir); err != nil {
+		return err
+	}
+	if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("state directory %s has mode %04o, so others could put a key of theirs there: `chmod go-w %s`", dir,
+			info.Mode().Perm(), dir)
+	}
+	return nil
+}
+
+// mayWriteTo says who may write to a state directory, before anything is asked or told for somebody who may not.
+func mayWriteTo(dir string) error {
 	err := unix.Access(dir, unix.W_OK)
 	if errors.Is(err, unix.ENOENT) {
 		err = unix.Access(filepath.Dir(dir), unix.W_OK)
 	}
 	if errors.Is(err, unix.EACCES) {
 		return fmt.Errorf("user %d may not write to the state directory %s: run this as root", os.Geteuid(), dir)
-	}
-	if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("state directory %s has mode %04o, so others could put a key of theirs there: `chmod go-w %s`", dir,
-			info.Mode().Perm(), dir)
 	}
 	return nil
 }

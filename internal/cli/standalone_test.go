@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/etcd/etcdtest"
 )
 
@@ -71,6 +72,11 @@ func TestOwnEtcd(t *testing.T) {
 	if _, err := os.Stat(b[1]); err == nil {
 		t.Error("the configuration is there still")
 	}
+	refused("is out of its network already", append([]string{"leave"}, config...)...)
+	if err := os.MkdirAll(etcd.Dir(b[3]), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	refused("`warren leave --node NAME` on a member", append([]string{"leave"}, config...)...)
 }
 
 // TestStandaloneFlags goes through what is refused before anything is asked.

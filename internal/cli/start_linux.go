@@ -90,6 +90,10 @@ func (h *hostFlags) start(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if pid, err := listener(cfg.SocketPath()); err != nil || pid > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warren: the node's daemon runs already, as %s\n", processText(pid))
+		return nil //nolint:nilerr // an error is that the process cannot be seen
+	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "warren: the node runs until this command ends; the next time `warren up` starts it\n")
 	return up(ctx, cfg, src, cmd.ErrOrStderr(), false)
 }

@@ -73,6 +73,14 @@ func listener(socket string) (int, error) {
 	return int(cred.Pid), nil
 }
 
+// processText names a process that listener found, of which 0 is one that cannot be seen from here.
+func processText(pid int) string {
+	if pid == 0 {
+		return "a process that cannot be seen from here"
+	}
+	return fmt.Sprintf("process %d", pid)
+}
+
 // takeDown removes what a daemon left that stopped with `onExit: leave`, or was killed.
 func takeDown(cfg *config.Config, stderr io.Writer) error {
 	if _, err := os.Stat(filepath.Join(cfg.RunDir, nodefile.Name)); err != nil {
