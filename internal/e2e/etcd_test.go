@@ -2,11 +2,14 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -199,4 +202,81 @@ func TestMemberLeaves(t *testing.T) {
 	if strings.Contains(out, "10.244.") || strings.Contains(out, "warren") {
 		t.Errorf("left:\n%s", out)
 	}
+}
+
+// TestMemberDies: the process of a node's member of the etcd dies, as of a disk that is full. The node's daemon says so
+// and starts it again, and its pods notice nothing.
+func TestMemberDies(t *testing.T) {
+	c := newCluster(t, lab.Options{})
+	nodes := c.network("a", "b")
+	a, b := nodes[0], nodes[1]
+	pa, pb := c.pod(a, "a1"), c.pod(b, "b1")
+	c.ping(pa.NS, pb.V4, lab.Ping{})
+	transfer, err := lab.StartTransfer(c.ctx, lab.Path{From: pa.NS, To: pb.NS, Addr: pb.V4},
+		lab.TransferOptions{BytesPerSecond: 8 << 20})
+	c.ok(err)
+	before := c.statusOf(a)
+	member := children(t, before.PID)
+	if len(member) != 1 {
+		t.Fatalf("the daemon has the processes %v, want a member's", member)
+	}
+	c.ok(syscall.Kill(member[0], syscall.SIGKILL))
+	c.eventually(func() error {
+		if s := c.statusOf(a); !strings.Contains(strings.Join(s.Warnings, "\n"), "member of the etcd does not run") {
+			return fmt.Errorf("%w: warnings %q", errNotYet, s.Warnings)
+		}
+		return nil
+	})
+	c.within(contactWait, func() error {
+		s := c.statusOf(a)
+		if len(s.Warnings) > 0 || s.PID != before.PID || s.Started != before.Started {
+			return fmt.Errorf("%w: process %d since %s, was %d since %s, warnings %q", errNotYet, s.PID, s.Started,
+				before.PID, before.Started, s.Warnings)
+		}
+		return nil
+	})
+	again := children(t, before.PID)
+	if len(again) != 1 || again[0] == member[0] {
+		t.Errorf("the daemon has the processes %v, had %v", again, member)
+	}
+	transfer.Finish()
+	if r, err := transfer.Wait(); err != nil || r.Bytes == 0 {
+		t.Errorf("a transfer from a node whose member died: %d bytes, %v", r.Bytes, err)
+	}
+
+	// It ends with the daemon.
+	c.ok(a.Kill())
+	c.eventually(func() error {
+		if err := syscall.Kill(again[0], 0); err == nil {
+			return fmt.Errorf("%w: process %d", errNotYet, again[0])
+		}
+		return nil
+	})
+}
+
+// children are the processes that a process has started.
+func children(t *testing.T, pid int) []int {
+	t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []int
+	for _, path := range tasks {
+		data, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // a thread that has ended
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range strings.Fields(string(data)) {
+			child, err := strconv.Atoi(word)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, child)
+		}
+	}
+	return out
 }
