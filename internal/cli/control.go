@@ -107,6 +107,9 @@ func newPromote() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := member.CheckSpace(n.cfg.StateDir); err != nil {
+				return err
+			}
 			if len(args) == 0 {
 				if args, err = n.joins(cmd); err != nil {
 					return err

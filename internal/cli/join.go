@@ -114,6 +114,11 @@ func (j *joining) byToken(ctx context.Context, stdin io.Reader, spec *etcd.Spec)
 	if err != nil {
 		return err
 	}
+	if j.member {
+		if err := member.CheckSpace(j.stateDir); err != nil {
+			return err
+		}
+	}
 	defer withoutTrace(j.stateDir)()
 	host := join.Host{Address: j.address, Token: tok, Node: j.node, StateDir: j.stateDir}
 	if j.member {

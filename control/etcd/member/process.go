@@ -194,17 +194,18 @@ func (o *Options) relay(out io.Reader) *event {
 		if err != nil {
 			return last
 		}
-		var e event
-		if json.Unmarshal(line, &e) != nil {
-			continue // not Warren's: a library that prints
+		var e struct {
+			event
+			Level string `json:"level"` // of a record
 		}
-		switch e.Event {
-		case eventStarted:
-			o.Started()
-		case eventEnded:
-			last = &e
-		default:
+		switch err := json.Unmarshal(line, &e); {
+		case err != nil: // not Warren's: a library that prints
+		case e.Level != "":
 			o.record(line)
+		case e.Event == eventStarted:
+			o.Started()
+		case e.Event == eventEnded:
+			last = &e.event
 		}
 	}
 }

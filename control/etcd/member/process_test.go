@@ -233,6 +233,10 @@ func TestDiskFull(t *testing.T) {
 	}()); err != nil {
 		t.Fatal(err)
 	}
+	if err := member.CheckSpace(filepath.Join(h.o.StateDir, "none", "yet")); err == nil ||
+		!strings.Contains(err.Error(), "160 MiB are needed") {
+		t.Errorf("%v", err)
+	}
 	wrote := 0
 	for value := strings.Repeat("x", 100<<10); s.put(c, fmt.Sprintf("y%d", wrote), value) == nil; wrote++ {
 		if wrote == 1000 {

@@ -3,6 +3,8 @@ package member
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap/zapcore"
@@ -70,6 +72,18 @@ func start(cfg *embed.Config, o *Options, broken fatalities) (*embed.Etcd, error
 	case err := <-broken:
 		return nil, fmt.Errorf("%w: is %s in order?", err, cfg.Dir)
 	}
+}
+
+// CheckSpace refuses a state directory, which need not be there yet, without the room that a new member needs.
+func CheckSpace(stateDir string) error {
+	dir := dataDir(stateDir)
+	for dir != filepath.Dir(dir) {
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	return hasSpace(dir, spaceNew)
 }
 
 // hasSpace checks that so many bytes can be written below dir.
