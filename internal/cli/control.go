@@ -191,7 +191,11 @@ func newDemote() *cobra.Command {
 					return err
 				}
 				defer client.Close()
-				return member.Demote(cmd.Context(), client, args[0])
+				if err := member.Demote(cmd.Context(), client, args[0]); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "warren: node %q is no member of the etcd any more\n", args[0])
+				return nil
 			}
 			return n.demoteSelf(cmd, path)
 		},
@@ -218,7 +222,8 @@ func (n *network) demoteSelf(cmd *cobra.Command, path string) error {
 	if err := rewriteEtcd(path, &spec); err != nil {
 		return err
 	}
-	if err := restartService(cmd, "until then it tries to be a member"); err != nil {
+	fmt.Fprintf(cmd.ErrOrStderr(), "warren: node %q is no member of the etcd any more\n", n.cfg.Node)
+	if err := restartService(cmd, "until then it warns that it is none"); err != nil {
 		return err
 	}
 	files := join.MemberFiles(n.cfg.StateDir)

@@ -48,7 +48,11 @@ func (l *leaving) run(cmd *cobra.Command) error {
 		return l.without(err)
 	}
 	if l.node != "" && l.node != n.cfg.Node {
-		return l.other(cmd, n)
+		if err := l.other(cmd, n); err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "warren: node %q is out of the network\n", l.node)
+		return nil
 	}
 	if err := mayWriteTo(n.cfg.StateDir); err != nil {
 		return err
