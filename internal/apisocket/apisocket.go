@@ -17,6 +17,10 @@ const Name = "warren.sock"
 func Explain(socket string, err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		if pid := starting(socket); pid != 0 {
+			return fmt.Errorf("the node daemon's process %d has begun, and does not answer at %s yet: its log says what it "+
+				"waits for (restart it, if somebody removed the socket)", pid, socket)
+		}
 		return fmt.Errorf("no node daemon answers at %s; start it with `warren up` (restart it, if somebody removed its "+
 			"run directory), or name another socket with --socket or --config", socket)
 	case errors.Is(err, os.ErrPermission):
