@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -196,7 +197,32 @@ func (i *initialize) inExternal(ctx context.Context, spec *etcd.Spec, s etcd.Set
 	if err := client.WriteSettings(ctx, s); err != nil {
 		return "", err
 	}
-	return externalJoinCommand(spec), nil
+	command := externalJoinCommand(spec)
+	return command, i.strangers(ctx, client, command)
+}
+
+// strangers refuses a network of the same name that has nodes: whoever wants a network of their own, beside others in
+// one etcd, would be in somebody else's. One without nodes is what an earlier try has made.
+func (i *initialize) strangers(ctx context.Context, client *etcd.Client, command string) error {
+	nodes, err := client.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, n := range nodes {
+		if n.Name != i.node {
+			names = append(names, n.Name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	const most = 3
+	if more := len(names) - most; more > 0 {
+		names = append(names[:most], fmt.Sprintf("%d more", more))
+	}
+	return fmt.Errorf("network %q is in that etcd already, with nodes (%s): `%s` takes this host into it; for another one "+
+		"give it a name of its own with --network", i.network, strings.Join(names, ", "), command)
 }
 
 func joinCommand(address string, tok *join.Token) string {
@@ -208,13 +234,11 @@ func externalJoinCommand(s *etcd.Spec) string {
 	for _, e := range s.Endpoints {
 		out += " --etcd-endpoints " + e
 	}
-	for flag, value := range map[string]string{"--etcd-ca": s.CA, "--etcd-cert": s.Certificate} {
-		if value != "" {
-			out += " " + flag + " FILE"
-		}
-		if value != "" && flag == "--etcd-cert" {
-			out += " --etcd-key FILE"
-		}
+	if s.CA != "" {
+		out += " --etcd-ca FILE"
+	}
+	if s.Certificate != "" {
+		out += " --etcd-cert FILE --etcd-key FILE"
 	}
 	if s.Network != etcd.DefaultNetwork {
 		out += " --network " + s.Network

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/etcd/etcdtest"
 )
@@ -56,6 +58,22 @@ func TestOwnEtcd(t *testing.T) {
 	other := append([]string{}, b...)
 	other[7] = "c"
 	refused(`is the configuration of node "b"`, append([]string{"join", "--address", "192.0.2.3"}, other...)...)
+
+	// Nobody makes a network that others are in.
+	kv, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kv.Close()
+	if _, err := kv.Put(t.Context(), "/warren/v1/own/nodes/z", "{}"); err != nil {
+		t.Fatal(err)
+	}
+	refused("is in that etcd already, with nodes (z): `warren join --etcd-endpoints "+endpoint+" --network own`",
+		append([]string{"init", "--address", "192.0.2.3", "--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48",
+			"--encapsulation", "vxlan"}, host("d")...)...)
+	if _, err := kv.Delete(t.Context(), "/warren/v1/own/nodes/z"); err != nil {
+		t.Fatal(err)
+	}
 
 	config := []string{"--config", b[1]}
 	refused("has no nodes in it, as its `control` is etcd",
