@@ -59,7 +59,7 @@ CNI := github.com/containernetworking
 CNI_PLUGINS := $(foreach p,main/loopback meta/bandwidth meta/firewall meta/portmap meta/tuning,$(CNI)/plugins/plugins/$p)
 
 .PHONY: test-runtime
-test-runtime: TOOLS += containerd:containerd ctr:containerd runc:runc unshare:util-linux
+test-runtime: TOOLS += containerd:containerd ctr:containerd runc:runc unshare:util-linux podman:podman
 test-runtime: need-root deps build ## Pods under two real containerds, through crashes and reboots; and cnitool
 	@rm -rf bin/cni && mkdir -p bin/cni
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/cni/ $(CNI_PLUGINS)

@@ -26,7 +26,8 @@ func ownDirs() []string { return []string{"/etc", "/opt", "/var"} }
 func emptyDirs() []string {
 	return []string{
 		"/etc/cni/net.d", "/opt/cni/bin", "/etc/kubernetes", "/etc/warren",
-		"/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/lib/warren", "/var/log/containers", "/var/log/pods",
+		"/var/lib/cni", "/var/lib/containerd", "/var/lib/containers", "/var/lib/kubelet", "/var/lib/warren",
+		"/var/log/containers", "/var/log/pods",
 	}
 }
 
