@@ -221,8 +221,8 @@ func (i *initialize) strangers(ctx context.Context, client *etcd.Client, command
 	if more := len(names) - most; more > 0 {
 		names = append(names[:most], fmt.Sprintf("%d more", more))
 	}
-	return fmt.Errorf("network %q is in that etcd already, with nodes (%s): `%s` takes this host into it; for another one "+
-		"give it a name of its own with --network", i.network, strings.Join(names, ", "), command)
+	return fmt.Errorf("network %q is in that etcd already, with nodes (%s): `%s` takes this host into it; for another "+
+		"one give it a name of its own with --network", i.network, strings.Join(names, ", "), command)
 }
 
 func joinCommand(address string, tok *join.Token) string {
