@@ -9,8 +9,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/warren-net/warren/internal/lab"
 	"github.com/warren-net/warren/internal/lab/cri"
@@ -96,6 +98,7 @@ func TestPodman(t *testing.T) {
 	c.ok(first.runtime.PowerOff())
 	c.ok(errors.Join(first.Kill(), first.Up(ctx)))
 	c.boot1(first)
+	c.knows(first, hosts[1:]) // what it knew last may be older than the last host, until its etcd answers
 	c.web(first, "start", "web")
 	c.websTalk(hosts)
 
@@ -108,6 +111,24 @@ func TestPodman(t *testing.T) {
 			}
 		}
 		c.ok(h.runtime.PowerOff())
+	}
+}
+
+// knows waits until a host's daemon has the others as peers.
+func (c *cluster) knows(h *podHost, others []*podHost) {
+	c.t.Helper()
+	for {
+		out, err := h.Warren(c.ctx, "peers")
+		c.ok(err)
+		missing := slices.ContainsFunc(others, func(o *podHost) bool { return !strings.Contains(out, o.V4.String()) })
+		if !missing {
+			return
+		}
+		select {
+		case <-c.ctx.Done():
+			c.t.Fatalf("host %s does not hear of all others:\n%s", h.Name, out)
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
 }
 
