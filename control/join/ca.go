@@ -153,18 +153,25 @@ const (
 // memberPrefix begins the common names of members; etcd.CheckName admits it in no node's name.
 const memberPrefix = "member:"
 
-// issue signs the request's key, for the name that it is told: what else the request says does not count.
-func (ca *CA) issue(csrPEM []byte, name string, as role) ([]byte, error) {
+func (r role) prefix() string {
+	if r == asMember {
+		return memberPrefix
+	}
+	return ""
+}
+
+// issue signs the request's key, for the user that it is told: what else the request says does not count. A common name
+// of more than 64 characters, as long names make one, is against X.509; neither crypto/x509 nor etcd minds.
+func (ca *CA) issue(csrPEM []byte, user string) ([]byte, error) {
 	csr, err := parseRequest(csrPEM)
 	if err != nil {
 		return nil, err
 	}
 	now := ca.now()
-	template := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: name},
+	template := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: user},
 		NotBefore: now.Add(-backdate), NotAfter: now.Add(certLife), BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
-	if as == asMember {
-		template.Subject.CommonName = memberPrefix + name
+	if _, as := nameIn(user); as == asMember {
 		template.DNSNames = []string{etcd.ServerName}
 		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 	}
@@ -195,14 +202,20 @@ func parseRequest(csrPEM []byte) (*x509.CertificateRequest, error) {
 }
 
 // Issue gives a member's own host, which has the authority, the certificates that others are sent: of the node and of
-// the member.
+// the member. Where it has some, the new ones are for the same users.
 func (ca *CA) Issue(stateDir, name string) error {
 	for file, as := range map[string]role{NodeName: asNode, MemberName: asMember} {
+		user := newUser(name, as)
+		if old, err := loadCert(files(stateDir, file).Cert); err == nil && old.CheckSignatureFrom(ca.cert) == nil {
+			if oldName, oldAs := nameIn(old.Subject.CommonName); oldName == name && oldAs == as {
+				user = old.Subject.CommonName
+			}
+		}
 		csr, err := request(stateDir, file, name)
 		if err != nil {
 			return err
 		}
-		cert, err := ca.issue(csr, name, as)
+		cert, err := ca.issue(csr, user)
 		if err != nil {
 			return err
 		}

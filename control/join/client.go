@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+	"unicode"
 
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/internal/atomicfile"
@@ -232,7 +233,7 @@ func (e *sentinel) Unwrap() error { return e.is }
 
 func printableText(s string) string {
 	return string(bytes.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) { // also C1 controls and what turns the direction of writing
 			return '?'
 		}
 		return r

@@ -11,9 +11,10 @@
 // such a token or not; why a token is no longer good is said to who proved to have it. When it ends is judged by the
 // clock of the member that is asked.
 //
-// A host sends a request for a certificate (PKCS #10) and keeps the private key. Certificates of nodes are for clients
-// alone, with the node's name as common name, which etcd's authentication goes by; those of members are for
-// etcd.ServerName, and their common name begins with "member:", which no node's can. Both last a year, begin a day
-// before they are issued, as clocks differ, and are renewed when a third of the time is left, over a connection that
-// the old one authenticates.
+// A host sends a request for a certificate (PKCS #10) and keeps the private key. Certificates are for a user of the
+// etcd, which their common name is: the node's name and something that no other joining has. Those of nodes are for
+// clients alone; those of members are for etcd.ServerName, and their common name begins with "member:", which no node's
+// can. Which user a name has is in a record, and the etcd decides who of several writes it (holder). Both certificates
+// last a year, begin a day before they are issued, as clocks differ, and are renewed when a third of the time is left,
+// over a connection that the old one authenticates. Once the user is deleted, they are worth nothing for ever.
 package join

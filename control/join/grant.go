@@ -23,20 +23,33 @@ func CheckName(name string) error {
 	return etcd.CheckName("node", name)
 }
 
-// Secure turns etcd's authentication on, for a network with its first member. It can be repeated.
-func Secure(ctx context.Context, client *etcd.Client, member string) error {
+// Secure turns etcd's authentication on, for a network with its first member, whose certificates are in the state
+// directory. It can be repeated.
+func Secure(ctx context.Context, client *etcd.Client, name, stateDir string) error {
+	node, err := loadCert(Files(stateDir).Cert)
+	if err != nil {
+		return err
+	}
+	member, err := loadCert(MemberFiles(stateDir).Cert)
+	if err != nil {
+		return err
+	}
+	key := hashOf(node)
+	first := &holder{Version: holderVersion, Key: key[:], Node: &account{User: node.Subject.CommonName, Ready: true},
+		Member: &account{User: member.Subject.CommonName, Ready: true}}
 	kv := client.Etcd()
 	prefix := etcd.Prefix(client.Network())
 	for _, step := range []func() error{
 		func() error { return addUser(ctx, kv, rootName, rootName) },
-		func() error { return addUser(ctx, kv, memberPrefix+member, rootName) },
+		func() error { return grantMember(ctx, client, first.Member.User) },
 		func() error {
 			return addRole(ctx, kv, networkRole(client.Network()), []permission{
 				{prefix, clientv3.GetPrefixRangeEnd(prefix), clientv3.PermRead},
 				{prefix + "cidrs/", clientv3.GetPrefixRangeEnd(prefix + "cidrs/"), clientv3.PermReadWrite},
 			})
 		},
-		func() error { return Grant(ctx, client, member) },
+		func() error { return grant(ctx, client, name, first.Node.User) },
+		func() error { _, err := (holders{client}).put(ctx, name, first, 0); return err }, // or it is there
 		func() error { _, err := kv.AuthEnable(ctx); return err },
 	} {
 		if err := step(); err != nil {
@@ -48,41 +61,46 @@ func Secure(ctx context.Context, client *etcd.Client, member string) error {
 
 func networkRole(network string) string { return "network:" + network }
 
-// Grant gives a node the right to read the network and to write what is its own.
-func Grant(ctx context.Context, client *etcd.Client, node string) error {
+// nodeRole is the role of one user, so that whoever has the name next shares none with it.
+func nodeRole(user string) string { return "node:" + user }
+
+// grant gives a node's user the right to read the network and to write what is the node's own.
+func grant(ctx context.Context, client *etcd.Client, node, user string) error {
 	prefix, kv := etcd.Prefix(client.Network()), client.Etcd()
-	if err := addRole(ctx, kv, "node:"+node, []permission{
+	if err := addRole(ctx, kv, nodeRole(user), []permission{
 		{prefix + "nodes/" + node, "", clientv3.PermReadWrite}, {prefix + "leased/" + node, "", clientv3.PermReadWrite},
 		{prefix + "alive/" + node, "", clientv3.PermReadWrite},
 	}); err != nil {
 		return client.Explain(err)
 	}
-	return client.Explain(addUser(ctx, kv, node, networkRole(client.Network()), "node:"+node))
+	return client.Explain(addUser(ctx, kv, user, networkRole(client.Network()), nodeRole(user)))
 }
 
-// GrantMember gives a host the rights of a member: all of them, as a member could take them.
-func GrantMember(ctx context.Context, client *etcd.Client, node string) error {
-	return client.Explain(addUser(ctx, client.Etcd(), memberPrefix+node, rootName))
+// grantMember gives a user the rights of a member: all of them, as a member could take them.
+func grantMember(ctx context.Context, client *etcd.Client, user string) error {
+	return client.Explain(addUser(ctx, client.Etcd(), user, rootName))
+}
+
+// withdraw takes all rights of a user away.
+func withdraw(ctx context.Context, client *etcd.Client, user string) error {
+	if _, err := client.Etcd().UserDelete(ctx, user); err != nil && !isEtcd(err, rpctypes.ErrUserNotFound) {
+		return client.Explain(err)
+	}
+	if _, err := client.Etcd().RoleDelete(ctx, nodeRole(user)); err != nil && !isEtcd(err, rpctypes.ErrRoleNotFound) {
+		return client.Explain(err)
+	}
+	return nil
 }
 
 // WithdrawMember takes a member's rights away; those of the node stay.
 func WithdrawMember(ctx context.Context, client *etcd.Client, node string) error {
-	_, err := client.Etcd().UserDelete(ctx, memberPrefix+node)
-	if isEtcd(err, rpctypes.ErrUserNotFound) {
-		return nil
-	}
-	return client.Explain(err)
+	return holders{client}.forget(ctx, node, func(h *holder) { h.end(&h.Member) })
 }
 
-// Withdraw takes all rights of a node away: what certificates it has are worth nothing then.
+// Withdraw takes all rights of a host away: what certificates it has are worth nothing from then on, whoever has its
+// name next.
 func Withdraw(ctx context.Context, client *etcd.Client, node string) error {
-	if _, err := client.Etcd().UserDelete(ctx, node); err != nil && !isEtcd(err, rpctypes.ErrUserNotFound) {
-		return client.Explain(err)
-	}
-	if _, err := client.Etcd().RoleDelete(ctx, "node:"+node); err != nil && !isEtcd(err, rpctypes.ErrRoleNotFound) {
-		return client.Explain(err)
-	}
-	return WithdrawMember(ctx, client, node)
+	return holders{client}.forget(ctx, node, (*holder).leave)
 }
 
 // known reports whether there is a user of that name.
@@ -131,6 +149,12 @@ func addUser(ctx context.Context, kv *clientv3.Client, name string, roles ...str
 
 // isEtcd compares the errors of etcd by what they say, as its server sends no more.
 func isEtcd(err, target error) bool {
-	var t rpctypes.EtcdError
-	return err != nil && errors.As(target, &t) && rpctypes.ErrorDesc(err) == t.Error()
+	var e, t rpctypes.EtcdError
+	if err == nil || !errors.As(target, &t) {
+		return false
+	}
+	if errors.As(err, &e) {
+		return e.Error() == t.Error()
+	}
+	return rpctypes.ErrorDesc(err) == t.Error()
 }

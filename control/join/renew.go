@@ -80,11 +80,7 @@ func (r *Renewer) renew(ctx context.Context, name string, old *x509.Certificate)
 		return err
 	}
 	if r.CA != nil {
-		as, node := asNode, old.Subject.CommonName
-		if name == MemberName {
-			as, node = asMember, node[len(memberPrefix):]
-		}
-		cert, err := r.CA.issue(csr, node, as)
+		cert, err := r.CA.issue(csr, old.Subject.CommonName)
 		if err != nil {
 			return err
 		}

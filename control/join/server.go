@@ -3,7 +3,6 @@ package join
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -18,8 +17,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/warren-net/warren/control/etcd"
 )
@@ -150,41 +147,6 @@ func (s *Server) handle(hr *http.Request, r *question, do func(context.Context, 
 	return do(ctx, r)
 }
 
-// join answers a host that has a token.
-func (s *Server) join(ctx context.Context, r *question) (*answer, error) {
-	info, err := s.authenticate(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	if err := CheckName(r.asked.Node); err != nil {
-		return nil, said(ErrRefused, "%v", err)
-	}
-	csr, err := parseRequest([]byte(r.asked.Request))
-	if err != nil {
-		return nil, said(ErrRefused, "%v", err)
-	}
-	key := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
-	use := Use{Node: r.asked.Node, Key: key[:]}
-	again := slices.ContainsFunc(info.Used, use.is)
-	if r.asked.Member != nil && !info.Member {
-		return nil, said(ErrNotAllowed, "it lets in nodes, and no members: make one with `warren token new --member`")
-	}
-	if !again {
-		if err := s.nameFree(ctx, r, info); err != nil {
-			return nil, err
-		}
-	}
-	if err := s.use(ctx, info.ID, use); err != nil {
-		return nil, err
-	}
-	return s.admit(ctx, r)
-}
-
-// is reports whether both are of one host that is in the network, as far as the token knows.
-func (u Use) is(o Use) bool {
-	return u.Node == o.Node && slices.Equal(u.Key, o.Key) && !u.Left && !o.Left
-}
-
 // authenticate finds the token and sees the proof. Before that is right, there is one answer to everything.
 func (s *Server) authenticate(ctx context.Context, r *question) (*TokenInfo, error) {
 	wrong := said(ErrWrongToken, "make a new one with `warren token new` on a member, and copy all of it")
@@ -214,178 +176,48 @@ func (s *Server) authenticate(ctx context.Context, r *question) (*TokenInfo, err
 func (s *Server) stillGood(info *TokenInfo, use *Use) error {
 	switch now := s.o.Now(); info.State(now) {
 	case "revoked":
-		return said(ErrRevoked, "make a new one with `warren token new` on a member")
+		return said(ErrRevoked, "it is %s: make a new one with `warren token new` on a member", info.ID)
 	case "expired":
-		return said(ErrExpired, "at %s by the member's clock, which says %s: make a new one with `warren token new` on a "+
-			"member", info.Expires.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+		return said(ErrExpired, "it is %s, which ended at %s by the member's clock, and that says %s: make a new one with "+
+			"`warren token new` on a member", info.ID, info.Expires.UTC().Format(time.RFC3339),
+			now.UTC().Format(time.RFC3339))
 	case "used":
 		if use != nil && !slices.ContainsFunc(info.Used, use.is) {
 			names := make([]string, 0, len(info.Used))
 			for _, u := range info.Used {
 				names = append(names, u.Node)
 			}
-			return said(ErrUsed, "by %s: make a new one with `warren token new`, or one for several hosts with --uses",
-				strings.Join(names, ", "))
+			return said(ErrUsed, "it is %s, used by %s: make a new one with `warren token new`, or one for several hosts "+
+				"with --uses", info.ID, strings.Join(names, ", "))
 		}
 	}
 	return nil
 }
 
-// nameFree refuses a name that another host has, unless the token says that it may be replaced.
-func (s *Server) nameFree(ctx context.Context, r *question, info *TokenInfo) error {
-	taken, err := known(ctx, s.o.Client, r.asked.Node)
-	if err != nil || !taken || info.Replace {
-		return err
-	}
-	// A node that becomes a member shows its certificate.
-	if name, _ := nameOf(r.tls); name == r.asked.Node && r.asked.Member != nil {
-		return nil
-	}
-	return said(ErrNameTaken, "another host joined as %q: choose another name with --node; or, if this host takes its "+
-		"place, use a token that says so, from `warren token new --replace`", r.asked.Node)
-}
-
-// use counts the use of the token, once for each host.
-func (s *Server) use(ctx context.Context, id string, use Use) error {
-	return s.tokens.change(ctx, id, func(i *TokenInfo) error {
-		if err := s.stillGood(i, &use); err != nil {
-			return err
-		}
-		if !slices.ContainsFunc(i.Used, use.is) {
-			i.Used = append(i.Used, use)
-		}
-		return nil
-	})
-}
-
-// admit gives the host what it needs, and its rights.
-func (s *Server) admit(ctx context.Context, r *question) (*answer, error) {
-	out := &answer{Version: wireVersion, Network: s.o.Client.Network(), CA: string(s.o.CA.PEM())}
-	cert, err := s.o.CA.issue([]byte(r.asked.Request), r.asked.Node, asNode)
-	if err != nil {
-		return nil, said(ErrRefused, "%v", err)
-	}
-	out.Certificate = string(cert)
-	if err := Grant(ctx, s.o.Client, r.asked.Node); err != nil {
-		return nil, fmt.Errorf("%w: rights of node %q: %w", ErrUnable, r.asked.Node, err)
-	}
-	members, err := s.o.Client.Members(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnable, err)
-	}
-	for _, m := range members {
-		out.Endpoints = append(out.Endpoints, m.Client)
-	}
-	if r.asked.Member != nil {
-		if out.Member, err = s.admitMember(ctx, r); err != nil {
-			return nil, err
-		}
-	}
-	s.o.Log.Info("a host was let in", "node", r.asked.Node, "from", r.from, "member", r.asked.Member != nil)
-	return out, nil
-}
-
-// admitMember adds the host to the etcd as a learner, which does not count until it has all data.
-func (s *Server) admitMember(ctx context.Context, r *question) (*admission, error) {
-	m := r.asked.Member
-	cert, err := s.o.CA.issue([]byte(m.Request), r.asked.Node, asMember)
-	if err != nil {
-		return nil, said(ErrRefused, "%v", err)
-	}
-	for _, hp := range []string{m.Client, m.Peer, m.Join} {
-		if host, _, err := net.SplitHostPort(hp); err != nil || net.ParseIP(host) == nil {
-			return nil, said(ErrRefused, "address %q of the new member is not IP:PORT", printable(hp))
-		}
-	}
-	kv, url := s.o.Client.Etcd(), "https://"+m.Peer
-	list, err := kv.MemberList(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnable, s.o.Client.Explain(err))
-	}
-	there := false
-	for _, o := range list.Members {
-		if !slices.Contains(o.PeerURLs, url) && o.Name != r.asked.Node {
-			continue
-		}
-		if o.Name != "" || !o.IsLearner || !slices.Contains(o.PeerURLs, url) {
-			return nil, said(ErrNameTaken, "node %q at %s is a member already: `warren control demote %s` on another member "+
-				"removes it", r.asked.Node, url, r.asked.Node)
-		}
-		there = true // from a try before
-	}
-	peers := map[string]string{r.asked.Node: url}
-	if !there {
-		// The etcd learns a member's name when that is started: until then this says whose it is.
-		if err := s.o.Client.PutMember(ctx, etcd.Member{Name: r.asked.Node, Peer: m.Peer}); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrUnable, err)
-		}
-		if err := s.addLearner(ctx, url); err != nil {
-			_ = s.o.Client.DeleteMember(ctx, r.asked.Node) // it names nobody who is there
-			return nil, said(ErrUnable, "the etcd takes no new member now: %v; `warren control members` shows whether all are "+
-				"well", s.o.Client.Explain(err))
-		}
-	}
-	for _, o := range list.Members {
-		if len(o.PeerURLs) > 0 && !slices.Contains(o.PeerURLs, url) {
-			peers[etcd.PeerName(o)] = o.PeerURLs[0]
-		}
-	}
-	if err := GrantMember(ctx, s.o.Client, r.asked.Node); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnable, err)
-	}
-	key, err := s.o.CA.keyPEM()
-	if err != nil {
-		return nil, err
-	}
-	return &admission{Certificate: string(cert), CAKey: string(key), Peers: peers}, nil
-}
-
-// addLearner adds a member. The etcd refuses it until all members have been connected for some seconds.
-func (s *Server) addLearner(ctx context.Context, url string) error {
-	for {
-		_, err := s.o.Client.Etcd().MemberAddAsLearner(ctx, []string{url})
-		if !isEtcd(err, rpctypes.ErrUnhealthy) && !isEtcd(err, rpctypes.ErrMemberNotEnoughStarted) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(300 * time.Millisecond):
-		}
-	}
-}
-
-// nameOf is the name in the certificate that the other end of the connection showed, and what it is for.
-func nameOf(cs *tls.ConnectionState) (string, role) {
+// userOf is the user in the certificate that the other end of the connection showed; empty: it showed none.
+func userOf(cs *tls.ConnectionState) string {
 	if len(cs.VerifiedChains) == 0 {
-		return "", asNode
+		return ""
 	}
-	cn := cs.VerifiedChains[0][0].Subject.CommonName
-	if name, ok := strings.CutPrefix(cn, memberPrefix); ok {
-		return name, asMember
-	}
-	return cn, asNode
+	return cs.VerifiedChains[0][0].Subject.CommonName
 }
 
 // renew answers a node whose certificate is near its end.
 func (s *Server) renew(ctx context.Context, r *question) (*answer, error) {
-	name, as := nameOf(r.tls)
+	user := userOf(r.tls)
+	name, _ := nameIn(user)
 	if name == "" {
 		return nil, said(ErrRefused, "a certificate is renewed with the one before it: if that has expired, join again with "+
 			"a token from `warren token new --replace`")
-	}
-	user := name
-	if as == asMember {
-		user = memberPrefix + name
 	}
 	there, err := known(ctx, s.o.Client, user)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnable, err)
 	}
 	if !there {
-		return nil, said(ErrRefused, "node %q was removed from the network: join again", name)
+		return nil, said(ErrRefused, "node %q was removed from the network, or another host took its place: join again", name)
 	}
-	cert, err := s.o.CA.issue([]byte(r.asked.Request), name, as)
+	cert, err := s.o.CA.issue([]byte(r.asked.Request), user)
 	if err != nil {
 		return nil, said(ErrRefused, "%v", err)
 	}
@@ -395,9 +227,17 @@ func (s *Server) renew(ctx context.Context, r *question) (*answer, error) {
 
 // leave takes the node that asks out of the network.
 func (s *Server) leave(ctx context.Context, r *question) (*answer, error) {
-	name, as := nameOf(r.tls)
+	user := userOf(r.tls)
+	name, as := nameIn(user)
 	if name == "" || as != asNode {
 		return nil, said(ErrRefused, "a node leaves with its certificate")
+	}
+	h, _, err := (holders{s.o.Client}).get(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnable, err)
+	}
+	if h.Node == nil || h.Node.User != user {
+		return nil, said(ErrRefused, "node %q was removed from the network already, or another host took its place", name)
 	}
 	if err := Evict(ctx, s.o.Client, name); errors.Is(err, etcd.ErrAlive) {
 		return nil, said(ErrRefused, "%v", err)
@@ -408,18 +248,18 @@ func (s *Server) leave(ctx context.Context, r *question) (*answer, error) {
 	return &answer{Version: wireVersion, Network: s.o.Client.Network()}, nil
 }
 
-// Evict takes a node out of the network: its name and CIDRs are given back, and its certificates are worth nothing, as
-// long as nobody joins by its name. The token that it came with lets it in no second time. The client is a member's.
+// Evict takes a node out of the network: its name and CIDRs are given back, and its certificates are worth nothing any
+// more. The token that it came with lets it in no second time. The client is a member's.
 func Evict(ctx context.Context, client *etcd.Client, name string) error {
 	err := client.Remove(ctx, name)
 	if err != nil && !errors.Is(err, etcd.ErrNoNode) {
 		return err
 	}
-	there, knownErr := known(ctx, client, name)
-	if knownErr != nil {
-		return knownErr
+	_, revision, getErr := (holders{client}).get(ctx, name)
+	if getErr != nil {
+		return getErr
 	}
-	if !there {
+	if revision == 0 {
 		return err
 	}
 	if err := NewTokens(client).leave(ctx, name); err != nil {

@@ -121,6 +121,11 @@ type Use struct {
 	Left bool `json:"left,omitempty"`
 }
 
+// is reports whether both are of one host that is in the network, as far as the token knows.
+func (u Use) is(o Use) bool {
+	return u.Node == o.Node && slices.Equal(u.Key, o.Key) && !u.Left && !o.Left
+}
+
 // State is what has become of the token by the clock given: "good", "used", "expired" or "revoked".
 func (i *TokenInfo) State(now time.Time) string {
 	switch {
@@ -175,12 +180,12 @@ func (t *Tokens) New(ctx context.Context, ca *CA, o TokenOptions) (*Token, error
 	if err != nil {
 		return nil, t.client.Explain(err)
 	}
-	resp, err := t.client.Etcd().Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(t.prefix()+tok.ID), "=", 0)).
-		Then(clientv3.OpPut(t.prefix()+tok.ID, info.marshal(), clientv3.WithLease(lease.ID))).Commit()
+	revision, err := commit(ctx, t.client, []clientv3.Cmp{t.unchanged(tok.ID, 0)},
+		clientv3.OpPut(t.prefix()+tok.ID, info.marshal(), clientv3.WithLease(lease.ID)))
 	if err != nil {
-		return nil, t.client.Explain(err)
+		return nil, err
 	}
-	if !resp.Succeeded {
+	if revision == 0 {
 		return nil, fmt.Errorf("there is a token %s already; try again", tok.ID)
 	}
 	return tok, nil
@@ -196,7 +201,11 @@ func (i *TokenInfo) marshal() string {
 
 // List is all tokens whose records are kept.
 func (t *Tokens) List(ctx context.Context) ([]TokenInfo, error) {
-	resp, err := t.client.Etcd().Get(ctx, t.prefix(), clientv3.WithPrefix())
+	var resp *clientv3.GetResponse
+	err := steady(ctx, func() (err error) {
+		resp, err = t.client.Etcd().Get(ctx, t.prefix(), clientv3.WithPrefix())
+		return err
+	})
 	if err != nil {
 		return nil, t.client.Explain(err)
 	}
@@ -259,23 +268,30 @@ func (t *Tokens) change(ctx context.Context, id string, edit func(*TokenInfo) er
 		if err := edit(info); err != nil || info.marshal() == was {
 			return err
 		}
-		at := t.prefix() + id
-		resp, err := t.client.Etcd().Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(at), "=", modified)).
-			Then(clientv3.OpPut(at, info.marshal(), clientv3.WithIgnoreLease())).Commit()
-		if err != nil {
-			return t.client.Explain(err)
-		}
-		if resp.Succeeded {
-			return nil
+		revision, err := commit(ctx, t.client, []clientv3.Cmp{t.unchanged(id, modified)}, t.write(info))
+		if err != nil || revision != 0 {
+			return err
 		}
 	}
+}
+
+func (t *Tokens) unchanged(id string, revision int64) clientv3.Cmp {
+	return clientv3.Compare(clientv3.ModRevision(t.prefix()+id), "=", revision)
+}
+
+func (t *Tokens) write(info *TokenInfo) clientv3.Op {
+	return clientv3.OpPut(t.prefix()+info.ID, info.marshal(), clientv3.WithIgnoreLease())
 }
 
 func (t *Tokens) get(ctx context.Context, id string) (*TokenInfo, int64, error) {
 	if _, err := text.DecodeString(id); err != nil || len(id) != text.EncodedLen(idSize) {
 		return nil, 0, fmt.Errorf("token %q: %w; `warren token list` shows them", id, ErrNoToken)
 	}
-	resp, err := t.client.Etcd().Get(ctx, t.prefix()+id)
+	var resp *clientv3.GetResponse
+	err := steady(ctx, func() (err error) {
+		resp, err = t.client.Etcd().Get(ctx, t.prefix()+id)
+		return err
+	})
 	if err != nil {
 		return nil, 0, t.client.Explain(err)
 	}

@@ -33,7 +33,7 @@ func Bootstrap(ctx context.Context, o Options, s etcd.Settings, do func(context.
 		if err := client.WriteSettings(ctx, s); err != nil {
 			return err
 		}
-		if err := join.Secure(ctx, client, o.Name); err != nil {
+		if err := join.Secure(ctx, client, o.Name, o.StateDir); err != nil {
 			return err
 		}
 		return do(ctx, client)
