@@ -161,14 +161,15 @@ func (s holders) ready(ctx context.Context, name string, h *holder, revision int
 	} else {
 		err = grant(ctx, s.client, name, a.User)
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		a.Ready, h.Stale = true, nil
+		revision, err = s.put(ctx, name, h, revision)
+		if err != nil || revision != 0 {
+			return err
+		}
+		err = errOvertaken
 	}
-	a.Ready, h.Stale = true, nil
-	revision, err = s.put(ctx, name, h, revision)
-	if err == nil && revision == 0 {
-		return errors.Join(errOvertaken, withdraw(ctx, s.client, a.User))
-	}
+	_ = withdraw(ctx, s.client, a.User) // nobody is that user; where this fails, the next try has it in the record
 	return err
 }
 

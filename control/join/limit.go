@@ -7,13 +7,16 @@ import (
 	"time"
 )
 
-// How often one may ask: all together, one address, and one that failed to prove its token.
+// How often one may ask, and how many connections may be open: all together and one address, so that one stranger does
+// not hold up all others; and how often an address may fail to prove its token.
 const (
-	perSecond    = 50
-	failsAllowed = 10
-	failWindow   = time.Minute
-	maxAddresses = 4096
-	maxConns     = 256
+	perSecond     = 50
+	perSecondEach = perSecond / 2
+	failsAllowed  = 10
+	failWindow    = time.Minute
+	maxAddresses  = 4096
+	maxConns      = 256
+	maxConnsEach  = maxConns / 4
 )
 
 // A limiter bounds what strangers can make a member do. Secrets are not to be guessed at any rate; this keeps the log
@@ -23,8 +26,22 @@ type limiter struct {
 
 	mu     sync.Mutex
 	second int64
-	count  int
+	asked  map[who]*asked
 	fails  map[string]*fails
+}
+
+// Who asks: those who showed a certificate of the network have what is allowed for themselves.
+type who bool
+
+const (
+	stranger who = false
+	host     who = true
+)
+
+// An asked counts the questions of one second.
+type asked struct {
+	all  int
+	from map[string]int // by network
 }
 
 type fails struct {
@@ -37,20 +54,25 @@ func newLimiter(now func() time.Time) *limiter {
 }
 
 // allow reports whether the address may ask now.
-func (l *limiter) allow(from string) bool {
+func (l *limiter) allow(from string, by who) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.now()
+	now, n := l.now(), network(from)
 	if s := now.Unix(); s != l.second {
-		l.second, l.count = s, 0
+		l.second, l.asked = s, map[who]*asked{stranger: {from: map[string]int{}}, host: {from: map[string]int{}}}
 	}
-	l.count++
-	f := l.fails[network(from)]
+	f := l.fails[n]
 	if f != nil && now.Sub(f.since) > failWindow {
-		delete(l.fails, network(from))
+		delete(l.fails, n)
 		f = nil
 	}
-	return l.count <= perSecond && (f == nil || f.count < failsAllowed)
+	a := l.asked[by]
+	if a.all >= perSecond || a.from[n] >= perSecondEach || f != nil && f.count >= failsAllowed {
+		return false
+	}
+	a.all++
+	a.from[n]++
+	return true
 }
 
 // failed counts a proof that was wrong.
@@ -84,31 +106,65 @@ func network(from string) string {
 
 // limitListener bounds the connections that are open at one time.
 func limitListener(l net.Listener) net.Listener {
-	return &limited{Listener: l, free: make(chan struct{}, maxConns)}
+	return &limited{Listener: l, free: make(chan struct{}, maxConns), from: map[string]int{}}
 }
 
 type limited struct {
 	net.Listener
 	free chan struct{}
+
+	mu   sync.Mutex
+	from map[string]int // open connections by network
 }
 
+// Accept closes at once what an address has too many of.
 func (l *limited) Accept() (net.Conn, error) {
 	l.free <- struct{}{}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.free
-		return nil, err
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			<-l.free
+			return nil, err
+		}
+		host, _, err := net.SplitHostPort(c.RemoteAddr().String())
+		if err != nil {
+			host = c.RemoteAddr().String()
+		}
+		n := network(host)
+		if l.take(n) {
+			return &limitedConn{Conn: c, of: l, network: n}, nil
+		}
+		_ = c.Close() // nothing was said on it
 	}
-	return &limitedConn{Conn: c, free: l.free}, nil
+}
+
+func (l *limited) take(network string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.from[network] >= maxConnsEach {
+		return false
+	}
+	l.from[network]++
+	return true
+}
+
+func (l *limited) give(network string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.from[network]--; l.from[network] == 0 {
+		delete(l.from, network)
+	}
+	<-l.free
 }
 
 type limitedConn struct {
 	net.Conn
-	once sync.Once
-	free chan struct{}
+	once    sync.Once
+	of      *limited
+	network string
 }
 
 func (c *limitedConn) Close() error {
-	c.once.Do(func() { <-c.free })
+	c.once.Do(func() { c.of.give(c.network) })
 	return c.Conn.Close()
 }

@@ -128,7 +128,7 @@ func (s *Server) serve(do func(context.Context, *question) (*answer, error)) htt
 
 func (s *Server) handle(hr *http.Request, r *question, do func(context.Context, *question) (*answer, error)) (*answer,
 	error) {
-	if !s.limiter.allow(r.from) {
+	if !s.limiter.allow(r.from, userOf(r.tls) != "") {
 		return nil, said(ErrTooMany, "wait a minute, then try again")
 	}
 	var err error
