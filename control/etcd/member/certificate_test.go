@@ -1,0 +1,170 @@
+package member_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/control/etcd"
+	"github.com/warren-net/warren/control/etcd/member"
+	"github.com/warren-net/warren/control/join"
+)
+
+// with asks a member's etcd for something that every node may read, with the files.
+func (h *host) with(f etcd.Files) error {
+	h.t.Helper()
+	c := h.clientOf(f)
+	_, err := c.Settings(h.t.Context())
+	return err
+}
+
+// adminWith asks for something that members alone may see.
+func (h *host) adminWith(f etcd.Files) error {
+	h.t.Helper()
+	c := h.clientOf(f)
+	_, err := c.Etcd().UserList(h.t.Context())
+	return c.Explain(err)
+}
+
+func (h *host) clientOf(f etcd.Files) *etcd.Client {
+	h.t.Helper()
+	tlsConfig, err := f.Config()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	c, err := etcd.NewClient(etcd.Config{Endpoints: []string{h.o.Client}, TLS: tlsConfig, Network: "test", Node: "x",
+		StateDir: h.t.TempDir()})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestOneNameAtTwoMembers has two hosts of one name join at the same moment at two members: the etcd lets one in.
+func TestOneNameAtTwoMembers(t *testing.T) {
+	a, b := first(t, "a"), newHost(t, "b")
+	got, err := b.joinAt(a, a.token(join.TokenOptions{Member: true}),
+		&join.MemberAddresses{Client: b.o.Client, Peer: b.o.Peer, Join: b.o.Join})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.o.FirstPeers = got.Peers
+	b.run()
+	for round := range 15 {
+		name, errs := fmt.Sprintf("n%d", round), make(chan error)
+		hosts := []*host{newHost(t, name), newHost(t, name)}
+		for i, at := range []*host{a, b} {
+			tok := a.token(join.TokenOptions{})
+			go func() {
+				_, err := hosts[i].joinAt(at, tok, nil)
+				errs <- err
+			}()
+		}
+		in := 0
+		for range hosts {
+			if err := <-errs; err == nil {
+				in++
+			} else if !errors.Is(err, join.ErrNameTaken) {
+				t.Error(err)
+			}
+		}
+		good := 0
+		for _, h := range hosts {
+			if _, err := os.Stat(join.Files(h.o.StateDir).Cert); err == nil && b.with(join.Files(h.o.StateDir)) == nil {
+				good++
+			}
+		}
+		if in != 1 || good != 1 {
+			t.Fatalf("%d hosts have the name %s, and %d certificates of it are good", in, name, good)
+		}
+		time.Sleep(50 * time.Millisecond) // below what is served in a second
+	}
+
+	// The one that lost can have the name once the other is out, at the other member.
+	if err := join.Evict(t.Context(), b.admin(), "n0"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newHost(t, "n0").joinAt(b, a.token(join.TokenOptions{}), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCertificatesHold: what was issued before is good after the members started again, and the first member's own is.
+func TestCertificatesHold(t *testing.T) {
+	a, n := first(t, "a"), newHost(t, "n")
+	if _, err := n.joinAt(a, a.token(join.TokenOptions{}), nil); err != nil {
+		t.Fatal(err)
+	}
+	a.end()
+	a.run()
+	for _, f := range []etcd.Files{join.Files(n.o.StateDir), join.Files(a.o.StateDir), join.MemberFiles(a.o.StateDir)} {
+		if err := a.with(f); err != nil {
+			t.Errorf("%s: %v", f.Cert, err)
+		}
+	}
+	if err := a.adminWith(join.Files(a.o.StateDir)); !errors.Is(err, etcd.ErrDenied) {
+		t.Errorf("a member's node has a member's rights: %v", err)
+	}
+	if _, err := newHost(t, "a").joinAt(a, a.token(join.TokenOptions{}), nil); !errors.Is(err, join.ErrNameTaken) {
+		t.Errorf("the first member's name: %v", err)
+	}
+}
+
+// TestOldMembersCertificate: a member's certificate is worth nothing at the etcd once it was taken out, also when the
+// host is a member again; its node stays what it is.
+func TestOldMembersCertificate(t *testing.T) {
+	a, b := first(t, "a"), newHost(t, "b")
+	addresses := &join.MemberAddresses{Client: b.o.Client, Peer: b.o.Peer, Join: b.o.Join}
+	promote := func() {
+		t.Helper()
+		got, err := b.joinAt(a, a.token(join.TokenOptions{Member: true}), addresses)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.o.FirstPeers = got.Peers
+		b.run()
+	}
+	promote()
+	node := join.Files(b.o.StateDir)
+	cert, err := os.ReadFile(node.Cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := t.TempDir()
+	if err := os.CopyFS(join.Dir(taken), os.DirFS(join.Dir(b.o.StateDir))); err != nil {
+		t.Fatal(err)
+	}
+	old := join.MemberFiles(taken)
+	if err := a.adminWith(old); err != nil {
+		t.Fatal(err)
+	}
+	if err := member.Demote(t.Context(), a.admin(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.adminWith(old); !errors.Is(err, etcd.ErrDenied) {
+		t.Errorf("%v", err)
+	}
+	if err := a.with(node); err != nil {
+		t.Errorf("its node: %v", err)
+	}
+	b.end()
+	if err := errors.Join(member.RemoveData(b.o.StateDir), join.ForgetMember(b.o.StateDir)); err != nil {
+		t.Fatal(err)
+	}
+	promote()
+	if err := a.adminWith(join.MemberFiles(b.o.StateDir)); err != nil {
+		t.Errorf("promoted again: %v", err)
+	}
+	if err := a.adminWith(old); !errors.Is(err, etcd.ErrDenied) {
+		t.Errorf("promoted again, its old certificate: %v", err)
+	}
+	if err := os.WriteFile(node.Cert, cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.with(node); err != nil {
+		t.Errorf("the node's certificate of before it was promoted, which its daemon has: %v", err)
+	}
+}
