@@ -86,6 +86,9 @@ func withdraw(ctx context.Context, client *etcd.Client, user string) error {
 	if _, err := client.Etcd().UserDelete(ctx, user); err != nil && !isEtcd(err, rpctypes.ErrUserNotFound) {
 		return client.Explain(err)
 	}
+	if _, as := nameIn(user); as == asMember {
+		return nil // it has no role of its own
+	}
 	if _, err := client.Etcd().RoleDelete(ctx, nodeRole(user)); err != nil && !isEtcd(err, rpctypes.ErrRoleNotFound) {
 		return client.Explain(err)
 	}

@@ -221,14 +221,14 @@ func (s holders) forget(ctx context.Context, name string, change func(*holder)) 
 		if err := s.sweep(ctx, h.Stale); err != nil {
 			return err
 		}
-		// Somebody who wrote to it since goes by what is there.
+		// The rights are gone, and this client's may be with them. What stays in the record goes with the next change.
 		h.Stale = nil
-		if h.taken() {
-			_, err = s.put(ctx, name, h, revision)
-			return err
+		op := s.write(name, h)
+		if !h.taken() {
+			op = clientv3.OpDelete(s.at(name))
 		}
-		_, err = commit(ctx, s.client, []clientv3.Cmp{s.unchanged(name, revision)}, clientv3.OpDelete(s.at(name)))
-		return err
+		_, _ = commit(ctx, s.client, []clientv3.Cmp{s.unchanged(name, revision)}, op)
+		return nil
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/etcd/member"
 	"github.com/warren-net/warren/control/join"
@@ -166,5 +168,80 @@ func TestOldMembersCertificate(t *testing.T) {
 	}
 	if err := a.with(node); err != nil {
 		t.Errorf("the node's certificate of before it was promoted, which its daemon has: %v", err)
+	}
+
+	// It takes itself out, by its own right.
+	if err := member.Demote(t.Context(), a.clientOf(join.MemberFiles(b.o.StateDir)), "b"); err != nil {
+		t.Error(err)
+	}
+	if err := a.adminWith(join.MemberFiles(b.o.StateDir)); !errors.Is(err, etcd.ErrDenied) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestGuard: who is taken out hears nothing of what a watch says that it began before, and can fill the etcd with
+// nothing.
+func TestGuard(t *testing.T) {
+	a, n, m := first(t, "a"), newHost(t, "n"), newHost(t, "m")
+	for _, h := range []*host{n, m} {
+		if _, err := h.joinAt(a, a.token(join.TokenOptions{}), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key, admin := etcd.Prefix("test")+"nodes/", a.admin()
+	out, stays := a.clientOf(join.Files(n.o.StateDir)).Etcd(), a.clientOf(join.Files(m.o.StateDir)).Etcd()
+	old := out.Watch(t.Context(), key, clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+	other := stays.Watch(t.Context(), key, clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+	put := func(name string) {
+		t.Helper()
+		if _, err := admin.Etcd().Put(t.Context(), key+name, "x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	heard := func(w clientv3.WatchChan) string {
+		t.Helper()
+		select {
+		case resp := <-w:
+			if resp.Err() != nil || len(resp.Events) == 0 {
+				return ""
+			}
+			return string(resp.Events[0].Kv.Key)
+		case <-time.After(patience):
+			t.Fatal("a watch says nothing")
+			return ""
+		}
+	}
+	for _, w := range []clientv3.WatchChan{old, other} {
+		if got := <-w; !got.Created {
+			t.Fatalf("%+v", got)
+		}
+	}
+	put("x")
+	for _, w := range []clientv3.WatchChan{old, other} {
+		if got := heard(w); got != key+"x" {
+			t.Fatalf("%q", got)
+		}
+	}
+	if _, err := out.Grant(t.Context(), 60); err != nil {
+		t.Fatal(err)
+	}
+	if err := join.Evict(t.Context(), admin, "n"); err != nil {
+		t.Fatal(err)
+	}
+	put("y")
+	if got := heard(other); got != key+"y" {
+		t.Errorf("the one that stays hears %q", got)
+	}
+	if got := heard(old); got != "" {
+		t.Errorf("the one that is out hears %q", got)
+	}
+	if lease, err := out.Grant(t.Context(), 60); err == nil {
+		t.Errorf("it makes a lease: %+v", lease)
+	}
+	if list, err := out.MemberList(t.Context()); err == nil {
+		t.Errorf("it sees the members: %+v", list)
+	}
+	if _, err := stays.Grant(t.Context(), 60); err != nil {
+		t.Error(err)
 	}
 }

@@ -2,6 +2,7 @@ package member
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -23,8 +24,10 @@ func (o *Options) renewFirstPeers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	resp, err := c.Etcd().MemberList(ctx)
-	if err != nil {
-		o.Log.Debug("the members are not asked for their list", "error", c.Explain(err))
+	if err = c.Explain(err); errors.Is(err, etcd.ErrDenied) {
+		return fmt.Errorf("%w: %w", ErrRemoved, err)
+	} else if err != nil {
+		o.Log.Debug("the members are not asked for their list", "error", err)
 		return nil
 	}
 	self, peers := "https://"+o.Peer, map[string]string{o.Name: "https://" + o.Peer}

@@ -94,10 +94,13 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	g := &guard{}
+	cfg.GRPCAdditionalServerOptions = g.options()
 	server, err := start(cfg, &o, broken)
 	if err != nil {
 		return fmt.Errorf("start the etcd: %w%s", err, hint(err, &o))
 	}
+	g.server.Store(server.Server)
 	whole := true
 	defer func() {
 		if whole { // else it waits for goroutines that never go on
