@@ -251,7 +251,7 @@ func (s *Server) leave(ctx context.Context, r *question) (*answer, error) {
 // Evict takes a node out of the network: its name and CIDRs are given back, and its certificates are worth nothing any
 // more. The token that it came with lets it in no second time. The client is a member's.
 func Evict(ctx context.Context, client *etcd.Client, name string) error {
-	err := client.Remove(ctx, name)
+	err := steady(ctx, func() error { return client.Remove(ctx, name) })
 	if err != nil && !errors.Is(err, etcd.ErrNoNode) {
 		return err
 	}
@@ -266,6 +266,33 @@ func Evict(ctx context.Context, client *etcd.Client, name string) error {
 		return err
 	}
 	return Withdraw(ctx, client, name)
+}
+
+// Expel takes a node out that runs, as one does that fell into wrong hands: its rights go first, so that it cannot say
+// any more that it is alive, nor register again. The client is a member's.
+func Expel(ctx context.Context, client *etcd.Client, name string) error {
+	_, revision, err := (holders{client}).get(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := NewTokens(client).leave(ctx, name); err != nil {
+		return err
+	}
+	if err := Withdraw(ctx, client, name); err != nil {
+		return err
+	}
+	err = steady(ctx, func() error {
+		_, err := client.Etcd().Delete(ctx, etcd.Prefix(client.Network())+"alive/"+name)
+		return err
+	})
+	if err != nil {
+		return client.Explain(err)
+	}
+	err = steady(ctx, func() error { return client.Remove(ctx, name) })
+	if errors.Is(err, etcd.ErrNoNode) && revision != 0 {
+		return nil // it had a name, and was never registered
+	}
+	return err
 }
 
 // printable keeps what a stranger sent from breaking the lines of a log.

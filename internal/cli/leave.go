@@ -30,15 +30,16 @@ func newLeave() *cobra.Command {
 		Long: "Take this host out of its network: its name and pod CIDRs are given back, its daemon is stopped, and\n" +
 			"its certificates and its configuration are removed. On a member of the etcd run it while the daemon runs.\n" +
 			"With --node a member does it for another host, which is gone; what certificates that has are worth nothing\n" +
-			"then.",
+			"from then on. With --force that host may be running, as one that fell into wrong hands.",
 		Example: "  warren leave\n" +
-			"  warren leave --node gamma    # on a member, for a host that is gone",
+			"  warren leave --node gamma            # on a member, for a host that is gone\n" +
+			"  warren leave --node gamma --force    # and for one that runs, and is not to be trusted any more",
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd) },
 	}
 	configFlag(cmd, &l.config)
-	cmd.Flags().StringVar(&l.node, "node", "", "`NAME` of another host, which is gone")
+	cmd.Flags().StringVar(&l.node, "node", "", "`NAME` of another host")
 	cmd.Flags().BoolVar(&l.force, "force", false,
-		"also while pods are attached, and where the etcd does not answer or ends with this host")
+		"also while pods are attached, where the etcd does not answer or ends with this host, or while the other host runs")
 	return cmd
 }
 
@@ -114,6 +115,10 @@ func (l *leaving) without(err error) error {
 func (l *leaving) other(cmd *cobra.Command, n *network) error {
 	defer bounded(cmd, settle)()
 	if !n.spec.Own() {
+		if l.force {
+			return errors.New("the network's etcd is the user's own, which says who may do what: take that host's rights away " +
+				"there, then leave --force out")
+		}
 		client, err := n.client()
 		if err != nil {
 			return err
@@ -135,7 +140,14 @@ func (l *leaving) other(cmd *cobra.Command, n *network) error {
 			return fmt.Errorf("node %q is a member of the etcd: `warren control demote %s` first", l.node, l.node)
 		}
 	}
-	return join.Evict(cmd.Context(), client, l.node)
+	if l.force {
+		return join.Expel(cmd.Context(), client, l.node)
+	}
+	err = join.Evict(cmd.Context(), client, l.node)
+	if errors.Is(err, etcd.ErrAlive) {
+		return fmt.Errorf("%w; --force takes it out all the same, if it is not to be trusted any more", err)
+	}
+	return err
 }
 
 // asMember sees to the etcd that this host has a part of. The last one's ends the network, and only by force.

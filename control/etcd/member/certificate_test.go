@@ -3,12 +3,14 @@ package member_test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/etcd/member"
 	"github.com/warren-net/warren/control/join"
@@ -243,5 +245,34 @@ func TestGuard(t *testing.T) {
 	}
 	if _, err := stays.Grant(t.Context(), 60); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestExpel takes a node out that runs and goes on trying, with the member's rights alone.
+func TestExpel(t *testing.T) {
+	a, b := first(t, "a"), newHost(t, "b")
+	if _, err := b.joinAt(a, a.token(join.TokenOptions{}), nil); err != nil {
+		t.Fatal(err)
+	}
+	da, db := follow(t, a.node(a.o.Client), "192.0.2.1"), follow(t, b.node(a.o.Client), "192.0.2.2")
+	da.until("b", func() bool { return len(da.nodes["b"].PodCIDRs) == 1 })
+	if err := join.Evict(t.Context(), a.admin(), "b"); !errors.Is(err, etcd.ErrAlive) {
+		t.Fatalf("%v", err)
+	}
+	if err := a.with(join.Files(b.o.StateDir)); err != nil {
+		t.Errorf("what was refused took its rights: %v", err)
+	}
+	if err := join.Expel(t.Context(), a.admin(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	da.until("end of b", func() bool { _, ok := da.nodes["b"]; return !ok })
+	db.source.Publish(control.Node{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.3")}})
+	_ = db.problem(func(err error) bool { return errors.Is(err, etcd.ErrDenied) })
+	nodes, err := a.admin().Nodes(t.Context())
+	if err != nil || len(nodes) != 1 {
+		t.Errorf("%+v, %v", nodes, err)
+	}
+	if err := join.Expel(t.Context(), a.admin(), "b"); !errors.Is(err, etcd.ErrNoNode) {
+		t.Errorf("%v", err)
 	}
 }
