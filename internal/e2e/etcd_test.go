@@ -280,3 +280,39 @@ func children(t *testing.T, pid int) []int {
 	}
 	return out
 }
+
+// TestNodeInWrongHands: a node that runs is taken out by a member, which ends its traffic and what it may; with a token
+// the host is the node of that name again.
+func TestNodeInWrongHands(t *testing.T) {
+	c := newClusterFor(t, lab.Options{Prefix: "e2e"}, 4*time.Minute)
+	nodes := c.network("a", "b", "c")
+	a, b, d := nodes[0], nodes[1], nodes[2]
+	pb, pc := c.pod(b, "b1"), c.pod(d, "c1")
+	c.ping(pb.NS, pc.V4, lab.Ping{})
+	if out, err := a.Warren(c.ctx, "leave", "--node", "b"); err == nil || !strings.Contains(err.Error()+out, "--force") {
+		t.Errorf("a node that runs: %s, %v", out, err)
+	}
+	c.ping(pb.NS, pc.V6, lab.Ping{})
+	if _, err := a.Warren(c.ctx, "leave", "--node", "b", "--force"); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []*lab.Node{a, d} {
+		c.eventually(func() error {
+			if peers := ask[[]api.Peer](c, n, "peers"); len(peers) != 1 {
+				return fmt.Errorf("%w: %+v", errNotYet, peers)
+			}
+			return nil
+		})
+	}
+	c.within(contactWait, func() error {
+		if s := c.statusOf(b); !strings.Contains(s.Control.Problem, "refuses this host") {
+			return fmt.Errorf("%w: %+v", errNotYet, s.Control)
+		}
+		return nil
+	})
+	c.ok(b.Kill())
+	c.ok(os.RemoveAll(filepath.Join(b.StateDir, "etcd")))
+	c.ok(b.Join(c.ctx, a))
+	c.ok(b.Up(c.ctx))
+	c.ping(c.pod(b, "b2").NS, pc.V4, lab.Ping{})
+}
