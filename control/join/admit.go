@@ -110,7 +110,7 @@ func (s *Server) claim(ctx context.Context, id string, use Use) (*holder, int64,
 	}
 }
 
-// admit gives the host what it needs, and its rights.
+// admit gives the host what it needs, whose node has its rights already, and makes it a member if it wants to be one.
 func (s *Server) admit(ctx context.Context, r *question, key []byte, user string) (*answer, error) {
 	out := &answer{Version: wireVersion, Network: s.o.Client.Network(), CA: string(s.o.CA.PEM())}
 	cert, err := s.o.CA.issue([]byte(r.asked.Request), user)
