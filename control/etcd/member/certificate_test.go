@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -256,23 +257,33 @@ func TestExpel(t *testing.T) {
 	}
 	da, db := follow(t, a.node(a.o.Client), "192.0.2.1"), follow(t, b.node(a.o.Client), "192.0.2.2")
 	da.until("b", func() bool { return len(da.nodes["b"].PodCIDRs) == 1 })
-	if err := join.Evict(t.Context(), a.admin(), "b"); !errors.Is(err, etcd.ErrAlive) {
+	admin := a.admin()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // it says so after it has registered
+		nodes, err := admin.Nodes(t.Context())
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("b is not alive: %+v, %v", nodes, err)
+		}
+		if slices.ContainsFunc(nodes, func(n etcd.Listed) bool { return n.Name == "b" && n.Alive }) {
+			break
+		}
+	}
+	if err := join.Evict(t.Context(), admin, "b"); !errors.Is(err, etcd.ErrAlive) {
 		t.Fatalf("%v", err)
 	}
 	if err := a.with(join.Files(b.o.StateDir)); err != nil {
 		t.Errorf("what was refused took its rights: %v", err)
 	}
-	if err := join.Expel(t.Context(), a.admin(), "b"); err != nil {
+	if err := join.Expel(t.Context(), admin, "b"); err != nil {
 		t.Fatal(err)
 	}
 	da.until("end of b", func() bool { _, ok := da.nodes["b"]; return !ok })
 	db.source.Publish(control.Node{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.3")}})
 	_ = db.problem(func(err error) bool { return errors.Is(err, etcd.ErrDenied) })
-	nodes, err := a.admin().Nodes(t.Context())
+	nodes, err := admin.Nodes(t.Context())
 	if err != nil || len(nodes) != 1 {
 		t.Errorf("%+v, %v", nodes, err)
 	}
-	if err := join.Expel(t.Context(), a.admin(), "b"); !errors.Is(err, etcd.ErrNoNode) {
+	if err := join.Expel(t.Context(), admin, "b"); !errors.Is(err, etcd.ErrNoNode) {
 		t.Errorf("%v", err)
 	}
 }
