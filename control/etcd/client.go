@@ -182,11 +182,7 @@ func (c *Client) probe(endpoint string) string {
 	}
 	conn, err := d.Dial("tcp", u.Host)
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) {
-			err = op.Err
-		}
-		return strings.TrimPrefix(err.Error(), "connect: ")
+		return cause(err)
 	}
 	defer conn.Close()
 	if c.cfg.TLS == nil {
@@ -199,8 +195,12 @@ func (c *Client) probe(endpoint string) string {
 	cfg.NextProtos = []string{"h2"}
 	t := tls.Client(conn, cfg)
 	_ = t.SetDeadline(time.Now().Add(probeTimeout)) // of a socket that is open
-	if err := t.Handshake(); err != nil {
-		return err.Error()
+	var late net.Error
+	if err := t.Handshake(); errors.As(err, &late) && late.Timeout() {
+		// So does an etcd's member that has not found the majority since it started.
+		return "it takes connections and says nothing"
+	} else if err != nil {
+		return cause(err)
 	}
 	// With TLS 1.3 the server says only after the handshake that it does not take the certificate.
 	return closed(t)
@@ -218,5 +218,18 @@ func closed(conn net.Conn) string {
 	case errors.Is(err, io.EOF):
 		return "it closes the connection"
 	}
-	return err.Error()
+	return cause(err)
+}
+
+// cause is an error without the ports of the connection: with them each try would have news to tell.
+func cause(err error) string {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err
+	}
+	text := err.Error()
+	for _, call := range []string{"connect: ", "read: ", "write: "} {
+		text = strings.TrimPrefix(text, call)
+	}
+	return text
 }
