@@ -105,7 +105,7 @@ func Run(ctx context.Context, o Options) error {
 	defer func() {
 		if whole { // else it waits for goroutines that never go on
 			closing.Store(true)
-			server.Close()
+			end(server)
 		}
 	}()
 	ctx, cancel := context.WithCancel(ctx)
@@ -141,6 +141,17 @@ func Run(ctx context.Context, o Options) error {
 		}
 		return ErrRemoved // else only Close stops it
 	}
+}
+
+// end stops the server. Close by itself waits for the servers of clients, which begin when the etcd is ready: one that
+// never was, as it found no majority of its members, would be waited for without end.
+func end(server *embed.Etcd) {
+	select {
+	case <-server.Server.ReadyNotify():
+	default:
+		server.Server.Stop()
+	}
+	server.Close()
 }
 
 // hint says what to do about errors that etcd words for those who know it.

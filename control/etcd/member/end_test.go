@@ -1,0 +1,37 @@
+package member_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/control/etcd/member"
+	"github.com/warren-net/warren/control/join"
+)
+
+// TestEndWithoutMajority: a member that has not found the majority since it started ends when it is asked to.
+func TestEndWithoutMajority(t *testing.T) {
+	a, b := first(t, "a"), newHost(t, "b")
+	got, err := b.joinAt(a, a.token(join.TokenOptions{Member: true}),
+		&join.MemberAddresses{Client: b.o.Client, Peer: b.o.Peer, Join: b.o.Join})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.o.FirstPeers = got.Peers
+	b.run() // until it votes
+	b.end()
+	a.end()
+
+	ctx, stop := context.WithTimeout(t.Context(), 2*time.Second)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- member.Run(ctx, a.o) }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Error("it does not end")
+	}
+}
