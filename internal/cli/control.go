@@ -20,7 +20,7 @@ func newControl() *cobra.Command {
 			"becomes of them: they are needed for hosts that join or leave.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newControlMembers(), newPromote(), newDemote())
+	cmd.AddCommand(newControlMembers(), newPromote(), newDemote(), newControlAlone())
 	return cmd
 }
 

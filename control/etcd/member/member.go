@@ -47,6 +47,7 @@ type Options struct {
 	Others     []string
 
 	begins bool // an etcd of its own, where there is no data: only Bootstrap does
+	alone  bool // without the other members that its data knows of: only MakeAlone does
 
 	Timing Timing
 
@@ -226,6 +227,7 @@ func (o *Options) config(log *zap.Logger) (*embed.Config, error) {
 	if o.begins {
 		cfg.ClusterState = embed.ClusterStateFlagNew
 	}
+	cfg.ForceNewCluster = o.alone
 	peers := []string{o.Name + "=https://" + o.Peer}
 	if len(o.FirstPeers) > 1 {
 		peers = nil

@@ -1,0 +1,34 @@
+package member
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/warren-net/warren/control/etcd"
+	"github.com/warren-net/warren/control/join"
+)
+
+// MakeAlone makes this host the only member of the etcd whose data it has, for when the others are lost or have lost
+// theirs: without most of them the etcd can change nothing, its list of members neither. What the others know beyond
+// this data is lost, so none of them may go on with its own. The daemon must not run. It can be repeated where it
+// failed or was killed half way.
+func MakeAlone(ctx context.Context, o Options) error {
+	if !HasData(o.StateDir) {
+		return fmt.Errorf("no data of an etcd's member is in %s: put a backup there first", dataDir(o.StateDir))
+	}
+	o.alone = true
+	return With(ctx, o, func(ctx context.Context, client *etcd.Client) error {
+		members, err := client.Members(ctx)
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for _, m := range members {
+			if m.Name != o.Name {
+				errs = append(errs, client.DeleteMember(ctx, m.Name), join.WithdrawMember(ctx, client, m.Name))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
