@@ -38,6 +38,10 @@ type Config struct {
 	// for the etcd that Warren runs; one that the user runs may be behind a name or a proxy.
 	FollowMembers bool
 
+	// Certified says that the etcd knows nodes by their certificates, so that whoever writes as the node is it. Without
+	// that a host gets the name of one that is away only if it has one of its addresses.
+	Certified bool
+
 	LeaseTTL time.Duration // how long a node that is away keeps its name and CIDRs; 0: DefaultLeaseTTL
 	AliveTTL time.Duration // how long until it counts as away; 0: DefaultAliveTTL
 

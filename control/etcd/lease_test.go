@@ -85,9 +85,9 @@ func TestRangeUsedUp(t *testing.T) {
 
 func TestTwoNodesOfOneName(t *testing.T) {
 	c := newCluster(t, testSettings())
-	first := c.start(c.config("a", t.TempDir()))
+	home, dir := t.TempDir(), t.TempDir()
+	first := c.start(c.config("a", home))
 	was := first.registered()
-	dir := t.TempDir()
 	second := c.start(c.config("a", dir))
 	err := second.problem(func(err error) bool { return errors.Is(err, etcd.ErrNameTaken) })
 	if !strings.Contains(err.Error(), was.Addresses[0].String()) || !strings.Contains(err.Error(), "another name") {
@@ -104,6 +104,32 @@ func TestTwoNodesOfOneName(t *testing.T) {
 	if err := c.client().Remove(t.Context(), "a"); !errors.Is(err, etcd.ErrAlive) {
 		t.Errorf("removed a node that runs: %v", err)
 	}
+	for d, want := range map[string]bool{dir: false, home: true} {
+		client, err := etcd.NewClient(c.config("a", d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		if ours, err := client.Ours(t.Context()); err != nil || ours != want {
+			t.Errorf("the name is its own: %t, %v, want %t", ours, err, want)
+		}
+	}
+
+	// One that is away for a while keeps its name, unless it is taken out.
+	second.end()
+	first.end()
+	elsewhere := c.startQuiet(c.config("a", t.TempDir()))
+	elsewhere.source.Publish(self(2))
+	err = elsewhere.problem(func(err error) bool { return errors.Is(err, etcd.ErrNameTaken) })
+	if !strings.Contains(err.Error(), "which is away") || !strings.Contains(err.Error(), "warren leave --node a") {
+		t.Error(err)
+	}
+	if err := c.client().Remove(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if got := elsewhere.registered(); got.Addresses[0] != self(2).Addresses[0] {
+		t.Errorf("%+v", got)
+	}
 }
 
 // TestStateLost holds that a host which lost its state directory gets its name and CIDRs back by its name.
@@ -112,7 +138,9 @@ func TestStateLost(t *testing.T) {
 	first := c.start(c.config("a", t.TempDir()))
 	was := first.registered()
 	first.end()
-	again := c.start(c.config("a", t.TempDir()))
+	cfg := c.config("a", t.TempDir())
+	cfg.Certified = true
+	again := c.start(cfg)
 	again.until("the new key", func() bool { return again.registered().PublicKey != was.PublicKey })
 	if got := again.nodes["a"]; !slices.Equal(got.PodCIDRs, was.PodCIDRs) {
 		t.Errorf("had %+v, has %+v", was, got)

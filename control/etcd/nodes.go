@@ -69,6 +69,22 @@ func (c *Client) Away(ctx context.Context) error {
 	return c.Explain(err)
 }
 
+// Ours reports whether the node's name is this host's, or nobody's, and not another's that has it too.
+func (c *Client) Ours(ctx context.Context) (bool, error) {
+	st, err := loadState(&c.cfg)
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := c.bounded(ctx)
+	defer cancel()
+	resp, err := c.etcd.Get(ctx, c.keys.node(c.cfg.Node))
+	if err != nil || len(resp.Kvs) == 0 {
+		return true, c.Explain(err)
+	}
+	_, r := decodeNode(c.cfg.Node, resp.Kvs[0].Value, 0)
+	return r == nil || r.ID == st.ID, nil
+}
+
 // ErrNoNode says that the network has no such node.
 var ErrNoNode = errors.New("there is no such node")
 

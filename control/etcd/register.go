@@ -169,12 +169,23 @@ func (r *registrar) lookAt(ctx context.Context, s *sight) error {
 func (r *registrar) settle(ctx context.Context, self *control.Node, s *sight) (done bool, err error) {
 	name := r.client.cfg.Node
 	// A host that lost its state directory has another id than before. It gets its name back as long as nobody lives
-	// under it; where Warren runs the etcd its certificate has proven the name as well.
+	// under it, if a certificate or an address says that it is the same one.
 	foreign := s.record != nil && s.record.ID != r.state.ID
-	if foreign && s.alive != "" && s.alive != r.state.ID {
+	same := foreign && (r.client.cfg.Certified || slices.ContainsFunc(self.Addresses, func(a netip.Addr) bool {
+		return slices.Contains(s.record.Addresses, a)
+	}))
+	switch alive := foreign && s.alive != "" && s.alive != r.state.ID; {
+	case alive && same:
 		return false, fmt.Errorf("%w: node %q of network %q runs already, at %s: give this one another name with `node`; if "+
 			"it is this host, which lost its state directory, it gets its name within %s", ErrNameTaken, name,
 			r.client.cfg.Network, texts(s.record.Addresses), r.client.cfg.AliveTTL)
+	case alive:
+		return false, fmt.Errorf("%w: node %q of network %q runs already, at %s: give this one another name with `node`",
+			ErrNameTaken, name, r.client.cfg.Network, texts(s.record.Addresses))
+	case foreign && !same:
+		return false, fmt.Errorf("%w: node %q of network %q is the one at %s, which is away: give this one another name "+
+			"with `node`; if it takes that one's place, `warren leave --node %s` on another host frees the name",
+			ErrNameTaken, name, r.client.cfg.Network, texts(s.record.Addresses), name)
 	}
 	if foreign && len(r.state.PodCIDRs) > 0 {
 		// It was here before, so it did not lose its state: somebody else had the name meanwhile.

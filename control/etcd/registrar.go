@@ -148,7 +148,7 @@ func (r *registrar) keepLease(ctx context.Context) error {
 // leaseBefore is the lease that the node had before it was started; 0: none. A host that lost its state directory goes
 // on with that of its record, so that it has its pod CIDRs since when it had them.
 func (r *registrar) leaseBefore(ctx context.Context) (clientv3.LeaseID, error) {
-	if r.state.Lease != 0 {
+	if r.state.Lease != 0 || !r.client.cfg.Certified { // else it might be another host's, which ends with its lease
 		return r.state.Lease, nil
 	}
 	ctx, cancel := r.client.bounded(ctx)

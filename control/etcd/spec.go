@@ -88,7 +88,8 @@ func (s *Spec) plain() bool {
 
 // Config is the configuration of a source or a client; own are the files for Warren's own etcd (join.Files).
 func (s *Spec) Config(own Files) (Config, error) {
-	c := Config{Endpoints: append([]string(nil), s.Endpoints...), Network: s.Network, FollowMembers: s.Own()}
+	c := Config{Endpoints: append([]string(nil), s.Endpoints...), Network: s.Network, FollowMembers: s.Own(),
+		Certified: s.Own()}
 	if s.Lease != "" {
 		var err error
 		if c.LeaseTTL, err = time.ParseDuration(s.Lease); err != nil {

@@ -187,6 +187,12 @@ func (l *leaving) giveBack(cmd *cobra.Command, n *network) error {
 		return err
 	}
 	defer client.Close()
+	if ours, err := client.Ours(cmd.Context()); err != nil {
+		return err
+	} else if !ours {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warren: node %q of the network is another host, and stays in it\n", n.cfg.Node)
+		return nil
+	}
 	if err := client.Away(cmd.Context()); err != nil {
 		return err
 	}

@@ -93,7 +93,7 @@ func workersTable(w io.Writer, workers []api.Worker) error {
 
 func controlText(c *api.Control) string {
 	if c.Problem != "" {
-		return c.Source + ", which does not answer now"
+		return c.Source + ", which says nothing now (see warnings)"
 	}
 	return c.Source
 }

@@ -268,7 +268,11 @@ func (o *Options) serve(ctx context.Context, client *etcd.Client, ca *join.CA, s
 		}
 		if text := err.Error(); text != said && ctx.Err() == nil {
 			said = text
-			o.Log.Warn("this member is not in service yet", "error", err)
+			level := slog.LevelWarn
+			if errors.Is(err, errInTime) {
+				level = slog.LevelInfo
+			}
+			o.Log.Log(ctx, level, "this member is not in service yet", "reason", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -287,6 +291,9 @@ func (o *Options) serve(ctx context.Context, client *etcd.Client, ca *join.CA, s
 	s := join.NewServer(join.ServerOptions{CA: ca, Client: client, StateDir: o.StateDir, Log: o.Log})
 	return s.Serve(ctx, l)
 }
+
+// errInTime says that nothing is wrong.
+var errInTime = errors.New("it takes its time")
 
 // arrive is one try to be a voting member that everybody knows.
 func (o *Options) arrive(ctx context.Context, client *etcd.Client, server *embed.Etcd) error {
@@ -310,7 +317,7 @@ func (o *Options) promote(ctx context.Context, server *embed.Etcd) error {
 		}
 	}
 	if len(voters) == 0 {
-		return errors.New("it waits for the list of members")
+		return fmt.Errorf("%w: it waits for the list of members", errInTime)
 	}
 	c, err := clientAt(o, voters)
 	if err != nil {
@@ -322,11 +329,11 @@ func (o *Options) promote(ctx context.Context, server *embed.Etcd) error {
 	_, err = c.Etcd().MemberPromote(ctx, uint64(server.Server.MemberID()))
 	if err != nil && rpctypes.ErrorDesc(err) != rpctypes.ErrorDesc(rpctypes.ErrGRPCMemberNotLearner) {
 		if rpctypes.ErrorDesc(err) == rpctypes.ErrorDesc(rpctypes.ErrGRPCLearnerNotReady) {
-			return errors.New("it fetches the data of the others")
+			return fmt.Errorf("%w: it fetches the data of the others", errInTime)
 		}
 		return c.Explain(err)
 	}
-	return errors.New("it was made a voting member, and waits to hear of it")
+	return fmt.Errorf("%w: it was made a voting member, and waits to hear of it", errInTime)
 }
 
 func clientAt(o *Options, endpoints []string) (*etcd.Client, error) {
