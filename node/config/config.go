@@ -372,7 +372,11 @@ func (c *Config) Encrypted(peer *control.Node) bool {
 
 // Direct says when the peer is reached without a tunnel.
 func (c *Config) Direct(peer *control.Node) control.Directness {
-	return control.DirectBetween(&c.Self, peer)
+	d := control.DirectBetween(&c.Self, peer)
+	if c.Control != Static { // a node that no longer asks for it stops before the others hear of that
+		d = min(d, control.DirectBetween(&c.Own, peer))
+	}
+	return d
 }
 
 // Encapsulation is what this node asks for. With a peer that asks for VXLAN it is that; Encrypted knows.

@@ -262,6 +262,21 @@ peers: [{name: laptop, addresses: [10.244.9.9], publicKey: "%s"}]
 		len(adopted.Self.PodCIDRs) != 1 || len(known.NeedsRestart(next)) > 0 {
 		t.Errorf("%+v, %v, restart for %v", adopted, err, known.NeedsRestart(next))
 	}
+	// A node is direct once the others know that it asks for it, and no longer once it does not ask.
+	peer := control.Node{Name: "b", Encapsulation: control.Auto}
+	for _, d := range []struct {
+		file, known control.Encapsulation
+		want        control.Directness
+	}{
+		{control.Auto, control.Auto, control.OnLink}, {control.Auto, control.VXLAN, control.Never},
+		{control.VXLAN, control.Auto, control.Never}, {control.VXLAN, "", control.Never},
+	} {
+		both := *known
+		both.Own.Encapsulation, both.Self.Encapsulation = d.file, d.known
+		if got := both.Direct(&peer); got != d.want {
+			t.Errorf("asks for %s, known to ask for %s: %d, want %d", d.file, d.known, got, d.want)
+		}
+	}
 	named, err := Parse(Source{File: "w.yaml", Data: []byte("cluster: [10.244.0.0/16]\n"), Hostname: "host", Node: "said",
 		Control: Kubernetes})
 	if err != nil || named.Node != "said" || named.Own.Name != "said" || named.Control != Kubernetes {
