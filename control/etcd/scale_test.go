@@ -100,8 +100,10 @@ func TestScale(t *testing.T) {
 	w.all("everybody", func(n *counted) bool { return n.knows.Load() == nodes })
 	w.settle()
 
-	// A node that joins writes twice: record and CIDR in one step, and that it is alive.
-	if wrote := w.revision() - before; wrote > 2*nodes {
+	// A node that joins writes twice: record and CIDR in one step, and that it is alive. Where the machine has so much to do
+	// that the etcd gives a question up, the latter may be written once more.
+	const again = nodes / 5
+	if wrote := w.revision() - before; wrote > 2*nodes+again {
 		t.Errorf("%d writes for %d nodes", wrote, nodes)
 	}
 	// It asks a fixed number of times, however many others there are: list, settings, lease, look, what is taken, write
@@ -148,7 +150,7 @@ func TestScale(t *testing.T) {
 		return n.entries.Load() == told[i]+changes
 	})
 	w.settle()
-	if wrote := w.revision() - before; wrote != changes {
+	if wrote := w.revision() - before; wrote < changes || wrote > changes+again {
 		t.Errorf("%d writes for %d changes", wrote, changes)
 	}
 	for i, n := range w.nodes {

@@ -32,8 +32,8 @@ func newLeave() *cobra.Command {
 			"With --node a member does it for another host, which is gone; what certificates that has are worth nothing\n" +
 			"from then on. With --force that host may be running, as one that fell into wrong hands.",
 		Example: "  warren leave\n" +
-			"  warren leave --node gamma            # on a member, for a host that is gone\n" +
-			"  warren leave --node gamma --force    # and for one that runs, and is not to be trusted any more",
+			"  warren leave --node gamma            # on a member: one that is gone\n" +
+			"  warren leave --node gamma --force    # one that is in wrong hands",
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd) },
 	}
 	configFlag(cmd, &l.config)

@@ -17,7 +17,15 @@ func header(from, to string) []byte {
 	if src.Is6() {
 		b = []byte{0x60, 0, 0, 0, 0, 0, 17, 64}
 	}
-	return append(append(b, src.AsSlice()...), dst.AsSlice()...)
+	b = append(append(b, src.AsSlice()...), dst.AsSlice()...)
+	if src.Is4() {
+		var sum uint32
+		for i := 0; i < len(b); i += 2 {
+			sum += uint32(binary.BigEndian.Uint16(b[i:]))
+		}
+		binary.BigEndian.PutUint16(b[10:], ^uint16(sum%0xffff))
+	}
+	return b
 }
 
 func TestPlaintext(t *testing.T) {
@@ -40,6 +48,7 @@ func TestPlaintext(t *testing.T) {
 		"between pods, IPv6":            {inside(header("fd00:10:244:1::2", "fd00:10:244:2::2")), true},
 		"from a pod to a node":          {inside(header("10.244.1.2", "192.0.2.2")), true},
 		"from a node to a pod, IPv6":    {inside(header("2001:db8::1", "fd00:10:244:2::2")), true},
+		"addresses by chance":           {inside(append(header("10.244.1.2", "10.244.2.2")[:19], 3)), false},
 		"a header that is cut":          {inside(header("10.244.1.2", "10.244.2.2"))[:135], false},
 		"the beginning of a transfer":   {inside(block[:probeEvery+2*windowBytes]), true},
 		"the end of a transfer's block": {inside(block[blockSize-probeEvery-2*windowBytes:]), true},
