@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -27,7 +28,8 @@ type follower struct {
 	own   chan struct{} // the own node's record changed
 	again chan struct{} // what was read counts no longer
 
-	settings Settings // of the last list
+	settings Settings        // of the last list
+	terms    map[string]term // since when each node has which pod CIDRs
 
 	seen    atomic.Int64  // the newest revision that was delivered
 	cluster atomic.Uint64 // the etcd that it was of
@@ -78,14 +80,14 @@ func (f *follower) list(ctx context.Context) (next int64, err error) {
 		nodes    []control.Node
 		revision int64
 	)
-	terms := map[string]term{}
+	f.terms = map[string]term{}
 	if err := f.pages(ctx, f.client.keys.allLeased(), &revision, func(name string, kv *mvccpb.KeyValue) {
-		terms[name] = termIn([]*mvccpb.KeyValue{kv})
+		f.terms[name] = termIn([]*mvccpb.KeyValue{kv})
 	}); err != nil {
 		return 0, err
 	}
 	if err := f.pages(ctx, f.client.keys.nodes(), &revision, func(name string, kv *mvccpb.KeyValue) {
-		nodes = append(nodes, f.since(f.node(name, kv), terms[name]))
+		nodes = append(nodes, f.node(name, kv))
 	}); err != nil {
 		return 0, err
 	}
@@ -134,8 +136,10 @@ func (f *follower) get(ctx context.Context, key string, opts ...clientv3.OpOptio
 func (f *follower) follow(ctx context.Context, next int64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// A member that lost the others says so instead of staying silent: another one may have them.
-	events := f.client.etcd.Watch(clientv3.WithRequireLeader(ctx), f.client.keys.nodes(), clientv3.WithPrefix(),
+	// A member that lost the others says so instead of staying silent: another one may have them. What is between the two
+	// kinds of keys seldom changes.
+	events := f.client.etcd.Watch(clientv3.WithRequireLeader(ctx), f.client.keys.allLeased(),
+		clientv3.WithRange(clientv3.GetPrefixRangeEnd(f.client.keys.nodes())),
 		clientv3.WithRev(next), clientv3.WithProgressNotify(), clientv3.WithFragment())
 	for {
 		select {
@@ -165,28 +169,36 @@ func (f *follower) follow(ctx context.Context, next int64) error {
 // update is what the events come to together. Each node is in it once, as it is after the last of them.
 func (f *follower) update(events []*clientv3.Event) control.Update {
 	var u control.Update
-	prefix := f.client.keys.nodes()
-	known := make(map[string]bool, len(events))
-	for _, e := range slices.Backward(events) {
-		name := strings.TrimPrefix(string(e.Kv.Key), prefix)
-		if name == f.client.cfg.Node {
-			nudge(f.own)
+	// Who writes both kinds at once writes the terms first.
+	latest := make(map[string]*mvccpb.KeyValue, len(events)) // of records; nil: it is gone
+	for _, e := range events {
+		if name, ok := strings.CutPrefix(string(e.Kv.Key), f.client.keys.allLeased()); ok {
+			if f.terms[name] = termIn([]*mvccpb.KeyValue{e.Kv}); e.Type == clientv3.EventTypeDelete {
+				delete(f.terms, name)
+			}
 		}
-		switch {
-		case known[name]:
-		case e.Type == clientv3.EventTypeDelete:
+		if name, ok := strings.CutPrefix(string(e.Kv.Key), f.client.keys.nodes()); ok {
+			if name == f.client.cfg.Node {
+				nudge(f.own)
+			}
+			if latest[name] = e.Kv; e.Type == clientv3.EventTypeDelete {
+				latest[name] = nil
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(latest)) {
+		if kv := latest[name]; kv == nil {
 			u.Gone = append(u.Gone, name)
-		default:
-			u.Nodes = append(u.Nodes, f.node(name, e.Kv))
+		} else {
+			u.Nodes = append(u.Nodes, f.node(name, kv))
 		}
-		known[name] = true
 	}
 	return u
 }
 
-// since puts a node's claim in its order: who has its pod CIDRs for longer comes first. Only for a claim that is new
-// to this host that matters, and all that are, it lists; of one that changes later, the change is what is new.
-func (f *follower) since(n control.Node, t term) control.Node {
+// since puts a node's claim in its order: who has its pod CIDRs for longer comes first.
+func (f *follower) since(n control.Node) control.Node {
+	t := f.terms[n.Name]
 	switch {
 	case n.Broken != "" || len(n.PodCIDRs) == 0:
 		return n
@@ -213,7 +225,7 @@ func (f *follower) node(name string, kv *mvccpb.KeyValue) control.Node {
 		}
 	}
 	if r == nil || name != f.client.cfg.Node || r.ID == f.id {
-		return n
+		return f.since(n)
 	}
 	return control.Node{Name: name, Order: n.Order, Broken: fmt.Sprintf("another host has this node's name in etcd, the "+
 		"one at %s: give one of them another name with `node`; if it is this host, which lost its state directory, it gets "+

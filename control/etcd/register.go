@@ -207,9 +207,10 @@ func (r *registrar) settle(ctx context.Context, self *control.Node, s *sight) (d
 
 	var w writes
 	k := r.client.keys
-	w.put(k.node(name), s.node, want.marshal(), r.lease, s.record != nil && s.record.same(&want))
-	w.put(k.leased(name), s.leased.found, marshal(leased{recordVersion, cidrs}), r.lease,
-		slices.Equal(s.leased.cidrs, cidrs))
+	// Who follows looks at the terms when it sees the record.
+	sameTerm := slices.Equal(s.leased.cidrs, cidrs) && s.leased.lease == r.lease
+	w.put(k.leased(name), s.leased.found, marshal(leased{recordVersion, cidrs}), r.lease, sameTerm)
+	w.put(k.node(name), s.node, want.marshal(), r.lease, sameTerm && s.record != nil && s.record.same(&want))
 	for _, p := range cidrs {
 		h, mine := s.cidrs[p], owner{recordVersion, name, r.state.ID}
 		w.put(k.cidr(p.String()), h.found, marshal(mine), r.lease, h.owner == mine)
@@ -233,7 +234,44 @@ func (r *registrar) settle(ctx context.Context, self *control.Node, s *sight) (d
 			return false, nil
 		}
 	}
+	if contested, err := r.contested(ctx, s, cidrs); err != nil || contested {
+		return false, err
+	}
 	return true, r.remember(&want)
+}
+
+// contested reports whether another node claims a CIDR for longer that this one has only now: between the look and the
+// write it may have written so, and nobody would believe this one then.
+func (r *registrar) contested(ctx context.Context, s *sight, cidrs []netip.Prefix) (bool, error) {
+	if !slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return !slices.Contains(s.leased.cidrs, p) }) {
+		return false, nil
+	}
+	terms, err := r.terms(ctx)
+	if err != nil {
+		return false, err
+	}
+	mine, found := terms[r.client.cfg.Node], false
+	for name, t := range terms {
+		for _, p := range t.cidrs {
+			if name != r.client.cfg.Node && slices.Contains(cidrs, p) && t.modified < mine.modified {
+				if r.lost == nil {
+					r.lost = map[netip.Prefix]bool{}
+				}
+				r.lost[p], found = true, true
+			}
+		}
+	}
+	return found, nil
+}
+
+// terms reads which pod CIDRs all nodes have, and since when.
+func (r *registrar) terms(ctx context.Context) (map[string]term, error) {
+	out := map[string]term{}
+	revision := int64(0)
+	err := r.follower.pages(ctx, r.client.keys.allLeased(), &revision, func(name string, kv *mvccpb.KeyValue) {
+		out[name] = termIn([]*mvccpb.KeyValue{kv})
+	})
+	return out, err
 }
 
 // writes are a transaction that is made as long as all keys are as they were found.
@@ -310,6 +348,8 @@ func (r *registrar) had(s *sight, is4 bool) (netip.Prefix, bool) {
 func (r *registrar) mayHave(p netip.Prefix, s *sight, h *held) bool {
 	mine := slices.Contains(s.leased.cidrs, p)
 	switch {
+	case r.lost[p]:
+		return false
 	case h.modified == 0 || h.owner.Node == r.client.cfg.Node:
 		return true
 	case h.owner.Node == "":
@@ -320,8 +360,12 @@ func (r *registrar) mayHave(p netip.Prefix, s *sight, h *held) bool {
 	return mine && s.leased.modified < h.term.modified
 }
 
-// taken reads which CIDRs somebody has.
+// taken reads which CIDRs somebody has, or says so.
 func (r *registrar) taken(ctx context.Context) (map[netip.Prefix]bool, error) {
+	terms, err := r.terms(ctx)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := r.client.bounded(ctx)
 	defer cancel()
 	resp, err := r.client.etcd.Get(ctx, r.client.keys.cidrs(), clientv3.WithPrefix(), clientv3.WithKeysOnly())
@@ -332,6 +376,11 @@ func (r *registrar) taken(ctx context.Context) (map[netip.Prefix]bool, error) {
 	for _, kv := range resp.Kvs {
 		if p, err := netip.ParsePrefix(r.client.keys.cidrText(string(kv.Key))); err == nil {
 			out[p] = true
+		}
+	}
+	for name, t := range terms {
+		for _, p := range t.cidrs {
+			out[p] = out[p] || name != r.client.cfg.Node || r.lost[p]
 		}
 	}
 	return out, nil

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -36,7 +37,8 @@ type registrar struct {
 	settings *Settings        // of the last look
 	lease    clientv3.LeaseID // that the etcd was seen to have; 0: none
 	alive    clientv3.LeaseID
-	holds    *record // what the etcd was last seen to have of this node; nil: something else
+	holds    *record               // what the etcd was last seen to have of this node; nil: something else
+	lost     map[netip.Prefix]bool // CIDRs that another node claims for longer; nil: none
 	renewed  time.Time
 }
 

@@ -100,8 +100,8 @@ func TestScale(t *testing.T) {
 	w.all("everybody", func(n *counted) bool { return n.knows.Load() == nodes })
 	w.settle()
 
-	// A node that joins writes twice: record and CIDR in one step, and that it is alive. Where the machine has so much to do
-	// that the etcd gives a question up, the latter may be written once more.
+	// A node that joins writes twice: record and CIDR in one step, and that it is alive. Where the machine has so much to
+	// do that the etcd gives a question up, the latter may be written once more.
 	const again = nodes / 5
 	if wrote := w.revision() - before; wrote > 2*nodes+again {
 		t.Errorf("%d writes for %d nodes", wrote, nodes)

@@ -119,12 +119,18 @@ func simAddress(index, n int) netip.Addr {
 
 // sees says what a node finds: all keys but the records of those whom it does not see.
 func (n *simNode) sees(from string) func(key string) bool {
-	for _, kind := range []string{"nodes/", "leased/"} {
-		if records := etcd.Prefix(simNetwork) + kind; strings.HasPrefix(from, records) {
-			return func(key string) bool { return n.seesNode(key[len(records):]) }
-		}
+	kinds := []string{etcd.Prefix(simNetwork) + "nodes/", etcd.Prefix(simNetwork) + "leased/"}
+	if !slices.ContainsFunc(kinds, func(kind string) bool { return strings.HasPrefix(from, kind) }) {
+		return nil
 	}
-	return nil
+	return func(key string) bool {
+		for _, kind := range kinds {
+			if name, ok := strings.CutPrefix(key, kind); ok {
+				return n.seesNode(name)
+			}
+		}
+		return true
+	}
 }
 
 func (n *simNode) seesNode(name string) bool {

@@ -1,12 +1,20 @@
 package etcd_test
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/control/etcd"
@@ -61,8 +69,7 @@ func TestTakeover(t *testing.T) {
 	inForce("after the victim changed")
 }
 
-// TestForgedLocks deletes the keys that keep nodes from leasing one pod CIDR, so that a new node takes one that another
-// has. It is the new one that gives way.
+// TestForgedLocks forges and deletes the keys that keep nodes from leasing one pod CIDR: nobody gets what another has.
 func TestForgedLocks(t *testing.T) {
 	// Two are there, one for each.
 	c := newCluster(t, etcd.Settings{Ranges: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/23")}})
@@ -72,33 +79,85 @@ func TestForgedLocks(t *testing.T) {
 	if had == free {
 		free = netip.MustParsePrefix("10.244.1.0/24")
 	}
-	key := func(p netip.Prefix) string { return "cidrs/" + strings.ReplaceAll(p.String(), "/", "_") }
-	c.put(key(free), `{"version":1,"node":"nobody","id":"x"}`)
-	if _, err := c.client().Etcd().Delete(t.Context(), etcd.Prefix("test")+key(had)); err != nil {
-		t.Fatal(err)
-	}
-	b := c.start(c.config("b", t.TempDir()))
-	if got := b.registered().PodCIDRs[0]; got != had {
-		t.Fatalf("b has %v", got)
-	}
-
-	look := func(d *daemon, i int) {
+	lock := func(p netip.Prefix) string { return "cidrs/" + strings.ReplaceAll(p.String(), "/", "_") }
+	remove := func(at string) {
 		t.Helper()
-		d.source.Publish(self(i))
-		d.until("a look", func() bool { return d.nodes[d.name].Addresses[0] == self(i).Addresses[0] })
+		if _, err := c.client().Etcd().Delete(t.Context(), etcd.Prefix("test")+at); err != nil {
+			t.Fatal(err)
+		}
 	}
-	look(a, 11)
-	if got := a.nodes["a"].PodCIDRs[0]; got != had || !strings.Contains(c.get(key(had)), `"a"`) {
-		t.Fatalf("a has %v, and the key says %s", got, c.get(key(had)))
-	}
-	b.source.Publish(self(12))
+	c.put(lock(free), `{"version":1,"node":"nobody","id":"x"}`)
+	remove(lock(had))
+	b := c.start(c.config("b", t.TempDir()))
 	_ = b.problem(func(err error) bool { return errors.Is(err, etcd.ErrUsedUp) })
-	if _, err := c.client().Etcd().Delete(t.Context(), etcd.Prefix("test")+key(free)); err != nil {
-		t.Fatal(err)
+	remove(lock(free))
+	if got := b.registered().PodCIDRs[0]; got != free {
+		t.Errorf("b has %v", got)
 	}
-	b.until("the other one", func() bool { return b.nodes["b"].PodCIDRs[0] == free })
-	look(a, 13)
-	if got := a.nodes["a"].PodCIDRs[0]; got != had {
-		t.Errorf("a has %v, and had %v", got, had)
+	moved := self(11)
+	a.source.Publish(moved)
+	a.until("a look", func() bool { return a.nodes["a"].PublicKey == moved.PublicKey })
+	if got := a.nodes["a"].PodCIDRs[0]; got != had || !strings.Contains(c.get(lock(had)), `"a"`) {
+		t.Errorf("a has %v, and the key says %s", got, c.get(lock(had)))
+	}
+}
+
+// TestClaimBeforehand has a node claim what the next one is to get: beforehand, and in the moment in which that one
+// takes it. It gets what nobody claims.
+func TestClaimBeforehand(t *testing.T) {
+	c := newCluster(t, etcd.Settings{Ranges: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/22")}})
+	claim := func(node, cidr string) {
+		c.put("leased/"+node, fmt.Sprintf(`{"version":1,"podCIDRs":[%q]}`, cidr))
+	}
+	claim("x", "10.244.0.0/24")
+	var mu sync.Mutex
+	taken, again := map[string]bool{"10.244.0.0/24": true}, 0
+	cfg := c.config("b", t.TempDir())
+	cfg = cfg.Through(func() *clientv3.Client {
+		client, err := clientv3.New(clientv3.Config{Endpoints: c.server.Endpoints(), Logger: zap.NewNop(),
+			DialOptions: []grpc.DialOption{
+				grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn,
+					invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+					txn, _ := req.(*etcdserverpb.TxnRequest)
+					mu.Lock()
+					for _, op := range txn.GetSuccess() {
+						var l struct{ PodCIDRs []string }
+						if put := op.GetRequestPut(); put != nil && strings.HasSuffix(string(put.Key), "/leased/b") && again < 2 {
+							if err := json.Unmarshal(put.Value, &l); err != nil {
+								t.Error(err)
+							}
+							again++
+							taken[l.PodCIDRs[0]] = true
+							claim(fmt.Sprint("y", again), l.PodCIDRs[0])
+						}
+					}
+					mu.Unlock()
+					return invoke(ctx, method, req, reply, conn, opts...)
+				})}})
+		if err != nil {
+			t.Error(err)
+		}
+		return client
+	})
+	b := c.start(cfg)
+	last := func() string {
+		if n := b.nodes["b"]; len(n.PodCIDRs) > 0 {
+			return n.PodCIDRs[0].String()
+		}
+		return ""
+	}
+	b.until("a pod CIDR of its own", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(taken) == 3 && last() != "" && !taken[last()]
+	})
+
+	// By the watch too: what it says in its record counts as far as it has it.
+	c.put("nodes/x", `{"version":1,"id":"x","addresses":["192.0.2.66"],"podCIDRs":["10.244.3.0/24"]}`)
+	b.until("the claim", func() bool { return b.nodes["x"].Broken != "" })
+	c.put("nodes/x", `{"version":1,"id":"x","addresses":["192.0.2.66"],"podCIDRs":["10.244.0.0/24"]}`)
+	b.until("another", func() bool { return b.nodes["x"].Broken == "" })
+	if n := b.nodes["x"]; n.Order == 0 || n.Order >= b.nodes["b"].Order {
+		t.Errorf("%+v", n)
 	}
 }
