@@ -83,6 +83,9 @@ func (s *Server) claim(ctx context.Context, id string, use Use) (*holder, int64,
 		if err := s.stillGood(info, &use); err != nil {
 			return nil, 0, err
 		}
+		if err := mayUse(info, use); err != nil {
+			return nil, 0, err
+		}
 		ifs := []clientv3.Cmp{s.tokens.unchanged(id, tokenAt), names.unchanged(use.Node, nameAt)}
 		var ops []clientv3.Op
 		if !slices.ContainsFunc(info.Used, use.is) {
@@ -108,6 +111,16 @@ func (s *Server) claim(ctx context.Context, id string, use Use) (*holder, int64,
 			return h, revision, nil
 		}
 	}
+}
+
+// mayUse refuses a host that the token let in before, and that was taken out since.
+func mayUse(info *TokenInfo, use Use) error {
+	const another = "make a new one with `warren token new` on a member"
+	if slices.ContainsFunc(info.Used, use.isLeft) {
+		return said(ErrUsed, "it is %s, and this host, or one named %q, came with it and was taken out since: %s", info.ID,
+			use.Node, another)
+	}
+	return nil
 }
 
 // admit gives the host what it needs, whose node has its rights already, and makes it a member if it wants to be one.

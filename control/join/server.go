@@ -249,7 +249,8 @@ func (s *Server) leave(ctx context.Context, r *question) (*answer, error) {
 }
 
 // Evict takes a node out of the network: its name and CIDRs are given back, and its certificates are worth nothing any
-// more. The token that it came with lets it in no second time. The client is a member's.
+// more. The tokens that it came with let it in no second time, neither by its name nor with its key. The client is a
+// member's.
 func Evict(ctx context.Context, client *etcd.Client, name string) error {
 	err := steady(ctx, func() error { return client.Remove(ctx, name) })
 	if err != nil && !errors.Is(err, etcd.ErrNoNode) {
@@ -269,10 +270,14 @@ func Evict(ctx context.Context, client *etcd.Client, name string) error {
 }
 
 // Expel takes a node out that runs, as one does that fell into wrong hands: its rights go first, so that it cannot say
-// any more that it is alive, nor register again. The client is a member's.
+// any more that it is alive, nor register again. The tokens that it came with are revoked, so that it comes back with
+// none of them by another name. The client is a member's.
 func Expel(ctx context.Context, client *etcd.Client, name string) error {
 	_, revision, err := (holders{client}).get(ctx, name)
 	if err != nil {
+		return err
+	}
+	if _, err := NewTokens(client).RevokeOf(ctx, name); err != nil {
 		return err
 	}
 	if err := NewTokens(client).leave(ctx, name); err != nil {

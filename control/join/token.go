@@ -117,13 +117,18 @@ type Use struct {
 	Node string `json:"node"`
 	Key  []byte `json:"key"` // hash of the public key that it got a certificate for, by which it may ask once more
 
-	// Left says that it was taken out of the network since: it may not ask once more.
+	// Left says that it was taken out of the network since: with this token it does not come back.
 	Left bool `json:"left,omitempty"`
 }
 
 // is reports whether both are of one host that is in the network, as far as the token knows.
 func (u Use) is(o Use) bool {
 	return u.Node == o.Node && slices.Equal(u.Key, o.Key) && !u.Left && !o.Left
+}
+
+// isLeft reports whether o was taken out, and u is the same host or has its name.
+func (u Use) isLeft(o Use) bool {
+	return o.Left && (u.Node == o.Node || slices.Equal(u.Key, o.Key))
 }
 
 // State is what has become of the token by the clock given: "good", "used", "expired" or "revoked".
@@ -231,6 +236,29 @@ func (t *Tokens) Revoke(ctx context.Context, id string) error {
 		i.Revoked = true
 		return nil
 	})
+}
+
+// RevokeOf ends the tokens with which a node joined and others may join still, and returns their IDs. Who has the node
+// has such a token, and could come in with it by another name. Hosts that joined with them stay.
+func (t *Tokens) RevokeOf(ctx context.Context, node string) ([]string, error) {
+	list, err := t.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, i := range list {
+		if i.Revoked || len(i.Used) >= i.Uses ||
+			!slices.ContainsFunc(i.Used, func(u Use) bool { return u.Node == node }) {
+			continue
+		}
+		if err := t.Revoke(ctx, i.ID); errors.Is(err, ErrNoToken) {
+			continue // it has ended meanwhile
+		} else if err != nil {
+			return ids, err
+		}
+		ids = append(ids, i.ID)
+	}
+	return ids, nil
 }
 
 // leave ends what the tokens with which a node joined permit it still.
