@@ -83,7 +83,7 @@ func (s *Server) claim(ctx context.Context, id string, use Use) (*holder, int64,
 		if err := s.stillGood(info, &use); err != nil {
 			return nil, 0, err
 		}
-		if err := mayUse(info, use); err != nil {
+		if err := mayUse(info, use, same); err != nil {
 			return nil, 0, err
 		}
 		ifs := []clientv3.Cmp{s.tokens.unchanged(id, tokenAt), names.unchanged(use.Node, nameAt)}
@@ -113,11 +113,15 @@ func (s *Server) claim(ctx context.Context, id string, use Use) (*holder, int64,
 	}
 }
 
-// mayUse refuses a host that the token let in before, and that was taken out since.
-func mayUse(info *TokenInfo, use Use) error {
+// mayUse refuses a host that the token let in before, and that has lost its name since.
+func mayUse(info *TokenInfo, use Use, same bool) error {
 	const another = "make a new one with `warren token new` on a member"
-	if slices.ContainsFunc(info.Used, use.isLeft) {
+	switch {
+	case slices.ContainsFunc(info.Used, use.isLeft):
 		return said(ErrUsed, "it is %s, and this host, or one named %q, came with it and was taken out since: %s", info.ID,
+			use.Node, another)
+	case !same && slices.ContainsFunc(info.Used, use.is):
+		return said(ErrUsed, "it is %s, with which this host came, and another host took its place as %q since: %s", info.ID,
 			use.Node, another)
 	}
 	return nil

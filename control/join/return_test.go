@@ -71,3 +71,32 @@ func TestTokenWithUsesLeft(t *testing.T) {
 		}
 	})
 }
+
+// TestReplacedHost: who lost its name to another host does not take it back with the token that it came with.
+func TestReplacedHost(t *testing.T) {
+	s := newSite(t)
+	for _, uses := range []int{1, 10} {
+		o := join.TokenOptions{Replace: true, Uses: uses}
+		tok, lost, has := s.token(o), t.TempDir(), t.TempDir()
+		for range 2 {
+			if err := s.join(tok, "n", lost); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.join(s.token(o), "n", has); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.join(tok, "n", lost); !errors.Is(err, join.ErrUsed) || !strings.Contains(err.Error(), "took its place") {
+			t.Errorf("%d uses: %v", uses, err)
+		}
+		if err := s.ask(has); err != nil {
+			t.Errorf("%d uses, the host that has the name: %v", uses, err)
+		}
+		if err := s.ask(lost); !errors.Is(err, etcd.ErrDenied) {
+			t.Errorf("%d uses, the host that had it: %v", uses, err)
+		}
+		if err := s.join(s.token(o), "n", lost); err != nil {
+			t.Errorf("%d uses, with a new token: %v", uses, err)
+		}
+	}
+}
