@@ -1,9 +1,13 @@
 package join_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/join"
@@ -97,6 +101,44 @@ func TestReplacedHost(t *testing.T) {
 		}
 		if err := s.join(s.token(o), "n", lost); err != nil {
 			t.Errorf("%d uses, with a new token: %v", uses, err)
+		}
+	}
+}
+
+// TestRegisteredAgain: a node that comes up while it is taken out leaves no record, and neither does its sign of life.
+func TestRegisteredAgain(t *testing.T) {
+	s := newSite(t)
+	dir := t.TempDir()
+	if err := s.join(s.token(join.TokenOptions{}), "n", dir); err != nil {
+		t.Fatal(err)
+	}
+	c := s.node(dir)
+	defer c.Close()
+	kv, prefix := c.Etcd(), etcd.Prefix("test")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := kv.Put(ctx, prefix+"nodes/n", "x"); err != nil {
+		t.Fatal(err)
+	}
+	watch := kv.Watch(ctx, prefix+"nodes/n", clientv3.WithCreatedNotify())
+	if got := <-watch; !got.Created {
+		t.Fatalf("%+v", got)
+	}
+	again := make(chan error, 1)
+	go func() {
+		<-watch // the record's end
+		_, err := kv.Txn(ctx).Then(clientv3.OpPut(prefix+"nodes/n", "x"), clientv3.OpPut(prefix+"alive/n", "x")).Commit()
+		again <- err
+	}()
+	if err := join.Evict(ctx, s.admin, "n"); err != nil {
+		t.Error(err)
+	}
+	if err := <-again; err != nil {
+		t.Fatalf("it came too late to register again: %v", err)
+	}
+	for _, key := range []string{"nodes/n", "alive/n"} {
+		if got, err := s.admin.Etcd().Get(ctx, prefix+key); err != nil || len(got.Kvs) != 0 {
+			t.Errorf("%s: %v, %v", key, got, err)
 		}
 	}
 }

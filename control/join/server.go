@@ -263,10 +263,7 @@ func Evict(ctx context.Context, client *etcd.Client, name string) error {
 	if revision == 0 {
 		return err
 	}
-	if err := NewTokens(client).leave(ctx, name); err != nil {
-		return err
-	}
-	return Withdraw(ctx, client, name)
+	return out(ctx, client, name)
 }
 
 // Expel takes a node out that runs, as one does that fell into wrong hands: its rights go first, so that it cannot say
@@ -280,24 +277,40 @@ func Expel(ctx context.Context, client *etcd.Client, name string) error {
 	if _, err := NewTokens(client).RevokeOf(ctx, name); err != nil {
 		return err
 	}
+	if revision != 0 {
+		return out(ctx, client, name)
+	}
+	return remove(ctx, client, name)
+}
+
+// out takes a host's rights away and then its records, as it may write them until then.
+func out(ctx context.Context, client *etcd.Client, name string) error {
 	if err := NewTokens(client).leave(ctx, name); err != nil {
 		return err
 	}
 	if err := Withdraw(ctx, client, name); err != nil {
 		return err
 	}
-	err = steady(ctx, func() error {
+	h, _, err := (holders{client}).get(ctx, name)
+	if err != nil || h.taken() { // whoever took the name meanwhile has its records
+		return err
+	}
+	if err := remove(ctx, client, name); !errors.Is(err, etcd.ErrNoNode) {
+		return err
+	}
+	return nil // it had a name, and is not registered
+}
+
+// remove deletes the records of a node, also of one that says it is alive.
+func remove(ctx context.Context, client *etcd.Client, name string) error {
+	err := steady(ctx, func() error {
 		_, err := client.Etcd().Delete(ctx, etcd.Prefix(client.Network())+"alive/"+name)
 		return err
 	})
 	if err != nil {
 		return client.Explain(err)
 	}
-	err = steady(ctx, func() error { return client.Remove(ctx, name) })
-	if errors.Is(err, etcd.ErrNoNode) && revision != 0 {
-		return nil // it had a name, and was never registered
-	}
-	return err
+	return steady(ctx, func() error { return client.Remove(ctx, name) })
 }
 
 // printable keeps what a stranger sent from breaking the lines of a log.
