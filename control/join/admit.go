@@ -3,11 +3,13 @@ package join
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -31,6 +33,9 @@ func (s *Server) join(ctx context.Context, r *question) (*answer, error) {
 		if err := checkSeeker(r.asked.Member, info); err != nil {
 			return nil, err
 		}
+		if _, _, err := s.members(ctx, r); err != nil {
+			return nil, err
+		}
 	}
 	key := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
 	h, revision, err := s.claim(ctx, info.ID, Use{Node: r.asked.Node, Key: key[:]})
@@ -42,7 +47,19 @@ func (s *Server) join(ctx context.Context, r *question) (*answer, error) {
 			return nil, fmt.Errorf("%w: rights of node %q: %w", ErrUnable, r.asked.Node, err)
 		}
 	}
-	return s.admit(ctx, r, key[:], h.Node.User)
+	out, err := s.admit(ctx, r, key[:], h.Node.User)
+	return out, halfDone(err)
+}
+
+// halfDone is an error of what comes after a host was given its name: whatever it was, the host has to keep the key by
+// which it is known when it asks again, so it hears of no refusal.
+func halfDone(err error) error {
+	for _, c := range codes {
+		if c.err != ErrUnable && errors.Is(err, c.err) { //nolint:errorlint // the sentinel itself
+			return said(ErrUnable, "%v; then ask again with the same token", err)
+		}
+	}
+	return err
 }
 
 // checkSeeker refuses what a host that wants to be a member cannot ask for, before anything is changed for it.
@@ -155,24 +172,34 @@ func (s *Server) admit(ctx context.Context, r *question, key []byte, user string
 	return out, nil
 }
 
-// admitMember adds the host to the etcd as a learner, which does not count until it has all data.
-func (s *Server) admitMember(ctx context.Context, r *question, key []byte) (*admission, error) {
-	m := r.asked.Member
-	kv, url := s.o.Client.Etcd(), "https://"+m.Peer
-	list, err := kv.MemberList(ctx)
+// members lists the etcd's members, and reports whether the host that asks is among them from a try before. It refuses
+// one that has the name or the address of another member.
+func (s *Server) members(ctx context.Context, r *question) (list []*etcdserverpb.Member, there bool, err error) {
+	url := "https://" + r.asked.Member.Peer
+	resp, err := s.o.Client.Etcd().MemberList(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnable, s.o.Client.Explain(err))
+		return nil, false, fmt.Errorf("%w: %w", ErrUnable, s.o.Client.Explain(err))
 	}
-	there := false
-	for _, o := range list.Members {
+	for _, o := range resp.Members {
 		if !slices.Contains(o.PeerURLs, url) && o.Name != r.asked.Node {
 			continue
 		}
 		if o.Name != "" || !o.IsLearner || !slices.Contains(o.PeerURLs, url) {
-			return nil, said(ErrNameTaken, "node %q at %s is a member already: `warren control demote %s` on another member "+
-				"removes it", r.asked.Node, url, r.asked.Node)
+			return nil, false, said(ErrNameTaken, "node %q at %s is a member already: `warren control demote %s` on another "+
+				"member removes it", r.asked.Node, url, r.asked.Node)
 		}
-		there = true // from a try before
+		there = true
+	}
+	return resp.Members, there, nil
+}
+
+// admitMember adds the host to the etcd as a learner, which does not count until it has all data.
+func (s *Server) admitMember(ctx context.Context, r *question, key []byte) (*admission, error) {
+	m := r.asked.Member
+	url := "https://" + m.Peer
+	list, there, err := s.members(ctx, r) // another member may have come since the first look
+	if err != nil {
+		return nil, err
 	}
 	peers := map[string]string{r.asked.Node: url}
 	if !there {
@@ -189,7 +216,7 @@ func (s *Server) admitMember(ctx context.Context, r *question, key []byte) (*adm
 				"well", s.o.Client.Explain(err))
 		}
 	}
-	for _, o := range list.Members {
+	for _, o := range list {
 		if len(o.PeerURLs) > 0 && !slices.Contains(o.PeerURLs, url) {
 			peers[etcd.PeerName(o)] = o.PeerURLs[0]
 		}

@@ -3,6 +3,7 @@ package join_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -140,5 +141,19 @@ func TestRegisteredAgain(t *testing.T) {
 		if got, err := s.admin.Etcd().Get(ctx, prefix+key); err != nil || len(got.Kvs) != 0 {
 			t.Errorf("%s: %v, %v", key, got, err)
 		}
+	}
+}
+
+// TestHalfDone: a host that was given its name is told of no refusal, after which it would throw its key away.
+func TestHalfDone(t *testing.T) {
+	for _, refusal := range []error{join.ErrNameTaken, join.ErrRefused, join.ErrUnable} {
+		err := join.HalfDone(fmt.Errorf("%w: why", refusal))
+		if !errors.Is(err, join.ErrUnable) || refusal != join.ErrUnable && errors.Is(err, refusal) ||
+			!strings.Contains(err.Error(), "why") {
+			t.Errorf("%v", err)
+		}
+	}
+	if err := join.HalfDone(nil); err != nil {
+		t.Error(err)
 	}
 }
