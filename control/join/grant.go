@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/authpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -95,9 +97,34 @@ func withdraw(ctx context.Context, client *etcd.Client, user string) error {
 	return nil
 }
 
-// WithdrawMember takes a member's rights away; those of the node stay.
-func WithdrawMember(ctx context.Context, client *etcd.Client, node string) error {
-	return holders{client}.forget(ctx, node, func(h *holder) { h.end(&h.Member) })
+// WithdrawMember takes a member's rights away; those of the node stay. Of a host that has none, also by what is left of
+// a try that was killed, nothing is changed, and had is false.
+func WithdrawMember(ctx context.Context, client *etcd.Client, node string) (had bool, err error) {
+	h, _, err := holders{client}.get(ctx, node)
+	if err != nil {
+		return false, err
+	}
+	if h.Member == nil && !slices.ContainsFunc(h.Stale, func(u string) bool { _, as := nameIn(u); return as == asMember }) {
+		return false, nil
+	}
+	return true, holders{client}.forget(ctx, node, func(h *holder) { h.end(&h.Member) })
+}
+
+// WithdrawOtherMembers takes the rights of all members away but those of the one host.
+func WithdrawOtherMembers(ctx context.Context, client *etcd.Client, node string) error {
+	names := holders{client}.at("")
+	resp, err := client.Etcd().Get(ctx, names, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return client.Explain(err)
+	}
+	var errs []error
+	for _, kv := range resp.Kvs {
+		if name := strings.TrimPrefix(string(kv.Key), names); name != node {
+			_, err := WithdrawMember(ctx, client, name)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Withdraw takes all rights of a host away: what certificates it has are worth nothing from then on, whoever has its

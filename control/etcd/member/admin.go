@@ -80,20 +80,30 @@ var (
 )
 
 // Demote takes a member out of the etcd, by the name of its node. The last voting one stays: with it the network would
-// end. The client is a member's, of one that stays if it can be.
+// end. The client is a member's, of one that stays if it can be. It can be repeated where it failed or was killed half
+// way: the member may be out, and have its rights still.
 func Demote(ctx context.Context, client *etcd.Client, name string) error {
-	removed := false
+	out := false
+	var none error // that it was out before
 	for end := time.Now().Add(removePatience); ; {
 		var err error
-		if !removed {
+		if !out {
 			err = demote(ctx, client, name)
-			removed = err == nil
+			if errors.Is(err, ErrNoMember) {
+				none, err = err, client.DeleteMember(ctx, name)
+			}
+			out = err == nil
 		}
-		if removed {
-			err = join.WithdrawMember(ctx, client, name)
+		if out {
+			var had bool
+			if had, err = join.WithdrawMember(ctx, client, name); err == nil && !had {
+				return none
+			}
 		}
-		// After the last change of members the etcd may be about to choose a leader, or not find all of them well yet.
-		if !errors.Is(err, etcd.ErrNoQuorum) && !errors.Is(err, errUnwell) || time.Now().After(end) {
+		// After the last change of members the etcd may be about to choose a leader, or not find all of them well yet, and
+		// the client may have been talking to the one that is out.
+		again := errors.Is(err, etcd.ErrNoQuorum) || errors.Is(err, errUnwell) || out && errors.Is(err, etcd.ErrUnreachable)
+		if !again || time.Now().After(end) {
 			return err
 		}
 		select {

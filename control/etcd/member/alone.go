@@ -19,14 +19,22 @@ func MakeAlone(ctx context.Context, o Options) error {
 	}
 	o.alone = true
 	return With(ctx, o, func(ctx context.Context, client *etcd.Client) error {
+		// The rights first: a host that is in no list any more would not be found by the next try.
+		if err := join.WithdrawOtherMembers(ctx, client, o.Name); err != nil {
+			return err
+		}
 		members, err := client.Members(ctx)
 		if err != nil {
 			return err
 		}
+		admitted, err := client.Admitted(ctx)
+		if err != nil {
+			return err
+		}
 		var errs []error
-		for _, m := range members {
+		for _, m := range append(members, admitted...) {
 			if m.Name != o.Name {
-				errs = append(errs, client.DeleteMember(ctx, m.Name), join.WithdrawMember(ctx, client, m.Name))
+				errs = append(errs, client.DeleteMember(ctx, m.Name))
 			}
 		}
 		return errors.Join(errs...)
