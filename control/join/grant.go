@@ -104,7 +104,8 @@ func WithdrawMember(ctx context.Context, client *etcd.Client, node string) (had 
 	if err != nil {
 		return false, err
 	}
-	if h.Member == nil && !slices.ContainsFunc(h.Stale, func(u string) bool { _, as := nameIn(u); return as == asMember }) {
+	isMember := func(user string) bool { _, as := nameIn(user); return as == asMember }
+	if h.Member == nil && !slices.ContainsFunc(h.Stale, isMember) {
 		return false, nil
 	}
 	return true, holders{client}.forget(ctx, node, func(h *holder) { h.end(&h.Member) })
