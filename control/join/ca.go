@@ -201,8 +201,19 @@ func parseRequest(csrPEM []byte) (*x509.CertificateRequest, error) {
 	return csr, nil
 }
 
+// IssuedTo is the name of the node that this authority gave the host its certificate for; empty: it has none.
+func (ca *CA) IssuedTo(stateDir string) string {
+	cert, err := loadCert(MemberFiles(stateDir).Cert)
+	if err != nil || cert.CheckSignatureFrom(ca.cert) != nil {
+		return ""
+	}
+	name, _ := nameIn(cert.Subject.CommonName)
+	return name
+}
+
 // Issue gives a member's own host, which has the authority, the certificates that others are sent: of the node and of
-// the member. Where it has some, the new ones are for the same users.
+// the member. Where it has some of the same name, the new ones are for the same users; those of another name are lost,
+// and with them the way into an etcd that knows no others.
 func (ca *CA) Issue(stateDir, name string) error {
 	for file, as := range map[string]role{NodeName: asNode, MemberName: asMember} {
 		user := newUser(name, as)

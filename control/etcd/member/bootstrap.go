@@ -11,7 +11,7 @@ import (
 
 // Bootstrap makes a network with this host as its first member: its authority, its certificates, its etcd with the
 // authentication on, and its settings. Then do is called, with a client of a member, and the etcd is stopped. It can be
-// repeated where it failed or was killed half way.
+// repeated where it failed or was killed half way, for the same node.
 func Bootstrap(ctx context.Context, o Options, s etcd.Settings, do func(context.Context, *etcd.Client) error) error {
 	ca, err := join.LoadCA(o.StateDir)
 	if err != nil {
@@ -24,6 +24,11 @@ func Bootstrap(ctx context.Context, o Options, s etcd.Settings, do func(context.
 		if err := ca.Save(o.StateDir); err != nil {
 			return err
 		}
+	}
+	if name := ca.IssuedTo(o.StateDir); name != "" && name != o.Name && HasData(o.StateDir) {
+		return fmt.Errorf("a network was made on this host already, with node %q as its first, and is in %s: --node %s goes on "+
+			"with it; to begin anew, without it and its hosts, stop Warren and move that directory away", name,
+			etcd.Dir(o.StateDir), name)
 	}
 	if err := ca.Issue(o.StateDir, o.Name); err != nil {
 		return err
