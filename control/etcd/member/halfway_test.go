@@ -1,7 +1,10 @@
 package member_test
 
 import (
+	"context"
 	"errors"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,5 +98,50 @@ func TestAloneTakesRights(t *testing.T) {
 	}
 	if err := a.adminWith(join.MemberFiles(a.o.StateDir)); err != nil {
 		t.Errorf("its own: %v", err)
+	}
+}
+
+// TestOtherName: a network that was made under one name is not made again under another, which would overwrite the only
+// certificates that its etcd knows.
+func TestOtherName(t *testing.T) {
+	a := first(t, "a")
+	a.end()
+	other := a.o
+	other.Name = "b"
+	none := func(context.Context, *etcd.Client) error { return nil }
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err := member.Bootstrap(ctx, other, settings(), none)
+	if err == nil || !strings.Contains(err.Error(), "--node a goes on with it") {
+		t.Errorf("%v", err)
+	}
+	if err := member.Bootstrap(ctx, a.o, settings(), none); err != nil {
+		t.Errorf("as it was made: %v", err)
+	}
+}
+
+// TestUnknownToItsData: where the data knows nothing of the member's certificate, what waits for the member ends.
+func TestUnknownToItsData(t *testing.T) {
+	a := first(t, "a")
+	a.end()
+	if err := os.Remove(join.MemberFiles(a.o.StateDir).Cert); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := join.LoadCA(a.o.StateDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.Issue(a.o.StateDir, "a"); err != nil { // as it finds none, for a user of its own
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	none := func(context.Context, *etcd.Client) error { return nil }
+	for what, err := range map[string]error{
+		"alone": member.MakeAlone(ctx, a.o), "init": member.Bootstrap(ctx, a.o, settings(), none),
+	} {
+		if !errors.Is(err, etcd.ErrDenied) || !strings.Contains(err.Error(), "knows nothing of this host's certificate") {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

@@ -266,6 +266,11 @@ func (o *Options) serve(ctx context.Context, client *etcd.Client, ca *join.CA, s
 		if err == nil {
 			break
 		}
+		if (o.begins || o.alone) && errors.Is(err, etcd.ErrDenied) { // it is the only one: nobody else changes that
+			return fmt.Errorf("the data in %s knows nothing of this host's certificate as a member: is it older, or was the "+
+				"host demoted? Put the data and the certificates, in %s, back as they were at one time: %w", dataDir(o.StateDir),
+				join.Dir(o.StateDir), err)
+		}
 		if text := err.Error(); text != said && ctx.Err() == nil {
 			said = text
 			level := slog.LevelWarn
