@@ -26,8 +26,8 @@ func Bootstrap(ctx context.Context, o Options, s etcd.Settings, do func(context.
 		}
 	}
 	if name := ca.IssuedTo(o.StateDir); name != "" && name != o.Name && HasData(o.StateDir) {
-		return fmt.Errorf("a network was made on this host already, with node %q as its first, and is in %s: --node %s goes on "+
-			"with it; to begin anew, without it and its hosts, stop Warren and move that directory away", name,
+		return fmt.Errorf("a network was made on this host already, with node %q as its first, and is in %s: --node %s goes "+
+			"on with it; to begin anew, without it and its hosts, stop Warren and move that directory away", name,
 			etcd.Dir(o.StateDir), name)
 	}
 	if err := ca.Issue(o.StateDir, o.Name); err != nil {
