@@ -67,15 +67,21 @@ func (l *leaving) run(cmd *cobra.Command) error {
 			return err
 		}
 	}
-	if err := stopDaemon(cmd.Context(), n.cfg, cmd.ErrOrStderr()); err != nil {
+	// Where the network cannot be told the daemon goes on.
+	if !last && !l.force {
+		if err := n.answers(cmd); err != nil {
+			return l.untold(n, err)
+		}
+	}
+	if err := stopDaemon(cmd.Context(), l.config, n.cfg, cmd.ErrOrStderr()); err != nil {
 		return err
 	}
 	if last {
 		fmt.Fprintln(cmd.ErrOrStderr(), "warren: this was the last member of the etcd: the network ends with it")
 	} else if err := l.giveBack(cmd, n); err != nil {
 		if !l.force {
-			return fmt.Errorf("%w; --force takes this host out of the network all the same, and the network keeps its name "+
-				"until its lease ends or `warren leave --node %s` on a member", err, n.cfg.Node)
+			return fmt.Errorf("%w; the node's daemon is stopped by now, and does not start with the host: `systemctl enable "+
+				"--now warren`, or `warren up`, starts it again", l.untold(n, err))
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "warren: the network was not told: %s\n", oneLine(err))
 	}
@@ -89,6 +95,27 @@ func (l *leaving) run(cmd *cobra.Command) error {
 	fmt.Fprintf(cmd.ErrOrStderr(), "warren: node %q is out of the network; its configuration is %s\n", n.cfg.Node,
 		leftBy(l.config))
 	return nil
+}
+
+// untold says what to do where the network cannot be told that this host leaves.
+func (l *leaving) untold(n *network, err error) error {
+	if n.spec.Own() && errors.Is(err, etcd.ErrDenied) {
+		return fmt.Errorf("this host was taken out of the network already, or another one has its name: %w; --force removes "+
+			"what is left of it here", err)
+	}
+	return fmt.Errorf("%w; --force takes this host out of the network all the same, and the network keeps its name until "+
+		"its lease ends or `warren leave --node %s` on a member", err, n.cfg.Node)
+}
+
+// answers asks the etcd for what a node may know, which needs a majority of its members.
+func (n *network) answers(cmd *cobra.Command) error {
+	client, err := n.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	_, err = client.Settings(cmd.Context())
+	return err
 }
 
 // without says more of a configuration that cannot be read.
@@ -180,16 +207,21 @@ func (l *leaving) asMember(cmd *cobra.Command, n *network) (last bool, err error
 		count(len(nodes), "node"))
 }
 
-// giveBack tells the network. The daemon has stopped; another host that has the name may be alive.
+// giveBack tells the network. The daemon has stopped; in an etcd of the user's another host may have the name. In
+// Warren's own the name is that of whoever has the certificate, also where the record is still that of the one before.
 func (l *leaving) giveBack(cmd *cobra.Command, n *network) error {
 	client, err := n.client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if ours, err := client.Ours(cmd.Context()); err != nil {
-		return err
-	} else if !ours {
+	ours := n.spec.Own()
+	if !ours {
+		if ours, err = client.Ours(cmd.Context()); err != nil {
+			return err
+		}
+	}
+	if !ours {
 		fmt.Fprintf(cmd.ErrOrStderr(), "warren: node %q of the network is another host, and stays in it\n", n.cfg.Node)
 		return nil
 	}

@@ -110,18 +110,21 @@ func restartService(cmd *cobra.Command, why string) error {
 	return nil
 }
 
-// stopService stops the service, if one runs, and does not start it with the host any more.
-func stopService(ctx context.Context) error {
+// stopService stops the service, if it runs, and does not start it with the host any more. One that does not run is
+// another node's where the configuration is not the unit's.
+func stopService(ctx context.Context, path string) error {
 	sd := openSystemd(ctx)
 	if sd == nil {
 		return nil
 	}
 	defer sd.close()
-	if !sd.active(ctx) {
+	switch {
+	case sd.active(ctx):
+		if err := sd.do(ctx, "stop", sd.conn.StopUnitContext); err != nil {
+			return err
+		}
+	case path != config.DefaultPath:
 		return nil
-	}
-	if err := sd.do(ctx, "stop", sd.conn.StopUnitContext); err != nil {
-		return err
 	}
 	if _, err := sd.conn.DisableUnitFilesContext(ctx, []string{unit}, false); err != nil {
 		return fmt.Errorf("disable %s: %w", unit, err)

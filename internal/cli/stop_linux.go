@@ -18,8 +18,8 @@ import (
 )
 
 // stopDaemon stops the node's daemon, if one runs: the service, or else whoever listens on its socket.
-func stopDaemon(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
-	if err := stopService(ctx); err != nil {
+func stopDaemon(ctx context.Context, path string, cfg *config.Config, stderr io.Writer) error {
+	if err := stopService(ctx, path); err != nil {
 		return err
 	}
 	pid, err := listener(cfg.SocketPath())
