@@ -204,6 +204,50 @@ func TestMemberLeaves(t *testing.T) {
 	}
 }
 
+// TestLeaveIsWhole: a host that cannot tell the network that it leaves goes on as it was, and one that took another's
+// name and never ran gives that name back.
+func TestLeaveIsWhole(t *testing.T) {
+	c := newCluster(t, lab.Options{})
+	nodes := c.network("a", "b", "d")
+	a, b, d, next := nodes[0], nodes[1], nodes[2], c.node("c")
+	c.ok(b.Down(c.ctx))
+
+	join := func(flags ...string) error {
+		t.Helper()
+		out, err := a.Warren(c.ctx, append([]string{"token", "new"}, flags...)...)
+		if err != nil {
+			return err
+		}
+		args := append(strings.Fields(out)[1:], "--no-start", "--node", "b", "--state-dir", next.StateDir, "--run-dir",
+			next.RunDir, "--address", next.V4.String())
+		_, err = next.Warren(c.ctx, args...)
+		return err
+	}
+	c.ok(os.RemoveAll(next.ConfigFile))
+	c.ok(join("--replace"))
+	_, err := next.Warren(c.ctx, "leave")
+	c.ok(err)
+	out, err := a.Warren(c.ctx, "nodes", "-o", "json")
+	c.ok(err)
+	if strings.Contains(out, `"b"`) {
+		t.Errorf("%s", out)
+	}
+	if err := join(); err != nil {
+		t.Errorf("the name is not free: %v", err)
+	}
+
+	c.ok(a.Down(c.ctx))
+	_, err = d.Warren(c.ctx, "leave")
+	if err == nil || !strings.Contains(err.Error(), "--force takes this host out") {
+		t.Errorf("without the etcd: %v", err)
+	}
+	select {
+	case <-d.Daemon().Done():
+		t.Error("the daemon was stopped")
+	default:
+	}
+}
+
 // TestMemberDies: the process of a node's member of the etcd dies, as of a disk that is full. The node's daemon says so
 // and starts it again, and its pods notice nothing.
 func TestMemberDies(t *testing.T) {
