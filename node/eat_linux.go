@@ -113,11 +113,13 @@ func (w *writer) adoptSelf(n *control.Node) bool {
 	return err == nil
 }
 
-// setUpAnew makes the kernel what is wanted, all of it.
+// setUpAnew makes the kernel what is wanted, all of it, and shows what came of it: to the watch of the kernel, which
+// looks next, that is no news.
 func (w *writer) setUpAnew() {
 	if err := w.applyHost(); err != nil {
 		w.log.Error("set-up of the kernel", "error", err)
 	}
+	w.showAgain()
 }
 
 // addresses are the underlay addresses of the peers in force that a change is about, as they are now.
