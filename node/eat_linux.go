@@ -44,6 +44,7 @@ func (w *writer) eatNodes(set []control.Node, gone []string) kernelNews {
 	if len(set)+len(gone) == 0 {
 		return kernelNews{}
 	}
+	gone = w.owed.goneBefore(set, gone)
 	news, err := w.putInForce(set, gone)
 	if w.owed.settle(set, gone, err) {
 		w.showAgain()

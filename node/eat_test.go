@@ -202,6 +202,15 @@ func TestOwed(t *testing.T) {
 		!strings.Contains(o.warnings()[0], "says of a, b is not in force, and is tried again: too large") {
 		t.Errorf("%+v, %v, %q", set, gone, o.warnings())
 	}
+	o.settle([]control.Node{{Name: "b", Port: 3}}, nil, errors.New("too large"))
+	o.settle([]control.Node{{Name: "b", Port: 4}}, nil, errors.New("too large"))
+	if set, gone := o.changes(); len(set) != 2 || set[1].Port != 4 || !slices.Equal(gone, []string{"b"}) {
+		t.Errorf("who left and came again: %+v, %v", set, gone)
+	}
+	o.settle(nil, []string{"b"}, errors.New("too large"))
+	if set, gone := o.changes(); len(set) != 1 || !slices.Equal(gone, []string{"b"}) {
+		t.Errorf("who left again: %+v, %v", set, gone)
+	}
 	var many []string
 	for i := range namedOwed + 3 {
 		many = append(many, fmt.Sprint("n", i))
@@ -275,6 +284,35 @@ func TestReplacedHost(t *testing.T) {
 			}
 			if p := w.node.table.Load().PeerByTunnel(after.tunnel.ID); p == nil || p.Name != "node-00007" {
 				t.Errorf("the forwarding table has %v under its number", p)
+			}
+		})
+	}
+}
+
+// TestReplacedHostOwed: that the one before has left is not forgotten while it is not in force.
+func TestReplacedHostOwed(t *testing.T) {
+	for name, retried := range map[string]bool{"with what comes later": false, "when it is tried again": true} {
+		t.Run(name, func(t *testing.T) {
+			c := newBigCluster(t, 3)
+			w := c.writer
+			id := w.plan.peers["node-00001"].tunnel.ID
+			twice := []control.Node{c.node(7), c.node(7)} // which is no change at all
+			w.eatNodes(twice, []string{"node-00001"})
+			if len(w.owed.peers) != 2 || w.plan.peers["node-00001"] == nil {
+				t.Fatalf("%+v", w.owed.peers)
+			}
+			again := []control.Node{c.node(1)} // with another key at the same address
+			if retried {
+				w.eatNodes(slices.Concat(again, twice), nil)
+				c.retry()
+			} else {
+				w.eatNodes(again, nil)
+			}
+			if n := w.plan.peers["node-00001"].tunnel.ID; n == id {
+				t.Errorf("another host has the number %d of the one before", n)
+			}
+			if w.node.secure.tunnel.Peer(id) != nil {
+				t.Error("what was agreed with the one before goes on")
 			}
 		})
 	}

@@ -18,8 +18,8 @@ const retryEvery = lookEvery / 2
 type owed struct {
 	self    *control.Node // nil: nothing
 	whySelf error
-	peers   map[string]*control.Node // nil: it is gone
-	why     error                    // of the last that failed
+	peers   map[string]pending
+	why     error // of the last that failed
 	tried   time.Time
 }
 
@@ -29,13 +29,14 @@ func (o *owed) settle(set []control.Node, gone []string, err error) bool {
 		return false
 	}
 	if o.peers == nil {
-		o.peers = map[string]*control.Node{}
+		o.peers = map[string]pending{}
 	}
 	for _, name := range gone {
-		o.peers[name] = nil
+		o.peers[name] = pending{}
 	}
 	for k := range set {
-		o.peers[set[k].Name] = &set[k]
+		n := &set[k]
+		o.peers[n.Name] = pending{n, o.left(n.Name)}
 	}
 	if err != nil {
 		o.why, o.tried = err, time.Now()
@@ -50,6 +51,26 @@ func (o *owed) settle(set []control.Node, gone []string, err error) bool {
 	return true
 }
 
+// left reports whether it is owed that a peer has left, whether or not it came again.
+func (o *owed) left(name string) bool {
+	p, ok := o.peers[name]
+	return ok && (p.node == nil || p.left)
+}
+
+// goneBefore are the peers of a change that have left: and those of set of whom that is owed.
+func (o *owed) goneBefore(set []control.Node, gone []string) []string {
+	if len(o.peers) == 0 {
+		return gone
+	}
+	named, out := setOf(gone), slices.Clone(gone)
+	for k := range set {
+		if name := set[k].Name; o.left(name) && !named[name] {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
 // settleSelf notes whether what was said of this node is in force, and reports whether it or what was said before is
 // not.
 func (o *owed) settleSelf(self *control.Node, err error) bool {
@@ -60,12 +81,13 @@ func (o *owed) settleSelf(self *control.Node, err error) bool {
 	return err != nil || before != nil
 }
 
-// changes are the peers that are to be changed, and those that are to leave.
+// changes are the peers that are to be changed, and those that have left, also those that came again and are in set.
 func (o *owed) changes() (set []control.Node, gone []string) {
 	for _, name := range slices.Sorted(maps.Keys(o.peers)) {
-		if n := o.peers[name]; n != nil {
+		if n := o.peers[name].node; n != nil {
 			set = append(set, *n)
-		} else {
+		}
+		if o.left(name) {
 			gone = append(gone, name)
 		}
 	}
