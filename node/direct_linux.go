@@ -44,7 +44,7 @@ type direct struct {
 	peers map[string]hostnet.DirectPeer    // by name
 	ways  map[string][]hostnet.DirectRoute // by name of the peer
 
-	open    time.Time // until then packets of pods may arrive without a tunnel whoever is direct
+	open    time.Time // see openUntil
 	guarded bool      // what was said last
 }
 
@@ -53,13 +53,22 @@ type direct struct {
 // that did so a moment ago those who do not know yet that it no longer does. Where all nodes stand in files, each of
 // them has an opinion of its own about what the others ask for, until all files are the same.
 func (d *direct) guards(cfg *config.Config, now time.Time) bool {
+	open := d.openUntil(cfg, now)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.guarded = cfg.Control != config.Static && now.After(open)
+	return d.guarded
+}
+
+// openUntil is until when packets of pods may arrive without a tunnel whoever is direct. A node that starts again has
+// it from the one that it was.
+func (d *direct) openUntil(cfg *config.Config, now time.Time) time.Time {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if cfg.Own.Untunnelled() || cfg.Self.Untunnelled() {
 		d.open = now.Add(graceTime)
 	}
-	d.guarded = cfg.Control != config.Static && now.After(d.open)
-	return d.guarded
+	return d.open
 }
 
 // guardsSince reports whether guards has become true since it was last asked.

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/internal/hostnet"
@@ -32,7 +33,7 @@ func names(peers []hostnet.DirectPeer) string {
 }
 
 func TestDirectPeersChange(t *testing.T) {
-	cfg := &config.Config{Self: directNode(1, control.Direct)}
+	cfg := &config.Config{Control: config.Static, Self: directNode(1, control.Direct)}
 	var d direct
 	d.reset(cfg, []control.Node{
 		directNode(2, control.Direct), directNode(3, control.Auto), directNode(4, control.VXLAN),
@@ -71,7 +72,7 @@ func TestDirectPeersChange(t *testing.T) {
 }
 
 func TestDirectAnswers(t *testing.T) {
-	cfg := &config.Config{Self: directNode(1, control.Direct)}
+	cfg := &config.Config{Control: config.Static, Self: directNode(1, control.Direct)}
 	var d direct
 	d.reset(cfg, []control.Node{directNode(2, control.Direct), directNode(3, control.Direct), directNode(4, control.Auto)})
 	via := netip.MustParseAddr("192.0.2.254")
@@ -105,5 +106,56 @@ func TestDirectAnswers(t *testing.T) {
 	d.note([]hostnet.DirectRoute{way(2, 0, ""), way(3, 0, "")})
 	if len(d.of("n5")) != 2 || len(d.of("n3")) != 0 || len(d.of("n2")) != 1 {
 		t.Errorf("n5 %v, n3 %v, n2 %v", d.of("n5"), d.of("n3"), d.of("n2"))
+	}
+}
+
+// TestGuards goes through the times at which pods' packets without a tunnel are refused.
+func TestGuards(t *testing.T) {
+	asks := func(own, self control.Encapsulation) *config.Config {
+		return &config.Config{
+			Control: config.Etcd, Own: control.Node{Encapsulation: own}, Self: control.Node{Encapsulation: self},
+		}
+	}
+	static := asks(control.WireGuard, control.WireGuard)
+	static.Control = config.Static
+	type step struct {
+		at     time.Duration
+		cfg    *config.Config
+		guards bool
+	}
+	wireguard, late := asks(control.WireGuard, control.WireGuard), graceTime+time.Second
+	asksDirect := asks(control.Direct, control.Direct)
+	for name, steps := range map[string][]step{
+		"never direct": {{0, wireguard, true}, {late, wireguard, true}},
+		"static":       {{0, static, false}, {late, static, false}},
+		"direct":       {{0, asksDirect, false}, {3 * late, asksDirect, false}},
+		"auto, but the cluster does not know yet": {{0, asks(control.Auto, control.WireGuard), false}},
+		"no longer auto": {
+			{0, asks(control.Auto, control.Auto), false}, {late, asks(control.WireGuard, control.Auto), false},
+			{late + graceTime, wireguard, false}, {2 * late, wireguard, true}, {3 * late, wireguard, true},
+		},
+		"auto again": {
+			{0, asks(control.Auto, control.Auto), false}, {graceTime, wireguard, false}, {late, wireguard, true},
+			{2 * late, asks(control.Auto, control.WireGuard), false}, {2*late + graceTime, wireguard, false},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var d, again direct
+			start := time.Now()
+			before := false
+			for _, s := range steps {
+				now := start.Add(s.at)
+				if since := d.guardsSince(s.cfg, now); since != (s.guards && !before) {
+					t.Errorf("at %s it guards since: %t", s.at, since)
+				}
+				if before = d.guards(s.cfg, now); before != s.guards {
+					t.Errorf("at %s it guards: %t", s.at, before)
+				}
+				if again.guards(s.cfg, now) != s.guards {
+					t.Errorf("at %s the node that has started again does not as it did", s.at)
+				}
+				again = direct{open: again.openUntil(s.cfg, now)}
+			}
+		})
 	}
 }

@@ -149,6 +149,7 @@ func runFed(ctx context.Context, cfg *config.Config, opt Options) error {
 		}
 	})
 	ready := opt.Ready
+	var open time.Time // see direct
 	for {
 		known, nodes, err := f.awaitHere(ctx, cfg, checkUnderlay)
 		if ctx.Err() != nil {
@@ -159,11 +160,12 @@ func runFed(ctx context.Context, cfg *config.Config, opt Options) error {
 		}
 		opt.Ready, ready = ready, nil // once
 		n := newNode(known, nodes, opt)
-		n.feed = f
+		n.feed, n.direct.open = f, open
 		if err := n.run(ctx); !errors.Is(err, errAgain) {
 			return errors.Join(err, failure(ctx))
 		}
 		cfg = n.view.Load().cfg // which the file may have changed
+		open = n.direct.openUntil(cfg, time.Now())
 	}
 }
 
