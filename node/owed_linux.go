@@ -116,22 +116,24 @@ func (o *owed) warnings() []string {
 	return out
 }
 
-// retry tries what is not in force again, and those who had no place beside the others.
-func (w *writer) retry(now time.Time) {
+// retry tries what is not in force again, and those who had no place beside the others, and returns what the kernel has
+// to be told of both, in this order.
+func (w *writer) retry(now time.Time) []kernelNews {
 	set, gone := w.owed.changes()
 	if w.owed.self == nil && len(set)+len(gone)+len(w.plan.refused) == 0 || now.Sub(w.owed.tried) < retryEvery {
-		return
+		return nil
 	}
 	w.owed.tried = now
 	if self := w.owed.self; self != nil {
 		w.become(self)
 	}
-	w.tellKernel(w.eatNodes(set, gone))
+	out := []kernelNews{w.eatNodes(set, gone)}
 	if refused := w.plan.refusals(); len(refused) > 0 {
 		news, err := w.putInForce(refused, nil)
 		if err != nil {
 			w.log.Error("nodes that were left out cannot be tried again", "error", err)
 		}
-		w.tellKernel(news)
+		out = append(out, news)
 	}
+	return out
 }

@@ -428,7 +428,9 @@ func (w *writer) look() {
 	if w.node.direct.guardsSince(w.plan.cfg, now) {
 		w.setUpAnew()
 	}
-	w.retry(now)
+	for _, news := range w.retry(now) {
+		w.tellKernel(news)
+	}
 	if said := w.secureWarnings(); !slices.Equal(said, w.secureSaid) {
 		w.secureSaid = said
 		w.showAgain()
