@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -470,6 +471,24 @@ func TestFeedWritesTheLastWord(t *testing.T) {
 	}
 }
 
+// A lockedLog is what a feed logs, for a test that reads it meanwhile.
+type lockedLog struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lockedLog) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lockedLog) warnings() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), "level=WARN")
+}
+
 // TestFeedWritesAgain: what could not be written is written later, without another word of the source, and a change
 // after a quiet time soon.
 func TestFeedWritesAgain(t *testing.T) {
@@ -478,7 +497,7 @@ func TestFeedWritesAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var log strings.Builder
+	var log lockedLog
 	s := newSaid()
 	f := newFeed(cfg, s, slog.New(slog.NewTextHandler(&log, nil)))
 	f.every, f.soon = 20*time.Millisecond, time.Millisecond
@@ -499,7 +518,12 @@ func TestFeedWritesAgain(t *testing.T) {
 		}
 	}
 	s.say(t, control.Update{Whole: true, Nodes: []control.Node{fedNode("a", 1)}, Cluster: fedRange})
-	time.Sleep(100 * time.Millisecond) // a few attempts
+	for late := time.Now().Add(10 * time.Second); log.warnings() == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatal("nobody says that it cannot be written")
+		}
+	}
+	time.Sleep(100 * time.Millisecond) // more attempts, which are not said again
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -508,7 +532,7 @@ func TestFeedWritesAgain(t *testing.T) {
 	kept("a b")
 	cancel()
 	<-done
-	if n := strings.Count(log.String(), "level=WARN"); n != 1 {
-		t.Errorf("%d warnings: %s", n, log.String())
+	if n := log.warnings(); n != 1 {
+		t.Errorf("%d warnings: %s", n, log.text.String())
 	}
 }
