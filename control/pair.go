@@ -11,7 +11,8 @@ const (
 )
 
 // DirectBetween is what two nodes together ask for: plaintext without a tunnel is for those that both ask for it by
-// name, and through routers only where both say direct. Both nodes come to the same answer.
+// name, and through routers only where both say direct. Both nodes come to the same answer when they know the same of
+// each other; with a control plane, which tells them one after the other, they differ for a while.
 func DirectBetween(a, b *Node) Directness {
 	switch {
 	case a.Roams || b.Roams || !a.Untunnelled() || !b.Untunnelled():

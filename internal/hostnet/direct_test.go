@@ -150,8 +150,7 @@ func TestDirectPeer(t *testing.T) {
 	}
 }
 
-// TestDirectWays goes through what the kernel may say of the way to a peer. TestGuarded refuses what comes as a pod's
-// without a tunnel where nobody is direct, and goes on to hear everybody else.
+// TestGuarded refuses what comes as a pod's without a tunnel where nobody is direct, and goes on to hear everybody else.
 func TestGuarded(t *testing.T) {
 	w := newWorld(t)
 	other := w.underlay()
@@ -217,6 +216,7 @@ func TestGuarded(t *testing.T) {
 	_ = tun.Close()
 }
 
+// TestDirectWays goes through what the kernel may say of the way to a peer.
 func TestDirectWays(t *testing.T) {
 	w := newWorld(t)
 	_ = w.underlay()

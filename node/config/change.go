@@ -63,7 +63,8 @@ func (c *Config) Adopt(next *Config) (*Config, error) {
 	out.Masquerade, out.OnExit, out.LogLevel = next.Masquerade, next.OnExit, next.LogLevel
 	out.PresharedKeyFile, out.PersistentKeepalive = next.PresharedKeyFile, next.PersistentKeepalive
 	if c.Control != Static {
-		// The rest the control plane says, what this node asks for itself included.
+		// The rest the control plane says, and what this node is to the others. Of what it asks for itself, Own, only Direct
+		// goes at once.
 		out.Self.PresharedKeyFile, out.Own, out.State = next.PresharedKeyFile, next.Own, next.State
 		return &out, nil
 	}
