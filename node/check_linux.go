@@ -1,6 +1,8 @@
 package node
 
 import (
+	"time"
+
 	"github.com/warren-net/warren/internal/hostnet"
 	"github.com/warren-net/warren/node/config"
 )
@@ -10,6 +12,7 @@ import (
 func Check(cfg *config.Config) []hostnet.Finding {
 	peers := cfg.Peers(cfg.State)
 	env := hostnet.Environment{Spec: specOf(cfg)}
+	env.Spec.Guarded = new(direct).guards(cfg, time.Now())
 	if uses(cfg, peers, false) {
 		env.VXLANPort = cfg.PortOf(&cfg.Self)
 	}

@@ -6,9 +6,13 @@ import (
 	"strings"
 )
 
-// direct says which peers would be reached without a tunnel, and what is in the way of the others.
+// direct says which peers would be reached without a tunnel, what is in the way of the others, and whether somebody else
+// could send so.
 func (c *checker) direct() {
 	const what = "direct"
+	if c.noNft && c.Spec.checksUnderlay() {
+		c.warn(what, "nftables is missing: "+c.Spec.underlayChain(nil).lost, "a kernel with nftables")
+	}
 	if len(c.Spec.Direct) == 0 {
 		return
 	}
@@ -27,10 +31,6 @@ func (c *checker) direct() {
 			c.warn(what, fmt.Sprintf("peer %s is to be direct, and its pods in %s are reached through the tunnel: %s", a.Peer,
 				a.Prefix, a.Why), "look at `ip route get` for that node's addresses, or let it ask for auto")
 		}
-	}
-	if c.noNft {
-		c.warn(what, "nftables is missing: whoever is on the underlay can send to this node's pods as any other pod",
-			"a kernel with nftables, or a tunnel: `encapsulation: wireguard`")
 	}
 	n := len(c.Spec.Direct)
 	c.ok(what, "%d of %d peers that may be are reached without a tunnel", n-len(tunnelled), n)

@@ -153,6 +153,13 @@ func TestCheckWithoutNftables(t *testing.T) {
 	if len(c.found) != 0 {
 		t.Errorf("findings about a firewall that is not there: %+v", c.found)
 	}
+	if c.direct(); len(c.found) != 0 {
+		t.Errorf("the check of the underlay, which is not wanted, is missed: %+v", c.found)
+	}
+	c.Spec.Guarded = true
+	if c.direct(); finding(c.found, "direct").Level != Warning {
+		t.Errorf("nobody is direct, and that anybody can send so is not said: %+v", c.found)
+	}
 }
 
 func TestEffectiveCapabilities(t *testing.T) {
