@@ -29,8 +29,8 @@ func inEmptyNamespace(t *testing.T, f func()) {
 	}
 }
 
-// TestSetUpAnewShows: what comes of setting the kernel up again shows, although the watch of the kernel, which finds the
-// same soon after, has nothing new to say.
+// TestSetUpAnewShows: what comes of setting the kernel up again shows, although the watch of the kernel, which finds
+// the same soon after, has nothing new to say.
 func TestSetUpAnewShows(t *testing.T) {
 	c := newBigCluster(t, 1)
 	w := c.writer

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// direct says which peers would be reached without a tunnel, what is in the way of the others, and whether somebody else
-// could send so.
+// direct says which peers would be reached without a tunnel, what is in the way of the others, and whether somebody
+// else could send so.
 func (c *checker) direct() {
 	const what = "direct"
 	if c.noNft && c.Spec.checksUnderlay() {

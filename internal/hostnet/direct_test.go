@@ -150,7 +150,8 @@ func TestDirectPeer(t *testing.T) {
 	}
 }
 
-// TestGuarded refuses what comes as a pod's without a tunnel where nobody is direct, and goes on to hear everybody else.
+// TestGuarded refuses what comes as a pod's without a tunnel where nobody is direct, and goes on to hear everybody
+// else.
 func TestGuarded(t *testing.T) {
 	w := newWorld(t)
 	other := w.underlay()
