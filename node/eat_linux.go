@@ -46,16 +46,40 @@ func (w *writer) eatNodes(set []control.Node, gone []string) kernelNews {
 	}
 	gone = w.owed.goneBefore(set, gone)
 	news, err := w.putInForce(set, gone)
+	if err != nil && len(set) > 0 && len(gone) > 0 {
+		left, again := parted(set, gone)
+		// Whoever has left need not stay for what cannot be in force.
+		if alone, failed := w.putInForce(nil, left); failed == nil {
+			w.owed.settle(nil, left, nil)
+			news, gone = alone, again
+		}
+	}
 	if w.owed.settle(set, gone, err) {
 		w.showAgain()
 	}
 	if err != nil {
 		w.log.Error("what the cluster says of some nodes is not in force", "error", err)
-		return kernelNews{}
+		return news
 	}
 	w.log.Info("nodes have changed", "generation", w.generation, "changed", len(set), "gone", len(gone),
 		"peers", w.node.view.Load().snapshot.PeerCount)
 	return news
+}
+
+// parted parts those of a change who have left from those who have come again.
+func parted(set []control.Node, gone []string) (left, again []string) {
+	named := make(map[string]bool, len(set))
+	for k := range set {
+		named[set[k].Name] = true
+	}
+	for _, name := range gone {
+		if named[name] {
+			again = append(again, name)
+		} else {
+			left = append(left, name)
+		}
+	}
+	return left, again
 }
 
 // putInForce changes what is in force of these peers.
