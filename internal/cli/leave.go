@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -168,6 +169,14 @@ func (l *leaving) other(cmd *cobra.Command, n *network) error {
 		}
 	}
 	if l.force {
+		revoked, err := join.NewTokens(client).RevokeOf(cmd.Context(), l.node)
+		if err != nil {
+			return err
+		}
+		if len(revoked) > 0 {
+			fmt.Fprintf(cmd.ErrOrStderr(), "warren: revoked, as node %q came with it: token %s\n", l.node,
+				strings.Join(revoked, ", "))
+		}
 		return join.Expel(cmd.Context(), client, l.node)
 	}
 	err = join.Evict(cmd.Context(), client, l.node)
