@@ -74,8 +74,8 @@ func (h headerForm) in(b []byte) bool {
 	return false
 }
 
-// sound reports whether the checksum of an IPv4 header is right (RFC 791); IPv6 has none. Without that a header would be
-// found in every thirtieth 10^9 bytes of ciphertext.
+// sound reports whether the checksum of an IPv4 header is right (RFC 791); IPv6 has none. Without that a header would
+// be found in every thirtieth 10^9 bytes of ciphertext.
 func sound(b []byte) bool {
 	if b[0]>>4 != 4 {
 		return true
