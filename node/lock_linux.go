@@ -9,12 +9,9 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-)
 
-// lockName is the file in the run directory that the running node holds a lock on. The kernel drops the lock with the
-// process, so a killed one never blocks its successor. The file itself stays: removing it would let two processes hold
-// locks on two files of one name.
-const lockName = "warren.lock"
+	"github.com/warren-net/warren/internal/apisocket"
+)
 
 // ErrRunning is returned by Run and Down when another node daemon uses the run directory.
 var ErrRunning = errors.New("another warren is running")
@@ -24,7 +21,7 @@ type instance struct{ file *os.File }
 
 // acquire takes the lock of the run directory and writes the process id into the file.
 func acquire(runDir string) (*instance, error) {
-	path := filepath.Join(runDir, lockName)
+	path := filepath.Join(runDir, apisocket.LockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("lock of the run directory: %w", err)

@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/internal/printable"
 )
 
 // A follower reads the records of all nodes and watches them.
@@ -205,7 +206,7 @@ func (f *follower) since(n control.Node) control.Node {
 	case !slices.Equal(n.PodCIDRs, t.cidrs):
 		return control.Node{Name: n.Name, Order: n.Order, Broken: fmt.Sprintf("node %s in etcd: its record says that it has "+
 			"the pod CIDRs %v, and the key of those that it leases says %v; restart Warren on that host, which writes both",
-			printable(n.Name), n.PodCIDRs, t.cidrs)}
+			printable.Name(n.Name), n.PodCIDRs, t.cidrs)}
 	}
 	n.Order = t.modified
 	return n
@@ -221,7 +222,8 @@ func (f *follower) node(name string, kv *mvccpb.KeyValue) control.Node {
 	for _, p := range n.PodCIDRs {
 		if !f.settings.admits(p) {
 			return control.Node{Name: name, Order: n.Order, Broken: fmt.Sprintf("node %s in etcd: pod CIDR %s is none that "+
-				"this network gives, which are parts of %v; restart Warren on that host", printable(name), p, f.settings.Ranges)}
+				"this network gives, which are parts of %v; restart Warren on that host", printable.Name(name), p,
+				f.settings.Ranges)}
 		}
 	}
 	if r == nil || name != f.client.cfg.Node || r.ID == f.id {

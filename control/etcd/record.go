@@ -10,6 +10,7 @@ import (
 
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/internal/key"
+	"github.com/warren-net/warren/internal/printable"
 )
 
 // recordVersion is the version of all records that this program writes, and the newest that it reads. A later version
@@ -106,7 +107,8 @@ func unmarshal(data []byte, v any, version *int) error {
 // is known, and Broken says why the rest is not.
 func decodeNode(name string, data []byte, order int64) (control.Node, *record) {
 	broken := func(err error) (control.Node, *record) {
-		return control.Node{Name: name, Order: order, Broken: fmt.Sprintf("node %s in etcd: %s", printable(name), err)}, nil
+		why := fmt.Sprintf("node %s in etcd: %s", printable.Name(name), err)
+		return control.Node{Name: name, Order: order, Broken: why}, nil
 	}
 	if err := CheckName("node", name); err != nil {
 		return broken(err)
@@ -162,16 +164,4 @@ func checkCIDRs(list []netip.Prefix) error {
 		}
 	}
 	return nil
-}
-
-// printable keeps a key that somebody else wrote from breaking the lines of a log.
-func printable(s string) string {
-	if len(s) > 60 {
-		s = s[:60] + "…"
-	}
-	q := fmt.Sprintf("%q", s)
-	if q == `"`+s+`"` {
-		return s
-	}
-	return q
 }

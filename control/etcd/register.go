@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/warren-net/warren/control"
+	"github.com/warren-net/warren/internal/printable"
 )
 
 // A sight is what the etcd has of this node.
@@ -217,7 +218,7 @@ func (r *registrar) settle(ctx context.Context, self *control.Node, s *sight) (d
 		if other := h.owner.Node; other != "" && other != name {
 			w.unchanged(k.leased(other), h.term.found)
 			r.client.cfg.Log.Warn("the key of this node's pod CIDR in etcd was another node's, which has it for less long "+
-				"or not at all: it is written anew", "podCIDR", p, "was", printable(other))
+				"or not at all: it is written anew", "podCIDR", p, "was", printable.Name(other))
 		}
 	}
 	if len(w.puts) > 0 {

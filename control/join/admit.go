@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/warren-net/warren/control/etcd"
+	"github.com/warren-net/warren/internal/printable"
 )
 
 // join answers a host that has a token.
@@ -72,7 +73,7 @@ func checkSeeker(m *seeker, info *TokenInfo) error {
 	}
 	for _, hp := range []string{m.Client, m.Peer, m.Join} {
 		if host, _, err := net.SplitHostPort(hp); err != nil || net.ParseIP(host) == nil {
-			return said(ErrRefused, "address %q of the new member is not IP:PORT", printable(hp))
+			return said(ErrRefused, "address %q of the new member is not IP:PORT", printable.Name(hp))
 		}
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/warren-net/warren/control/etcd"
+	"github.com/warren-net/warren/internal/printable"
 )
 
 // A Server lets hosts in; each member runs one.
@@ -120,7 +121,7 @@ func (s *Server) serve(do func(context.Context, *question) (*answer, error)) htt
 				break
 			}
 		}
-		s.o.Log.Warn("a host was not let in", "from", r.from, "node", printable(r.asked.Node), "error", err)
+		s.o.Log.Warn("a host was not let in", "from", r.from, "node", printable.Name(r.asked.Node), "error", err)
 		w.WriteHeader(status)
 		_ = json.NewEncoder(w).Encode(out)
 	}
@@ -163,7 +164,7 @@ func (s *Server) authenticate(ctx context.Context, r *question) (*TokenInfo, err
 		// As long as with a token that is there.
 		info = &TokenInfo{PublicKey: make([]byte, ed25519.PublicKeySize)}
 	} else if err != nil {
-		return nil, fmt.Errorf("token %s: %w", printable(parts[1]), err)
+		return nil, fmt.Errorf("token %s: %w", printable.Name(parts[1]), err)
 	}
 	if !proven(r.tls, info.PublicKey, r.body, signature) || err != nil {
 		s.limiter.failed(r.from)
@@ -311,15 +312,4 @@ func remove(ctx context.Context, client *etcd.Client, name string) error {
 		return client.Explain(err)
 	}
 	return steady(ctx, func() error { return client.Remove(ctx, name) })
-}
-
-// printable keeps what a stranger sent from breaking the lines of a log.
-func printable(s string) string {
-	if len(s) > 60 {
-		s = s[:60] + "…"
-	}
-	if q := fmt.Sprintf("%q", s); q != `"`+s+`"` {
-		return q
-	}
-	return s
 }

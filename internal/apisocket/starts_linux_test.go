@@ -24,7 +24,7 @@ func TestNotYet(t *testing.T) {
 		}
 	}
 	none("without a lock file")
-	f, err := os.Create(filepath.Join(dir, lockName))
+	f, err := os.Create(filepath.Join(dir, LockName))
 	if err != nil {
 		t.Fatal(err)
 	}
