@@ -82,12 +82,14 @@ func (f *follower) list(ctx context.Context) (next int64, err error) {
 		revision int64
 	)
 	f.terms = map[string]term{}
-	if err := f.pages(ctx, f.client.keys.allLeased(), &revision, func(name string, kv *mvccpb.KeyValue) {
+	cluster, err := f.client.pages(ctx, f.client.keys.allLeased(), &revision, func(name string, kv *mvccpb.KeyValue) {
 		f.terms[name] = termIn([]*mvccpb.KeyValue{kv})
-	}); err != nil {
+	})
+	if err != nil {
 		return 0, err
 	}
-	if err := f.pages(ctx, f.client.keys.nodes(), &revision, func(name string, kv *mvccpb.KeyValue) {
+	f.cluster.Store(cluster)
+	if _, err := f.client.pages(ctx, f.client.keys.nodes(), &revision, func(name string, kv *mvccpb.KeyValue) {
 		nodes = append(nodes, f.node(name, kv))
 	}); err != nil {
 		return 0, err
@@ -100,35 +102,35 @@ func (f *follower) list(ctx context.Context) (next int64, err error) {
 	return revision + 1, nil
 }
 
-// pages reads all keys below prefix as of a revision, 0: the newest, which it is set to then.
-func (f *follower) pages(ctx context.Context, prefix string, revision *int64,
-	each func(name string, kv *mvccpb.KeyValue)) error {
+// pages reads all keys below prefix as of a revision, 0: the newest, which it is set to then. It returns the etcd that
+// answered.
+func (c *Client) pages(ctx context.Context, prefix string, revision *int64,
+	each func(name string, kv *mvccpb.KeyValue)) (cluster uint64, err error) {
 	for from, end := prefix, clientv3.GetPrefixRangeEnd(prefix); ; {
-		resp, err := f.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(*revision))
+		resp, err := c.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(*revision))
 		if err != nil {
 			if isEtcd(err, rpctypes.ErrCompacted) {
-				return errAgain
+				return 0, errAgain
 			}
-			return f.client.Explain(err)
+			return 0, c.Explain(err)
 		}
 		if *revision == 0 {
 			*revision = resp.Header.Revision
-			f.cluster.Store(resp.Header.ClusterId)
 		}
 		for _, kv := range resp.Kvs {
 			each(strings.TrimPrefix(string(kv.Key), prefix), kv)
 		}
 		if !resp.More || len(resp.Kvs) == 0 {
-			return nil
+			return resp.Header.ClusterId, nil
 		}
 		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
 	}
 }
 
-func (f *follower) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
-	ctx, cancel := f.client.bounded(ctx)
+func (c *Client) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	ctx, cancel := c.bounded(ctx)
 	defer cancel()
-	return f.client.etcd.Get(ctx, key, opts...)
+	return c.etcd.Get(ctx, key, opts...)
 }
 
 // follow sends what changes from the given revision on. The client resumes a watch whose connection broke by itself,

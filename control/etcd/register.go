@@ -269,7 +269,7 @@ func (r *registrar) contested(ctx context.Context, s *sight, cidrs []netip.Prefi
 func (r *registrar) terms(ctx context.Context) (map[string]term, error) {
 	out := map[string]term{}
 	revision := int64(0)
-	err := r.follower.pages(ctx, r.client.keys.allLeased(), &revision, func(name string, kv *mvccpb.KeyValue) {
+	_, err := r.client.pages(ctx, r.client.keys.allLeased(), &revision, func(name string, kv *mvccpb.KeyValue) {
 		out[name] = termIn([]*mvccpb.KeyValue{kv})
 	})
 	return out, err

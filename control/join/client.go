@@ -17,10 +17,10 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-	"unicode"
 
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/internal/atomicfile"
+	"github.com/warren-net/warren/internal/printable"
 )
 
 // DefaultPort is the TCP port on which members let hosts in.
@@ -232,12 +232,7 @@ func (e *sentinel) Error() string { return e.text }
 func (e *sentinel) Unwrap() error { return e.is }
 
 func printableText(s string) string {
-	return string(bytes.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) { // also C1 controls and what turns the direction of writing
-			return '?'
-		}
-		return r
-	}, []byte(s[:min(len(s), 1000)])))
+	return printable.Text(s[:min(len(s), 1000)])
 }
 
 // keep writes what the host got, the authority last: it says that the host is in the network.

@@ -11,6 +11,7 @@ import (
 	"github.com/warren-net/warren/control"
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/internal/apisocket"
+	"github.com/warren-net/warren/internal/printable"
 	"github.com/warren-net/warren/internal/roundtrip"
 	"github.com/warren-net/warren/node/api"
 )
@@ -152,8 +153,8 @@ func nodeRows(nodes []nodeJSON) [][]string {
 		if n.Self {
 			name += " (this host)"
 		}
-		rows = append(rows, []string{printable(name), printable(state), age, joined(n.Addresses), joined(n.PodCIDRs),
-			dash(printable(n.Encapsulation)), handshake, rtt})
+		rows = append(rows, []string{printable.Text(name), printable.Text(state), age, joined(n.Addresses),
+			joined(n.PodCIDRs), dash(printable.Text(n.Encapsulation)), handshake, rtt})
 	}
 	return rows
 }

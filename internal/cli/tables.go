@@ -7,8 +7,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
+	"github.com/warren-net/warren/internal/printable"
 	"github.com/warren-net/warren/node/api"
 )
 
@@ -172,10 +172,10 @@ func podsTable(w io.Writer, pods []api.Pod) error {
 		if !p.Since.IsZero() {
 			since = p.Since.Format(time.RFC3339)
 		}
-		rows = append(rows, []string{printable(name), dash(short(p.ContainerID)), dash(p.Interface), p.HostInterface,
+		rows = append(rows, []string{printable.Text(name), dash(short(p.ContainerID)), dash(p.Interface), p.HostInterface,
 			dash(p.Mode), joined(p.Addresses), since, fmt.Sprint(p.TxBytes), fmt.Sprint(p.RxBytes)})
 		if p.Problem != "" {
-			problems = append(problems, p.HostInterface+": "+printable(p.Problem))
+			problems = append(problems, p.HostInterface+": "+printable.Text(p.Problem))
 		}
 	}
 	if err := table(w, rows...); err != nil {
@@ -215,16 +215,6 @@ func joined[T fmt.Stringer](list []T) string {
 		out = append(out, v.String())
 	}
 	return dash(strings.Join(out, ","))
-}
-
-// printable keeps what somebody else chose from breaking a table's lines or steering the terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
 }
 
 func dash(s string) string {

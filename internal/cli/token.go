@@ -11,6 +11,7 @@ import (
 
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/join"
+	"github.com/warren-net/warren/internal/printable"
 )
 
 func newToken() *cobra.Command {
@@ -89,7 +90,7 @@ func newTokenList() *cobra.Command {
 				rows := [][]string{{"ID", "STATE", "EXPIRES", "USES", "USED BY", "PERMITS"}}
 				for _, t := range tokensJSON(list, now) {
 					rows = append(rows, []string{t.ID, t.State, t.Expires.Format(time.RFC3339), fmt.Sprint(t.Uses),
-						printable(dash(strings.Join(t.UsedBy, ","))), dash(strings.Join(t.Permits, ","))})
+						printable.Text(dash(strings.Join(t.UsedBy, ","))), dash(strings.Join(t.Permits, ","))})
 				}
 				return table(cmd.OutOrStdout(), rows...)
 			})

@@ -8,7 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"unicode"
+
+	"github.com/warren-net/warren/internal/printable"
 )
 
 // A Format is the language of a router.
@@ -52,10 +53,10 @@ func Write(format Format, nodes []Node) (text string, leftOut []string, err erro
 			via, ok := nextHop(format, c, n.Addresses)
 			if !ok {
 				leftOut = append(leftOut, fmt.Sprintf("%s of node %s is left out: a route to it needs an %s address of the node",
-					c, printable(n.Name), families(format, c)))
+					c, printable.Text(n.Name), families(format, c)))
 				continue
 			}
-			routes = append(routes, route{printable(n.Name), c, via})
+			routes = append(routes, route{printable.Text(n.Name), c, via})
 		}
 	}
 	slices.SortStableFunc(routes, func(a, b route) int { return a.dst.Compare(b.dst) })
@@ -130,14 +131,4 @@ func writeFRR(b *bytes.Buffer, routes []route) {
 		}
 		fmt.Fprintf(b, "! %s\n%s %s %s\n", r.node, command, r.dst, r.via)
 	}
-}
-
-// printable keeps a name, which somebody else chose, inside its comment.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
 }

@@ -5,7 +5,6 @@ import (
 
 	"github.com/warren-net/warren/control/etcd"
 	"github.com/warren-net/warren/control/etcd/member"
-	"github.com/warren-net/warren/control/join"
 )
 
 // TestAlone: of three members two have lost their data. The third one, made the only one, goes on with what it has; and
@@ -15,12 +14,7 @@ func TestAlone(t *testing.T) {
 	hosts := []*host{a, newHost(t, "b"), newHost(t, "c")}
 	promote := func(h *host) {
 		t.Helper()
-		got, err := h.joinAt(a, a.token(join.TokenOptions{Member: true}),
-			&join.MemberAddresses{Client: h.o.Client, Peer: h.o.Peer, Join: h.o.Join})
-		if err != nil {
-			t.Fatal(err)
-		}
-		h.o.FirstPeers = got.Peers
+		h.admit(a)
 		h.run() // until it votes
 	}
 	for _, h := range hosts[1:] {

@@ -51,12 +51,7 @@ func (h *host) clientOf(f etcd.Files) *etcd.Client {
 // TestOneNameAtTwoMembers has two hosts of one name join at the same moment at two members: the etcd lets one in.
 func TestOneNameAtTwoMembers(t *testing.T) {
 	a, b := first(t, "a"), newHost(t, "b")
-	got, err := b.joinAt(a, a.token(join.TokenOptions{Member: true}),
-		&join.MemberAddresses{Client: b.o.Client, Peer: b.o.Peer, Join: b.o.Join})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.o.FirstPeers = got.Peers
+	b.admit(a)
 	b.run()
 	for round := range 15 {
 		name, errs := fmt.Sprintf("n%d", round), make(chan error)

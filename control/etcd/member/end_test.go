@@ -6,18 +6,12 @@ import (
 	"time"
 
 	"github.com/warren-net/warren/control/etcd/member"
-	"github.com/warren-net/warren/control/join"
 )
 
 // TestEndWithoutMajority: a member that has not found the majority since it started ends when it is asked to.
 func TestEndWithoutMajority(t *testing.T) {
 	a, b := first(t, "a"), newHost(t, "b")
-	got, err := b.joinAt(a, a.token(join.TokenOptions{Member: true}),
-		&join.MemberAddresses{Client: b.o.Client, Peer: b.o.Peer, Join: b.o.Join})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.o.FirstPeers = got.Peers
+	b.admit(a)
 	b.run() // until it votes
 	b.end()
 	a.end()

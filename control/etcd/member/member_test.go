@@ -280,12 +280,7 @@ func TestThreeMembers(t *testing.T) {
 	hosts := []*host{a}
 	for _, name := range []string{"b", "c"} {
 		h := newHost(t, name)
-		got, err := h.joinAt(a, a.token(join.TokenOptions{Member: true}),
-			&join.MemberAddresses{Client: h.o.Client, Peer: h.o.Peer, Join: h.o.Join})
-		if err != nil {
-			t.Fatal(err)
-		}
-		h.o.FirstPeers = got.Peers
+		h.admit(a)
 		h.run() // until it votes
 		hosts = append(hosts, h)
 	}
