@@ -152,10 +152,11 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 	}
 	for round := range r.Rounds {
 		for _, scenario := range r.scenarios {
-			for _, e := range up {
+			for i := range up {
 				if ctx.Err() != nil {
 					return nil
 				}
+				e := up[(i+round)%len(up)] // each is the first one now and then
 				if scenario.on(e) {
 					r.measure(ctx, e, scenario, place{wire, round})
 				} else if round == 0 && scenario.about == AboutNode && slices.Contains(e.Subjects(), AboutNodes) {

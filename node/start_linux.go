@@ -123,12 +123,22 @@ func (n *Node) makeWorkers(workers int) error {
 		n.closers = append(n.closers, p.Close)
 		n.workers = append(n.workers, worker.New(worker.Config{
 			ID: id, Lanes: lanes, Writers: writers(queues), Whole: n.gso.sender(id),
-			Waiter: &worker.PollWaiter{Poller: p, Hold: n.opt.OwnProcess}, Table: &n.table,
+			Waiter: &worker.PollWaiter{Poller: p, Hold: n.opt.OwnProcess}, Thread: n.workerThread(), Table: &n.table,
 			Decoder: vxlan.Decoder{VNI: n.cfg.VNI, MAC: own}, Crypt: n.secure.tunnel,
 			PathEvents: n.pathEvents, LockThread: true,
 		}))
 	}
 	return nil
+}
+
+// workerThread is what a worker asks about its thread; nil: it does not.
+func (n *Node) workerThread() worker.Thread {
+	if !n.cfg.Moderation {
+		return nil
+	}
+	t := &worker.OSThread{Hold: n.opt.OwnProcess}
+	n.closers = append(n.closers, t.Close)
+	return t
 }
 
 func appendFDs(fds []poll.FD, s *udp.Socket, bit int) []poll.FD {

@@ -99,6 +99,7 @@ type Worker struct {
 	ICMPSent        uint64 `json:"icmpSent"`        //
 	ICMPRateLimited uint64 `json:"icmpRateLimited"` //
 	Wakeups         uint64 `json:"wakeups"`         // times it had nothing to do and waited
+	Pauses          uint64 `json:"pauses"`          // times it paused before, so that more would come (`moderation`)
 	Drops           uint64 `json:"drops"`           // all reasons together
 }
 

@@ -37,6 +37,7 @@ func (c *Config) NeedsRestart(next *Config) []string {
 	add("wireguard.port", c.WireGuardPort, next.WireGuardPort)
 	add("wireguardPort of this node", c.WireGuardPortOf(&c.Self), next.WireGuardPortOf(&next.Self))
 	add("workers", c.Workers, next.Workers)
+	add("moderation", switched(c.Moderation), switched(next.Moderation))
 	now := offloadSwitches(new(rawOffloads), &c.Offloads)
 	for k, then := range offloadSwitches(new(rawOffloads), &next.Offloads) {
 		add("offloads."+then.key, c.Offloads.mode(&now[k]), next.Offloads.mode(&then))
@@ -128,4 +129,12 @@ func called(n *control.Node) string {
 		return "peer " + n.Name
 	}
 	return "node " + n.Name
+}
+
+// switched spells a switch as the file does.
+func switched(on bool) string {
+	if on {
+		return "auto"
+	}
+	return "off"
 }

@@ -222,6 +222,13 @@ func (c *checker) workers() error {
 	return nil
 }
 
+func (c *checker) moderation() error {
+	if m := c.raw.Moderation; m != "auto" && m != "off" {
+		return c.wrong("moderation", m, "is neither auto nor off", "write auto (pauses while processors are short) or off")
+	}
+	return nil
+}
+
 func (c *checker) offloads() error {
 	o := &c.out.Offloads
 	for _, k := range offloadSwitches(&c.raw.Offloads, o) {

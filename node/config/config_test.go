@@ -34,7 +34,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		File: "w.yaml", Control: Static, Node: "a", Self: c.State.Nodes[0], State: c.State,
 		Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
-		Device:  "warren0", VNI: 1, Port: 4789, WireGuardPort: 51820, Masquerade: true,
+		Device:  "warren0", VNI: 1, Port: 4789, WireGuardPort: 51820, Moderation: true, Masquerade: true,
 		Offloads: Offloads{Checksum: true, TSO: true, USO: true, UDPGSO: true, UDPGRO: true, TunnelGSO: true,
 			Superframes: true},
 		Table: 8787, RulePriority: 5200, RunDir: "/run/warren", StateDir: "/var/lib/warren", OnExit: Remove,
@@ -61,6 +61,7 @@ mtu: 576
 wireguard: {persistentKeepalive: 25, port: 4789, presharedKeyFile: /etc/psk/}
 vxlan: {vni: 16777215, port: 8472}
 workers: 2
+moderation: off
 masquerade: false
 offloads: {checksum: off, tso: off, uso: auto, udpGSO: off, udpGRO: "off", tunnelGSO: off, superframes: off}
 routing: {table: 100, rulePriority: 7}
@@ -77,7 +78,8 @@ log: {level: debug, format: json}
 		c.WireGuardPort != 4789 || c.PersistentKeepalive != 25*time.Second ||
 		c.State.Nodes[0].PresharedKeyFile != "/etc/psk" || c.PresharedKeyFile != "/etc/psk" ||
 		c.Offloads != (Offloads{USO: true}) || c.RunDir != "/tmp/run" || c.OnExit != Leave || c.Masquerade ||
-		c.LogLevel != slog.LevelDebug || c.Workers != 2 || c.Table != 100 || c.RulePriority != 7 || c.Device != "pods.1" {
+		c.LogLevel != slog.LevelDebug || c.Workers != 2 || c.Moderation || c.Table != 100 || c.RulePriority != 7 ||
+		c.Device != "pods.1" {
 		t.Errorf("%+v", c)
 	}
 }
@@ -121,6 +123,7 @@ func TestErrors(t *testing.T) {
 		{"VNI negative", with("vxlan: {vni: -1}"), "does not fit the 24 bits"},
 		{"workers", with("workers: 257"), "is not a number of workers"},
 		{"workers negative", with("workers: -1"), "is not a number of workers"},
+		{"moderation", with("moderation: on"), `moderation: "on" is neither auto nor off`},
 		{"checksum offload", with("offloads: {checksum: on}"), `offloads.checksum: "on" is neither auto nor off`},
 		{"offload", with("offloads: {tso: on}"), `offloads.tso: "on" is neither auto nor off`},
 		{"tunnel offload", with("offloads: {tunnelGSO: yes}"), `offloads.tunnelGSO: "yes" is neither auto, on nor off`},

@@ -73,6 +73,7 @@ var specs = [...]struct {
 	{"device_writes_total", "Superpackets written to the device.", nil},
 	{"send_calls_total", "System calls that sent to peers.", nil},
 	{"wakeups_total", "Times that a worker had nothing to do and waited.", []string{"worker"}},
+	{"pauses_total", "Times that a worker paused before, so that more would come (moderation).", []string{"worker"}},
 	{"drops_total", "Dropped packets by reason.", []string{"reason"}},
 	{"icmp_sent_total", "ICMP errors made.", nil},
 	{"icmp_rate_limited_total", "ICMP errors not made because of the rate limit.", nil},
@@ -187,6 +188,7 @@ func (o out) workers(workers []api.Worker) {
 	var sum api.Worker
 	for _, w := range workers {
 		o.counter("wakeups_total", w.Wakeups, strconv.Itoa(w.ID))
+		o.counter("pauses_total", w.Pauses, strconv.Itoa(w.ID))
 		sum.TxSegments += w.TxSegments
 		sum.RxSegments += w.RxSegments
 		sum.TxBytes += w.TxBytes

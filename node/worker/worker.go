@@ -85,6 +85,7 @@ type Config struct {
 	Writers    []device.Queue     // the node's queues, for writing: handles of this worker's own; nil: the lanes'
 	Whole      tunnel.WholeSender // sends superpackets uncut to the peers that take them; nil: all of them are cut
 	Waiter     Waiter
+	Thread     Thread // nil: the worker never pauses, see moderation
 	Table      *forwarder.Table
 	Decoder    vxlan.Decoder
 	Crypt      *wireguard.Tunnel        // encrypts and decrypts; nil: lanes have no Secure
@@ -117,7 +118,9 @@ type Worker struct {
 	at       int64               // the current turn's time, see now; 0: nobody has asked yet
 	tunnelAt int64               // the same, see clock
 	turn     schedule
-	lane     *lane // whose turn it is
+	rests    moderation
+	moved    uint64 // bytes, in all turns
+	lane     *lane  // whose turn it is
 	all      []lane
 	info     packet.Info
 	icmp     icmpLimit
@@ -157,6 +160,7 @@ func New(c Config) *Worker {
 		in:     tunnel.NewInbound(socketSlots),
 		join:   packet.NewCoalescer(packet.CoalescerOptions{TCP: true, UDP: true}),
 		iovecs: make([][]byte, 0, 4),
+		rests:  moderation{thread: c.Thread},
 	}
 	w.segs.Arena = &w.arena
 	for _, l := range w.Lanes {
@@ -192,12 +196,16 @@ func (w *Worker) Run(ctx context.Context) error {
 		wait := time.Duration(0)
 		if w.turn.empty() {
 			w.tick()
+			w.rest()
 			w.Counters.Wakeups.Add(1)
 			wait = waitLimit
 		}
 		ready, err := w.Waiter.Wait(wait)
 		if err != nil {
 			return fmt.Errorf("worker %d: wait: %w", w.ID, err)
+		}
+		if wait > 0 && w.Thread != nil {
+			w.rests.after(w.Now())
 		}
 		if err := w.attend(); err != nil {
 			return fmt.Errorf("worker %d: to a peer with a session: %w", w.ID, err)
@@ -254,7 +262,20 @@ func (w *Worker) serve(k int, ready side) error {
 		moved += bytes
 	}
 	w.turn.done(k, left, moved)
+	w.moved += uint64(moved)
 	return nil
+}
+
+// rest pauses before a wait, if that is worth it.
+func (w *Worker) rest() {
+	if w.Thread == nil {
+		return
+	}
+	packets := w.Counters.QueueReads.Load() + w.Counters.Receives.Load()
+	if d := w.rests.before(w.Now(), packets, w.moved); d > 0 {
+		w.Counters.Pauses.Add(1)
+		w.Thread.Pause(d)
+	}
 }
 
 // now is the time of the turn in Unix nanoseconds: the clock is asked once.

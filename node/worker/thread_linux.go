@@ -1,0 +1,66 @@
+package worker
+
+import (
+	"bytes"
+	"strconv"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// OSThread is the Thread of a worker that keeps to one.
+type OSThread struct {
+	// Hold has the goroutine keep its P while it pauses; see PollWaiter.Hold.
+	Hold bool
+
+	opened bool
+	fd     int // of /proc/thread-self/schedstat, which goes on to be the opener's; -1: there is none
+}
+
+// schedstat has three numbers: nanoseconds that the thread ran, that it waited for a processor, and how often it got
+// one (Linux, Documentation/scheduler/sched-stats.rst).
+const schedstat = "/proc/thread-self/schedstat"
+
+// Delayed implements Thread. Kernels without CONFIG_SCHED_INFO don't say.
+func (t *OSThread) Delayed() (time.Duration, bool) {
+	if !t.opened {
+		t.opened = true
+		var err error
+		if t.fd, err = unix.Open(schedstat, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			t.fd = -1
+		}
+	}
+	if t.fd < 0 {
+		return 0, false
+	}
+	var text [64]byte
+	n, err := unix.Pread(t.fd, text[:], 0)
+	if err != nil {
+		return 0, false
+	}
+	_, rest, _ := bytes.Cut(text[:n], []byte(" "))
+	waited, _, _ := bytes.Cut(rest, []byte(" "))
+	ns, err := strconv.ParseInt(string(waited), 10, 64)
+	return time.Duration(ns), err == nil
+}
+
+// Pause implements Thread.
+func (t *OSThread) Pause(d time.Duration) {
+	if !t.Hold {
+		time.Sleep(d)
+		return
+	}
+	// So short that the runtime need not know, as in poll.WaitHolding, whose word on signals holds here too.
+	ts := unix.NsecToTimespec(int64(d))
+	_, _, _ = unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, 0, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+}
+
+// Close gives back what Delayed opened, once the worker has ended.
+func (t *OSThread) Close() error {
+	if !t.opened || t.fd < 0 {
+		return nil
+	}
+	t.opened = false
+	return unix.Close(t.fd)
+}
