@@ -156,7 +156,7 @@ func (r *runner) measureWire(ctx context.Context, wire string) (err error) {
 				if ctx.Err() != nil {
 					return nil
 				}
-				e := up[(i+round)%len(up)] // each is the first one now and then
+				e := up[(i+round)%len(up)]
 				if scenario.on(e) {
 					r.measure(ctx, e, scenario, place{wire, round})
 				} else if round == 0 && scenario.about == AboutNode && slices.Contains(e.Subjects(), AboutNodes) {

@@ -22,7 +22,8 @@ type OSThread struct {
 // one (Linux, Documentation/scheduler/sched-stats.rst).
 const schedstat = "/proc/thread-self/schedstat"
 
-// Delayed implements Thread. Kernels without CONFIG_SCHED_INFO don't say.
+// Delayed implements Thread. Kernels without CONFIG_SCHED_INFO don't say, or say 0. A control group that has used up
+// its quota of processor time keeps its threads from running too.
 func (t *OSThread) Delayed() (time.Duration, bool) {
 	if !t.opened {
 		t.opened = true
@@ -45,14 +46,14 @@ func (t *OSThread) Delayed() (time.Duration, bool) {
 	return time.Duration(ns), err == nil
 }
 
-// Pause implements Thread.
+// Pause implements Thread. The kernel adds up to 50 µs, a thread's timer slack.
 func (t *OSThread) Pause(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
 	if !t.Hold {
-		time.Sleep(d)
+		_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, 0, &ts, nil) // not time.Sleep, whose least is a millisecond
 		return
 	}
 	// So short that the runtime need not know, as in poll.WaitHolding, whose word on signals holds here too.
-	ts := unix.NsecToTimespec(int64(d))
 	_, _, _ = unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, 0, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
 }
 

@@ -85,7 +85,7 @@ type Config struct {
 	Writers    []device.Queue     // the node's queues, for writing: handles of this worker's own; nil: the lanes'
 	Whole      tunnel.WholeSender // sends superpackets uncut to the peers that take them; nil: all of them are cut
 	Waiter     Waiter
-	Thread     Thread // nil: the worker never pauses, see moderation
+	Thread     Thread // with LockThread; nil: the worker never pauses, see moderation
 	Table      *forwarder.Table
 	Decoder    vxlan.Decoder
 	Crypt      *wireguard.Tunnel        // encrypts and decrypts; nil: lanes have no Secure
@@ -204,7 +204,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("worker %d: wait: %w", w.ID, err)
 		}
-		if wait > 0 && w.Thread != nil {
+		if wait > 0 && ready != (Ready{}) && w.Thread != nil {
 			w.rests.after(w.Now())
 		}
 		if err := w.attend(); err != nil {
