@@ -108,7 +108,7 @@ func datagram(t *testing.T, size int) []byte {
 }
 
 func TestModeration(t *testing.T) {
-	const long = 300 * time.Millisecond
+	const long = 100 * time.Millisecond
 	large, meta := super(t, build{src: "10.244.1.9", dst: "10.244.9.9", payload: 60000}.bytes(t), 1400)
 	for _, c := range []struct {
 		name    string
