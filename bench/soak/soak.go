@@ -67,6 +67,9 @@ func Run(ctx context.Context, c Config) (result *Result, err error) {
 	}
 	r.sampler = newSampler(r)
 	before, err := r.sampler.settled(ctx, nil)
+	if ctx.Err() != nil { // to the daemons' clients a deadline is a daemon that does not answer
+		return nil, interrupted(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +87,7 @@ func Run(ctx context.Context, c Config) (result *Result, err error) {
 	r.say("the load ends")
 	tasks.Wait()
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("the soak was interrupted: %w", context.Cause(ctx))
+		return nil, interrupted(ctx)
 	}
 	after, err := r.sampler.settled(ctx, before)
 	if err != nil {
@@ -98,6 +101,10 @@ func Run(ctx context.Context, c Config) (result *Result, err error) {
 const patience = time.Minute
 
 var errLate = fmt.Errorf("not over %v after the end of the load", patience)
+
+func interrupted(ctx context.Context) error {
+	return fmt.Errorf("the soak was interrupted: %w", context.Cause(ctx))
+}
 
 func (r *run) setUp(ctx context.Context) error {
 	for i, name := range []string{"a", "b", "c"} {
