@@ -102,13 +102,10 @@ func offloadSwitches(r *rawOffloads, o *Offloads) []offloadSwitch {
 
 // mode spells what a switch of o is set to as the file does.
 func (o *Offloads) mode(s *offloadSwitch) string {
-	switch {
-	case !*s.use:
-		return "off"
-	case s.use == &o.TunnelGSO && o.AnyDriver:
+	if *s.use && s.use == &o.TunnelGSO && o.AnyDriver {
 		return "on"
 	}
-	return "auto"
+	return switched(*s.use)
 }
 
 // Control says where a node learns of the others.

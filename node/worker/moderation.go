@@ -35,7 +35,7 @@ const (
 // dropped then: a pod, or who reaches a tunnel's port, can have all flows of a worker wait by a flood that is large
 // enough, which costs these more than the pauses do.
 type moderation struct {
-	thread Thread        // nil: no pauses
+	thread Thread        // nil: no pauses, and nobody asks
 	each   time.Duration // from one wake-up to the next; 0: no pauses now
 	woken  time.Time     // the last time, for something
 
@@ -51,9 +51,6 @@ type moderation struct {
 // before is asked right before the worker waits, with how many packets and bytes it has moved since it began. The
 // result is how long it is to pause; 0: not at all.
 func (m *moderation) before(now time.Time, packets, bytes uint64) time.Duration {
-	if m.thread == nil {
-		return 0
-	}
 	if window := now.Sub(m.since); window >= rateWindow {
 		m.each = pauseFor(window, packets-m.packets, bytes-m.bytes)
 		if m.each > 0 && m.measure(now) <= shortage {

@@ -204,7 +204,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("worker %d: wait: %w", w.ID, err)
 		}
-		if wait > 0 && ready != (Ready{}) && w.Thread != nil {
+		if wait > 0 && ready != (Ready{}) && w.rests.thread != nil {
 			w.rests.after(w.Now())
 		}
 		if err := w.attend(); err != nil {
@@ -268,7 +268,7 @@ func (w *Worker) serve(k int, ready side) error {
 
 // rest pauses before a wait, if that is worth it.
 func (w *Worker) rest() {
-	if w.Thread == nil {
+	if w.rests.thread == nil {
 		return
 	}
 	packets := w.Counters.QueueReads.Load() + w.Counters.Receives.Load()
