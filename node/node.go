@@ -227,6 +227,15 @@ func laneCount(workers int) int {
 	return workers * max(1, min(lanesWanted/workers, worker.MaxLanes))
 }
 
+// threadCount is the number of threads that move packets: the workers, and the express worker where each of them can
+// have every lane (see worker.Exchange).
+func threadCount(workers int) int {
+	if laneCount(workers) > worker.MaxLanes {
+		return workers
+	}
+	return workers + 1
+}
+
 // run starts everything, follows changes, and ends everything.
 func (n *Node) run(ctx context.Context) error {
 	w, err := n.start()
@@ -280,7 +289,8 @@ func (n *Node) start() (*writer, error) {
 		return nil, err
 	}
 	workers := workerCount(cfg)
-	if procs := workers + spareProcs; n.opt.OwnProcess && runtime.GOMAXPROCS(0) < procs {
+	threads := threadCount(workers)
+	if procs := threads + spareProcs; n.opt.OwnProcess && runtime.GOMAXPROCS(0) < procs {
 		runtime.GOMAXPROCS(procs) // from then on it does not follow the cgroup's limit any more
 	}
 	lanes := laneCount(workers)
@@ -290,17 +300,17 @@ func (n *Node) start() (*writer, error) {
 	if err := n.openDevice(lanes); err != nil {
 		return nil, err
 	}
-	if err := n.openSecure(lanes, workers); err != nil { // late, as it may make a key, which stays
+	if err := n.openSecure(lanes, threads); err != nil { // late, as it may make a key, which stays
 		return nil, err
 	}
 	w := &writer{node: n, log: n.opt.Log, refusedAt: map[netip.Addr]time.Time{}, plan: plan{
 		cfg: cfg, podMTU: n.podMTU, underlay: underlay, paths: pathLimits{}, secure: &n.secure, noVXLAN: n.noVXLAN,
-		grace: map[string]time.Time{}, numbers: new(numbers), workers: workers,
+		grace: map[string]time.Time{}, numbers: new(numbers), workers: threads,
 	}}
 	if err := w.publish(n.nodes); err != nil {
 		return nil, err
 	}
-	n.openTunnelGSO(workers)
+	n.openTunnelGSO(threads)
 	if err := n.makeWorkers(workers); err != nil {
 		return nil, err
 	}

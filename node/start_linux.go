@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,13 +100,21 @@ func (n *Node) makeWorkers(workers int) error {
 		return fmt.Errorf("this node: %w", err)
 	}
 	queues := n.device.Queues()
-	for id := range workers {
+	var exchange *worker.Exchange
+	threads := threadCount(workers)
+	if threads > workers {
+		exchange = worker.NewExchange(workers, len(queues))
+	}
+	for id := range threads {
 		var lanes []worker.Lane
-		var fds []poll.FD
-		for i := id; i < len(queues); i += workers {
+		var laneFDs [][]poll.FD
+		for i, q := range queues {
+			if exchange == nil && i%workers != id {
+				continue
+			}
 			k := len(lanes)
-			lane := worker.Lane{Number: i, Queue: queues[i]}
-			fds = append(fds, poll.FD{FD: queues[i].FD(), Bit: worker.QueueBit(k)})
+			lane := worker.Lane{Number: i, Queue: q}
+			fds := []poll.FD{{FD: q.FD(), Bit: worker.QueueBit(k)}}
 			if n.sockets != nil {
 				lane.Socket = n.sockets[i]
 				fds = appendFDs(fds, n.sockets[i], worker.SocketBit(k))
@@ -114,16 +123,21 @@ func (n *Node) makeWorkers(workers int) error {
 				lane.Secure = n.secure.sockets.Lanes[i]
 				fds = appendFDs(fds, n.secure.sockets.Lanes[i], worker.SecureBit(k))
 			}
-			lanes = append(lanes, lane)
+			lanes, laneFDs = append(lanes, lane), append(laneFDs, fds)
 		}
-		p, err := poll.New(fds...)
+		var all []poll.FD
+		if exchange == nil {
+			all = slices.Concat(laneFDs...)
+		}
+		p, err := poll.New(all...)
 		if err != nil {
 			return err
 		}
 		n.closers = append(n.closers, p.Close)
 		n.workers = append(n.workers, worker.New(worker.Config{
-			ID: id, Lanes: lanes, Writers: writers(queues), Whole: n.gso.sender(id),
-			Waiter: &worker.PollWaiter{Poller: p, Hold: n.opt.OwnProcess}, Thread: n.workerThread(), Table: &n.table,
+			ID: id, Lanes: lanes, Exchange: exchange, Writers: writers(queues), Whole: n.gso.sender(id),
+			Waiter: &worker.PollWaiter{Poller: p, Lanes: laneFDs, Hold: n.opt.OwnProcess},
+			Thread: n.workerThread(), Moderate: n.cfg.Moderation, Table: &n.table,
 			Decoder: vxlan.Decoder{VNI: n.cfg.VNI, MAC: own}, Crypt: n.secure.tunnel,
 			PathEvents: n.pathEvents, LockThread: true,
 		}))
@@ -131,12 +145,11 @@ func (n *Node) makeWorkers(workers int) error {
 	return nil
 }
 
-// workerThread is what a worker asks about its thread; nil: it does not.
 func (n *Node) workerThread() worker.Thread {
-	if !n.cfg.Moderation {
-		return nil
-	}
-	t := &worker.OSThread{Hold: n.opt.OwnProcess}
+	t := &worker.OSThread{Hold: n.opt.OwnProcess, Refused: func(err error) {
+		n.opt.Log.Info("quiet flows wait longer beside large transfers: their worker may not have a higher priority, which "+
+			"CAP_SYS_NICE or a limit RLIMIT_NICE of 40 allows", "error", err)
+	}}
 	n.closers = append(n.closers, t.Close)
 	return t
 }

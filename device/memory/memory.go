@@ -240,6 +240,9 @@ func (q *Queue) Read(buf []byte) ([]byte, packet.Meta, error) {
 	return buf[device.Headroom:n], e.meta, nil
 }
 
+// Share makes another handle of the same queue, for another worker to write to.
+func (q *Queue) Share() *Queue { return &Queue{device: q.device, index: q.index} }
+
 // Write implements device.Queue. It refuses what device/tun refuses.
 func (q *Queue) Write(m packet.Meta, pieces [][]byte) error {
 	d := q.device

@@ -46,11 +46,6 @@ type Poller struct {
 
 // New makes a poller. The descriptors should be non-blocking; New does not change them.
 func New(fds ...FD) (*Poller, error) {
-	for _, fd := range fds {
-		if fd.Bit < 0 || fd.Bit >= bits {
-			return nil, fmt.Errorf("poll: bit %d for descriptor %d: use 0 to %d", fd.Bit, fd.FD, bits-1)
-		}
-	}
 	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("poll: epoll_create1: %w", err)
@@ -59,10 +54,10 @@ func New(fds ...FD) (*Poller, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("poll: eventfd: %w", err), unix.Close(epfd))
 	}
-	p := &Poller{epfd: epfd, wakefd: wakefd, events: make([]unix.EpollEvent, len(fds)+1)}
+	p := &Poller{epfd: epfd, wakefd: wakefd}
 	for _, fd := range fds {
-		if err := p.add(fd.FD, fd.Bit); err != nil {
-			return nil, errors.Join(fmt.Errorf("poll: add descriptor %d: %w", fd.FD, err), p.Close())
+		if err := p.Add(fd); err != nil {
+			return nil, errors.Join(err, p.Close())
 		}
 	}
 	if err := p.add(wakefd, wakeBit); err != nil {
@@ -73,7 +68,31 @@ func New(fds ...FD) (*Poller, error) {
 
 // add registers fd level-triggered, so that a worker may leave data behind and come back for it.
 func (p *Poller) add(fd, bit int) error {
-	return unix.EpollCtl(p.epfd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(bit)})
+	err := unix.EpollCtl(p.epfd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(bit)})
+	if err == nil {
+		p.events = append(p.events, unix.EpollEvent{}) // room for all at once
+	}
+	return err
+}
+
+// Add has Wait wait for one more descriptor. What it has already, the next Wait says.
+func (p *Poller) Add(fd FD) error {
+	if fd.Bit < 0 || fd.Bit >= bits {
+		return fmt.Errorf("poll: bit %d for descriptor %d: use 0 to %d", fd.Bit, fd.FD, bits-1)
+	}
+	if err := p.add(fd.FD, fd.Bit); err != nil {
+		return fmt.Errorf("poll: add descriptor %d: %w", fd.FD, err)
+	}
+	return nil
+}
+
+// Remove has Wait wait for a descriptor no more.
+func (p *Poller) Remove(fd FD) error {
+	if err := unix.EpollCtl(p.epfd, unix.EPOLL_CTL_DEL, fd.FD, nil); err != nil {
+		return fmt.Errorf("poll: remove descriptor %d: %w", fd.FD, err)
+	}
+	p.events = p.events[:len(p.events)-1]
+	return nil
 }
 
 // Wait sleeps until a descriptor is readable, Wake is called, or the timeout has passed; negative: no timeout, zero:

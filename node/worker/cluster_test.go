@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warren-net/warren/device"
 	devmem "github.com/warren-net/warren/device/memory"
 	"github.com/warren-net/warren/forwarder"
 	tunmem "github.com/warren-net/warren/tunnel/memory"
@@ -37,8 +38,9 @@ type testNode struct {
 // clusterConfig says what a testCluster is like.
 type clusterConfig struct {
 	nodes   int
-	queues  int // per node; 0: 1
-	lanes   int // per worker, a divisor of queues; 0: 1
+	queues  int  // per node; 0: 1
+	lanes   int  // per worker, a divisor of queues; 0: 1
+	express bool // beside the workers the nodes have an express worker
 	network tunmem.Config
 	device  devmem.Config
 	pathMTU int  // inner MTU of every peer; 0: 1450, or 1420 when encrypted
@@ -108,9 +110,7 @@ func newCluster(t testing.TB, c clusterConfig) *testCluster {
 	}
 	for _, n := range cluster.nodes {
 		n.publish(t, cluster.nodes, c)
-		for id := range c.queues / c.lanes {
-			n.addWorker(cluster, id, c)
-		}
+		n.addWorkers(cluster, c)
 	}
 	for _, n := range cluster.nodes {
 		if c.over.encrypted {
@@ -149,7 +149,7 @@ func (n *testNode) publish(t testing.TB, all []*testNode, c clusterConfig) {
 		tpl := vxlan.NewTemplate(testVNI, p.mac, n.mac)
 		peer := &forwarder.Peer{
 			Name: p.name, Endpoint: netip.AddrPortFrom(p.addr, testPort), PodCIDRs: p.cidrs, MTU: c.pathMTU,
-			Header4: tpl.V4[:], Header6: tpl.V6[:], Stats: forwarder.NewPeerStats(c.queues),
+			Header4: tpl.V4[:], Header6: tpl.V6[:], Stats: forwarder.NewPeerStats(c.queues + 1),
 		}
 		if p.secure != nil {
 			peer.Tunnel, peer.Encrypted, peer.RefusesPlaintext = p.secure.id, c.over.encrypted, c.over.encrypted
@@ -175,31 +175,63 @@ func (n *testNode) publishPeers(t testing.TB, peers []*forwarder.Peer) {
 	n.table.Store(s)
 }
 
-// addWorker makes worker id of the node, wired to its queues and to a socket of its own for each.
-func (n *testNode) addWorker(cluster *testCluster, id int, c clusterConfig) {
-	wait := newChanWaiter(c.lanes)
-	var lanes []Lane
-	for i := id; i < c.queues; i += c.queues / c.lanes {
-		queue := n.dev.Queues()[i]
-		queue.SetNotify(wait.Wake)
+// workers is how many workers a node has, without an express worker.
+func (c *clusterConfig) workers() int { return c.queues / c.lanes }
+
+// addWorkers makes the node's workers and the lanes, each a queue and a socket of its own.
+func (n *testNode) addWorkers(cluster *testCluster, c clusterConfig) {
+	threads := c.workers()
+	var exchange *Exchange
+	if c.express {
+		exchange = NewExchange(threads, c.queues)
+		threads++
+	}
+	waits := make([]chanWaiter, threads)
+	for id := range waits {
+		waits[id] = newChanWaiter(c.queues)
+	}
+	wake := func() {
+		for _, w := range waits {
+			w.Wake()
+		}
+	}
+	lanes := make([][]Lane, threads)
+	for i, queue := range n.dev.Queues() {
+		queue.SetNotify(wake)
 		l := Lane{Number: i, Queue: queue}
 		if !c.noVXLAN {
 			sock := cluster.net.Socket(netip.AddrPortFrom(n.addr, testPort))
-			sock.SetNotify(wait.Wake)
+			sock.SetNotify(wake)
 			l.Socket = sock
 		}
 		if n.secure != nil {
-			n.secure.lanes[i].setNotify(wait.Wake)
+			n.secure.lanes[i].setNotify(wake)
 			l.Secure = n.secure.lanes[i]
 		}
-		lanes = append(lanes, l)
+		for id := range lanes {
+			if c.express || i%c.workers() == id {
+				lanes[id] = append(lanes[id], l)
+			}
+		}
 	}
+	for id := range threads {
+		n.addWorker(id, lanes[id], waits[id], exchange, c)
+	}
+}
+
+func (n *testNode) addWorker(id int, lanes []Lane, wait Waiter, exchange *Exchange, c clusterConfig) {
 	var crypt *wireguard.Tunnel
 	if n.secure != nil {
 		crypt = n.secure.tunnel
 	}
+	var writers []device.Queue // nil: the lanes' own, in which other workers have no part
+	if exchange != nil {
+		for _, q := range n.dev.Queues() {
+			writers = append(writers, q.Share())
+		}
+	}
 	w := New(Config{
-		ID: id, Lanes: lanes, Waiter: wait, Table: &n.table, Now: c.now,
+		ID: id, Lanes: lanes, Exchange: exchange, Writers: writers, Waiter: wait, Table: &n.table, Now: c.now,
 		Decoder: vxlan.Decoder{VNI: testVNI, MAC: n.mac}, Crypt: crypt,
 	})
 	n.workers = append(n.workers, w)

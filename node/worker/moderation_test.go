@@ -73,6 +73,10 @@ func (c *crowd) Wait(timeout time.Duration) (Ready, error) {
 
 func (c *crowd) Wake() {}
 
+func (c *crowd) Watch(int, bool) error { return nil }
+
+func (c *crowd) Prefer() {}
+
 // run runs a worker in the crowd for so long, and returns its pauses.
 func (c *crowd) run(t *testing.T, long time.Duration) (*Worker, []time.Duration) {
 	t.Helper()
@@ -91,7 +95,7 @@ func (c *crowd) run(t *testing.T, long time.Duration) (*Worker, []time.Duration)
 	}
 	var table forwarder.Table
 	table.Store(s)
-	w := New(Config{Lanes: []Lane{{Queue: c.queue.Queues()[0]}}, Waiter: c, Thread: c, Table: &table, Now: c.now})
+	w := New(Config{Lanes: []Lane{{Queue: c.queue.Queues()[0]}}, Waiter: c, Thread: c, Moderate: true, Table: &table, Now: c.now})
 	if err := w.Run(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +155,7 @@ func TestModeration(t *testing.T) {
 func TestModerationOfNothing(t *testing.T) {
 	c := crowd{share: 0.3, every: 8 * time.Microsecond, packet: datagram(t, 1400), empty: true}
 	m := moderation{thread: &c, each: longestPause, since: time.Unix(1000, 0)}
-	w := New(Config{Lanes: []Lane{{}}, Waiter: &c, Thread: &c, Now: c.now})
+	w := New(Config{Lanes: []Lane{{}}, Waiter: &c, Thread: &c, Moderate: true, Now: c.now})
 	w.rests = m
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

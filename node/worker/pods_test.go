@@ -118,6 +118,7 @@ func testTransfers(t *testing.T, over encapsulation) {
 		nodes   int
 		queues  int
 		lanes   int
+		express bool
 		network tunmem.Config
 		device  devmem.Config
 		offload netpod.Offload
@@ -129,6 +130,7 @@ func testTransfers(t *testing.T, over encapsulation) {
 		{name: "three nodes, two queues", nodes: 3, queues: 2, size: 8 * mib},
 		{name: "one worker with four lanes", nodes: 2, queues: 4, lanes: 4, size: 8 * mib},
 		{name: "two workers with two lanes each", nodes: 3, queues: 4, lanes: 2, size: 8 * mib},
+		{name: "express", nodes: 3, queues: 8, lanes: 4, express: true, size: 8 * mib},
 		{name: "no offloads at all", nodes: 2, size: 8 * mib, offload: netpod.OffloadNone,
 			device: devmem.Config{NoTSO: true, NoUSO: true}, network: tunmem.Config{NoGSO: true, NoGRO: true}},
 		{name: "pods without segmentation offload", nodes: 2, size: 8 * mib, offload: netpod.OffloadChecksum},
@@ -140,7 +142,7 @@ func testTransfers(t *testing.T, over encapsulation) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := newCluster(t, clusterConfig{nodes: tt.nodes, over: over, queues: tt.queues, lanes: tt.lanes,
-				network: tt.network, device: tt.device, v6: tt.v6})
+				express: tt.express, network: tt.network, device: tt.device, v6: tt.v6})
 			if over.encrypted {
 				tt.size /= 4 // the way is the same, and the race detector takes its time
 			}

@@ -40,6 +40,9 @@ func (l *line) pop() int {
 	return int(k)
 }
 
+// has reports whether lane k is in line.
+func (s *schedule) has(k int) bool { return s.lined&(1<<k) != 0 }
+
 // empty reports whether nobody is in line.
 func (s *schedule) empty() bool { return s.lined == 0 }
 

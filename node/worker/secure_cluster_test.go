@@ -69,7 +69,7 @@ func (n *testNode) addSecureEnd(t testing.TB, network *tunmem.Network, c cluster
 	t.Helper()
 	e := &secureEnd{id: int32(n.name[1] - '0'), key: key.NewPrivate(), wait: runWaiter{newChanWaiter(1)}}
 	config := wireguard.Config{
-		Lanes: c.queues, Workers: c.queues / c.lanes, Superframes: c.over.frames, AES: c.over.frames,
+		Lanes: c.queues, Workers: c.workers() + 1, Superframes: c.over.frames, AES: c.over.frames,
 		Established: func(int32) {
 			for _, w := range n.workers {
 				w.SessionUp()

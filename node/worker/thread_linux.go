@@ -13,6 +13,8 @@ import (
 type OSThread struct {
 	// Hold has the goroutine keep its P while it pauses; see PollWaiter.Hold.
 	Hold bool
+	// Refused is told that the thread may not have a higher priority. nil: nobody is.
+	Refused func(error)
 
 	opened bool
 	fd     int // of /proc/thread-self/schedstat, which goes on to be the opener's; -1: there is none
@@ -55,6 +57,33 @@ func (t *OSThread) Pause(d time.Duration) {
 	}
 	// So short that the runtime need not know, as in poll.WaitHolding, whose word on signals holds here too.
 	_, _, _ = unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, 0, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+}
+
+// Priority of a preferred thread. A slice is how long it may run on before somebody else has a turn, in which the kernel
+// (6.12 and newer; others go by the nice value) takes the nearest end of a slice first; 0.1 ms is the least.
+const (
+	preferredNice  = -20
+	preferredSlice = 100 * time.Microsecond
+)
+
+// Prefer implements Thread. A short slice everybody may have; a nice value below the process's asks for CAP_SYS_NICE, or
+// for RLIMIT_NICE (getrlimit(2)). What the thread starts is as the others are.
+func (t *OSThread) Prefer() {
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		attr = &unix.SchedAttr{Size: unix.SizeofSchedAttr}
+	}
+	own := attr.Nice
+	attr.Policy, attr.Flags = unix.SCHED_NORMAL, unix.SCHED_FLAG_RESET_ON_FORK
+	attr.Nice, attr.Runtime = preferredNice, uint64(preferredSlice)
+	if err = unix.SchedSetAttr(0, attr, 0); err == nil {
+		return
+	}
+	if t.Refused != nil {
+		t.Refused(err)
+	}
+	attr.Nice = own
+	_ = unix.SchedSetAttr(0, attr, 0) // without, it is as the others
 }
 
 // Close gives back what Delayed opened, once the worker has ended.

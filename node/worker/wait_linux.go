@@ -17,6 +17,8 @@ const (
 type PollWaiter struct {
 	*poll.Poller
 
+	Lanes [][]poll.FD // descriptors by lane, for Watch
+
 	// Hold has the goroutine keep its P for warmTime after traffic; see poll.WaitHolding for what that asks of the
 	// process. The idle round trip between pods was 0.57 times as long with it.
 	Hold bool
@@ -33,6 +35,20 @@ func SocketBit(k int) int { return MaxLanes + k }
 
 // SecureBit is the poller's bit for the descriptors of lane k's socket of the encrypted tunnel.
 func SecureBit(k int) int { return 2*MaxLanes + k }
+
+// Watch implements Waiter.
+func (p *PollWaiter) Watch(lane int, on bool) error {
+	for _, fd := range p.Lanes[lane] {
+		change := p.Remove
+		if on {
+			change = p.Add
+		}
+		if err := change(fd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Wait implements Waiter.
 func (p *PollWaiter) Wait(timeout time.Duration) (Ready, error) {

@@ -31,6 +31,9 @@ func (c chanWaiter) Wait(timeout time.Duration) (Ready, error) {
 	return Ready{Queues: c.all, Sockets: c.all, Secure: c.all}, nil
 }
 
+// Watch does nothing: the worker leaves out what is not its own.
+func (c chanWaiter) Watch(int, bool) error { return nil }
+
 func (c chanWaiter) Wake() {
 	select {
 	case c.woken <- struct{}{}:

@@ -14,7 +14,7 @@
 // lane by its hash, in both directions, so that flows of different lanes don't wait for each other: neither in the
 // kernel's queue in front of the worker nor in the buffer of the receiver's socket, which are first in, first out. The
 // worker gives the lanes turns (see schedule), a bounded number of bytes each; one that had nothing to do comes before
-// those that always have.
+// those that always have. Lanes in which little happens are in the hands of one worker, see Exchange.
 //
 // # Who owns which buffer
 //
@@ -43,6 +43,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -69,6 +70,11 @@ const MaxLanes = 16
 // Ready says which lanes' queues and sockets may have something: bit k is lane k.
 type Ready struct{ Queues, Sockets, Secure uint32 }
 
+// of is r without the lanes that are not in owned.
+func (r Ready) of(owned uint32) Ready {
+	return Ready{Queues: r.Queues & owned, Sockets: r.Sockets & owned, Secure: r.Secure & owned}
+}
+
 // A Waiter blocks until a queue or a socket may have something, or until Wake.
 type Waiter interface {
 	// Wait returns after at most timeout, at once for 0. It may return early, and may call ready what is not, but not
@@ -76,16 +82,20 @@ type Waiter interface {
 	Wait(timeout time.Duration) (Ready, error)
 	// Wake makes the current or the next Wait return. Safe for concurrent use.
 	Wake()
+	// Watch begins or ends that Wait waits for a lane; at first it waits for none if there is an Exchange, else for all.
+	Watch(lane int, on bool) error
 }
 
 // Config says what a worker works with. All of it but Table belongs to the worker from New on.
 type Config struct {
 	ID         int                // its number among the node's workers; index of its cell in forwarder.PeerStats
-	Lanes      []Lane             // 1 to MaxLanes
+	Lanes      []Lane             // 1 to MaxLanes: the worker's, or with an Exchange all of the node's
+	Exchange   *Exchange          // nil: the lanes stay with the worker
 	Writers    []device.Queue     // the node's queues, for writing: handles of this worker's own; nil: the lanes'
 	Whole      tunnel.WholeSender // sends superpackets uncut to the peers that take them; nil: all of them are cut
 	Waiter     Waiter
-	Thread     Thread // with LockThread; nil: the worker never pauses, see moderation
+	Thread     Thread // with LockThread; may be nil
+	Moderate   bool   // pause, see moderation; with Thread
 	Table      *forwarder.Table
 	Decoder    vxlan.Decoder
 	Crypt      *wireguard.Tunnel        // encrypts and decrypts; nil: lanes have no Secure
@@ -118,6 +128,8 @@ type Worker struct {
 	at       int64               // the current turn's time, see now; 0: nobody has asked yet
 	tunnelAt int64               // the same, see clock
 	turn     schedule
+	owned    uint32  // the lanes that are the worker's at present
+	window   traffic // of all lanes
 	rests    moderation
 	moved    uint64 // bytes, in all turns
 	lane     *lane  // whose turn it is
@@ -160,7 +172,9 @@ func New(c Config) *Worker {
 		in:     tunnel.NewInbound(socketSlots),
 		join:   packet.NewCoalescer(packet.CoalescerOptions{TCP: true, UDP: true}),
 		iovecs: make([][]byte, 0, 4),
-		rests:  moderation{thread: c.Thread},
+	}
+	if c.Moderate {
+		w.rests.thread = c.Thread
 	}
 	w.segs.Arena = &w.arena
 	for _, l := range w.Lanes {
@@ -170,6 +184,11 @@ func New(c Config) *Worker {
 		}
 	}
 	w.lane = &w.all[0]
+	if c.Exchange == nil {
+		w.owned = 1<<len(w.all) - 1
+	} else {
+		c.Exchange.to[c.ID].wake = c.Waiter.Wake
+	}
 	w.reads = make([]byte, queueBytes+device.BufferSize+64) // a superframe grows a little at its end
 	w.slots = w.in.Slots
 	if c.Crypt != nil {
@@ -181,7 +200,8 @@ func New(c Config) *Worker {
 // A lane is a Lane and what the worker remembers of it.
 type lane struct {
 	Lane
-	slots, secureSlots int // receives in its next turn, by socket
+	slots, secureSlots int     // receives in its next turn, by socket
+	moved              traffic // in the window
 }
 
 // Run moves packets until ctx ends (and returns nil) or the device or the socket is gone.
@@ -190,8 +210,14 @@ func (w *Worker) Run(ctx context.Context) error {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 	}
+	if w.isExpress() && w.Thread != nil {
+		w.Thread.Prefer()
+	}
 	stop := context.AfterFunc(ctx, w.Waiter.Wake)
 	defer stop()
+	if err := w.takeLanes(); err != nil {
+		return err
+	}
 	for turns := 0; ctx.Err() == nil; {
 		wait := time.Duration(0)
 		if w.turn.empty() {
@@ -210,7 +236,10 @@ func (w *Worker) Run(ctx context.Context) error {
 		if err := w.attend(); err != nil {
 			return fmt.Errorf("worker %d: to a peer with a session: %w", w.ID, err)
 		}
-		w.turn.add(ready)
+		if err := w.takeLanes(); err != nil {
+			return err
+		}
+		w.turn.add(ready.of(w.owned))
 		k, side, ok := w.turn.next()
 		if !ok {
 			continue
@@ -231,6 +260,7 @@ func (w *Worker) serve(k int, ready side) error {
 	w.snap, w.at, w.tunnelAt = w.Table.Load(), 0, 0
 	var left side
 	var moved int
+	before := w.packets()
 	if ready&queueSide != 0 {
 		bytes, more, err := w.drainQueue()
 		if err != nil {
@@ -261,18 +291,22 @@ func (w *Worker) serve(k int, ready side) error {
 		}
 		moved += bytes
 	}
-	w.turn.done(k, left, moved)
-	w.moved += uint64(moved)
-	return nil
+	given, err := w.account(k, uint64(moved), w.packets()-before)
+	if !given {
+		w.turn.done(k, left, moved)
+	}
+	return err
 }
+
+// packets is how many packets and superpackets were read, and receives.
+func (w *Worker) packets() uint64 { return w.Counters.QueueReads.Load() + w.Counters.Receives.Load() }
 
 // rest pauses before a wait, if that is worth it.
 func (w *Worker) rest() {
 	if w.rests.thread == nil {
 		return
 	}
-	packets := w.Counters.QueueReads.Load() + w.Counters.Receives.Load()
-	if d := w.rests.before(w.Now(), packets, w.moved); d > 0 {
+	if d := w.rests.before(w.Now(), w.packets(), w.moved); d > 0 {
 		w.Counters.Pauses.Add(1)
 		w.Thread.Pause(d)
 	}
@@ -292,9 +326,10 @@ func (w *Worker) now() int64 {
 func (w *Worker) tick() {
 	if now := w.Now(); now.Sub(w.asked) >= eventInterval {
 		w.asked = now
-		for k := range w.all {
-			w.pathEvents(w.all[k].Socket)
-			w.pathEvents(w.all[k].Secure)
+		for set := w.owned; set != 0; set &= set - 1 {
+			l := &w.all[bits.TrailingZeros32(set)]
+			w.pathEvents(l.Socket)
+			w.pathEvents(l.Secure)
 		}
 		if !w.room.empty() {
 			w.drop(forwarder.NoSession, w.room.expire(w.Crypt.Now()))

@@ -1,0 +1,62 @@
+package worker
+
+import (
+	"testing"
+	"time"
+
+	"github.com/warren-net/warren/device/memory/netpod"
+)
+
+// TestExchange: quiet lanes are the express worker's, those with large transfers the others', and they come back. What
+// crosses meanwhile arrives as it was sent.
+func TestExchange(t *testing.T) { eachEncapsulation(t, testExchange) }
+
+func testExchange(t *testing.T, over encapsulation) {
+	// Time goes slowly, as packets do with the race detector beside other work.
+	const slower = 10
+	begin := time.Now()
+	now := func() time.Time { return begin.Add(time.Since(begin) / slower) }
+	c := newCluster(t, clusterConfig{nodes: 2, over: over, queues: 8, lanes: 4, express: true, now: now})
+	pods := withPods(t, c, 1420, netpod.OffloadFull)
+	given := func(n *testNode) (express, others uint64) {
+		last := len(n.workers) - 1
+		for id, w := range n.workers {
+			if id == last {
+				express = w.Counters.LanesGiven.Load()
+			} else {
+				others += w.Counters.LanesGiven.Load()
+			}
+		}
+		return express, others
+	}
+	for range 10 { // a connection is some ten packets
+		if err := transfer(pods[0], pods[2], pods[2].Addresses()[0], 1000); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(slower * expressWindow)
+	}
+	a := c.nodes[0]
+	if express, _ := given(a); express > 0 {
+		t.Errorf("%d quiet lanes were given away", express)
+	}
+	for range 2 {
+		before, _ := given(a)
+		if err := transfer(pods[0], pods[2], pods[2].Addresses()[1], 2<<20); err != nil {
+			t.Fatal(err)
+		}
+		if after, _ := given(a); after == before {
+			t.Error("the lane of a large transfer stays with the express worker")
+		}
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			express, others := given(a)
+			if express == others {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("of %d lanes with nothing in them %d came back", express, others)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
