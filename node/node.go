@@ -229,8 +229,8 @@ func laneCount(workers int) int {
 
 // threadCount is the number of threads that move packets: the workers, and the express worker where each of them can
 // have every lane (see worker.Exchange).
-func threadCount(workers int) int {
-	if laneCount(workers) > worker.MaxLanes {
+func (n *Node) threadCount(workers int) int {
+	if !n.cfg.Express || laneCount(workers) > worker.MaxLanes {
 		return workers
 	}
 	return workers + 1
@@ -289,7 +289,7 @@ func (n *Node) start() (*writer, error) {
 		return nil, err
 	}
 	workers := workerCount(cfg)
-	threads := threadCount(workers)
+	threads := n.threadCount(workers)
 	if procs := threads + spareProcs; n.opt.OwnProcess && runtime.GOMAXPROCS(0) < procs {
 		runtime.GOMAXPROCS(procs) // from then on it does not follow the cgroup's limit any more
 	}

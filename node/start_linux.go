@@ -93,51 +93,42 @@ func (n *Node) openDevice(lanes int) error {
 	return nil
 }
 
-// makeWorkers makes the workers and deals the lanes out to them.
+// makeWorkers makes the workers and deals the lanes out to them: each its own, or all of them to each where they give
+// them to each other.
 func (n *Node) makeWorkers(workers int) error {
 	own, err := vxlan.Address(macOf(&n.cfg.Self))
 	if err != nil {
 		return fmt.Errorf("this node: %w", err)
 	}
-	queues := n.device.Queues()
 	var exchange *worker.Exchange
-	threads := threadCount(workers)
+	threads := n.threadCount(workers)
 	if threads > workers {
-		exchange = worker.NewExchange(workers, len(queues))
+		exchange = worker.NewExchange(workers, len(n.device.Queues()))
 	}
 	for id := range threads {
 		var lanes []worker.Lane
-		var laneFDs [][]poll.FD
-		for i, q := range queues {
-			if exchange == nil && i%workers != id {
-				continue
+		var fds [][]poll.FD
+		for i := range n.device.Queues() {
+			if exchange != nil || i%workers == id {
+				l, fd := n.lane(i, len(lanes))
+				lanes, fds = append(lanes, l), append(fds, fd)
 			}
-			k := len(lanes)
-			lane := worker.Lane{Number: i, Queue: q}
-			fds := []poll.FD{{FD: q.FD(), Bit: worker.QueueBit(k)}}
-			if n.sockets != nil {
-				lane.Socket = n.sockets[i]
-				fds = appendFDs(fds, n.sockets[i], worker.SocketBit(k))
-			}
-			if n.secure.sockets != nil {
-				lane.Secure = n.secure.sockets.Lanes[i]
-				fds = appendFDs(fds, n.secure.sockets.Lanes[i], worker.SecureBit(k))
-			}
-			lanes, laneFDs = append(lanes, lane), append(laneFDs, fds)
 		}
-		var all []poll.FD
+		var waited []poll.FD
 		if exchange == nil {
-			all = slices.Concat(laneFDs...)
+			waited = slices.Concat(fds...)
 		}
-		p, err := poll.New(all...)
+		p, err := poll.New(waited...)
 		if err != nil {
 			return err
 		}
 		n.closers = append(n.closers, p.Close)
+		thread := &worker.OSThread{Hold: n.opt.OwnProcess}
+		n.closers = append(n.closers, thread.Close)
 		n.workers = append(n.workers, worker.New(worker.Config{
-			ID: id, Lanes: lanes, Exchange: exchange, Writers: writers(queues), Whole: n.gso.sender(id),
-			Waiter: &worker.PollWaiter{Poller: p, Lanes: laneFDs, Hold: n.opt.OwnProcess},
-			Thread: n.workerThread(), Moderate: n.cfg.Moderation, Table: &n.table,
+			ID: id, Lanes: lanes, Exchange: exchange, Writers: writers(n.device.Queues()), Whole: n.gso.sender(id),
+			Waiter: &worker.PollWaiter{Poller: p, Lanes: fds, Hold: n.opt.OwnProcess},
+			Thread: thread, Moderate: n.cfg.Moderation, NotPreferred: n.notPreferred, Table: &n.table,
 			Decoder: vxlan.Decoder{VNI: n.cfg.VNI, MAC: own}, Crypt: n.secure.tunnel,
 			PathEvents: n.pathEvents, LockThread: true,
 		}))
@@ -145,13 +136,26 @@ func (n *Node) makeWorkers(workers int) error {
 	return nil
 }
 
-func (n *Node) workerThread() worker.Thread {
-	t := &worker.OSThread{Hold: n.opt.OwnProcess, Refused: func(err error) {
-		n.opt.Log.Info("quiet flows wait longer beside large transfers: their worker may not have a higher priority, which "+
-			"CAP_SYS_NICE or a limit RLIMIT_NICE of 40 allows", "error", err)
-	}}
-	n.closers = append(n.closers, t.Close)
-	return t
+// lane is lane i of the node, which is lane k of a worker, with what that waits for.
+func (n *Node) lane(i, k int) (worker.Lane, []poll.FD) {
+	q := n.device.Queues()[i]
+	l := worker.Lane{Number: i, Queue: q}
+	fds := []poll.FD{{FD: q.FD(), Bit: worker.QueueBit(k)}}
+	if n.sockets != nil {
+		l.Socket = n.sockets[i]
+		fds = appendFDs(fds, n.sockets[i], worker.SocketBit(k))
+	}
+	if n.secure.sockets != nil {
+		l.Secure = n.secure.sockets.Lanes[i]
+		fds = appendFDs(fds, n.secure.sockets.Lanes[i], worker.SecureBit(k))
+	}
+	return l, fds
+}
+
+func (n *Node) notPreferred(err error) {
+	n.opt.Log.Info("the express worker may not have the highest priority: quiet flows wait longer beside large transfers; "+
+		"allow it with a limit RLIMIT_NICE of 40 (LimitNICE=40 in a unit) or the capability CAP_SYS_NICE, or write "+
+		"`express: off`", "error", err)
 }
 
 func appendFDs(fds []poll.FD, s *udp.Socket, bit int) []poll.FD {

@@ -54,7 +54,7 @@ func (a answers) Status() api.Status {
 func workerAnswer(w *worker.Worker) api.Worker {
 	c := &w.Counters
 	out := api.Worker{
-		ID:             w.ID,
+		ID: w.ID, Express: w.IsExpress(), Preferred: w.Preferred(),
 		TxSuperpackets: c.ToPeers.Load(), TxBytes: c.ToPeersBytes.Load(), TxSegments: c.SegmentsOut.Load(),
 		TxCalls: c.SendCalls.Load(), TxWhole: c.Whole.Load(), TxWholeRefused: c.WholeRefused.Load(),
 		TxSuperframes: c.FramesSealed.Load(), RxSuperframes: c.FramesOpened.Load(),
@@ -63,7 +63,7 @@ func workerAnswer(w *worker.Worker) api.Worker {
 		OutsidePackets: c.KernelOut.Load(), OutsideBytes: c.KernelBytes.Load(),
 		DeviceReads: c.QueueReads.Load(), DeviceWrites: c.QueueWrites.Load(),
 		ICMPSent: c.ICMPSent.Load(), ICMPRateLimited: c.ICMPLimited.Load(), Wakeups: c.Wakeups.Load(),
-		Pauses: c.Pauses.Load(),
+		Pauses: c.Pauses.Load(), LanesGiven: c.LanesGiven.Load(),
 	}
 	for r := range c.Drops {
 		out.Drops += c.Drops[r].Load()

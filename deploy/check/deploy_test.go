@@ -278,7 +278,7 @@ func TestLeast(t *testing.T) {
 			!slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || len(c.Resources.Requests) != 2 {
 			t.Errorf("%s: %+v", c.Name, s)
 		}
-		if want := c.Name == "warren"; want != slices.Equal(s.Capabilities.Add, []corev1.Capability{"NET_ADMIN"}) ||
+		if want := c.Name == "warren"; want != slices.Equal(s.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "SYS_NICE"}) ||
 			!want && len(s.Capabilities.Add) > 0 {
 			t.Errorf("%s has the capabilities %v", c.Name, s.Capabilities.Add)
 		}

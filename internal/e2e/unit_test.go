@@ -95,6 +95,7 @@ func (u unit) start(c *cluster, n *lab.Node, socket string) *lab.Proc {
 	for key, want := range map[string]string{
 		"ProtectSystem": "strict", "ProtectProc": "invisible", "NoNewPrivileges": "yes", "Type": "notify",
 		"RuntimeDirectory": "warren", "StateDirectory": "warren", "ExecStart": "/usr/local/bin/warren up",
+		"LimitNICE": "-20",
 	} {
 		u.is(c.t, key, want)
 	}
@@ -103,7 +104,7 @@ func (u unit) start(c *cluster, n *lab.Node, socket string) *lab.Proc {
 	}
 	flag, _ := u.capabilities(c.t)
 	p, err := c.lab.Start(n.NS, n.Name+"-unit", "unshare", "--mount", "sh", "-c", sandbox, "sandbox", n.RunDir, n.StateDir,
-		strings.Join(u["ReadOnlyPaths"], " "), "setpriv", "--bounding-set", flag, "--inh-caps", "-all", "--no-new-privs",
+		strings.Join(u["ReadOnlyPaths"], " "), "prlimit", "--nice=40:40", "setpriv", "--bounding-set", flag, "--inh-caps", "-all", "--no-new-privs",
 		"env", "NOTIFY_SOCKET="+socket, warren(), "up", "--config", n.ConfigFile)
 	c.ok(err)
 	return p
@@ -140,6 +141,9 @@ func TestUnit(t *testing.T) {
 		if !strings.Contains(string(process), line+"\n") {
 			t.Errorf("no %q in:\n%s", line, process)
 		}
+	}
+	if last := status.Workers[len(status.Workers)-1]; !last.Express || !last.Preferred {
+		t.Errorf("it may not have an express worker of the highest priority: %+v", last)
 	}
 	c.eventually(func() error { // some are tried with the peer, whose turn may come later
 		status, plain := ask[api.Status](c, a, "status"), ask[api.Status](c, b, "status")

@@ -79,6 +79,8 @@ type Offload struct {
 // says superpackets.
 type Worker struct {
 	ID              int    `json:"id"`
+	Express         bool   `json:"express"`         // it has the lanes in which little happens (`express`)
+	Preferred       bool   `json:"preferred"`       // and its thread the highest priority
 	TxSuperpackets  uint64 `json:"txSuperpackets"`  // from pods to peers
 	TxBytes         uint64 `json:"txBytes"`         // inner IP bytes in them
 	TxSegments      uint64 `json:"txSegments"`      // datagrams that they became
@@ -100,6 +102,7 @@ type Worker struct {
 	ICMPRateLimited uint64 `json:"icmpRateLimited"` //
 	Wakeups         uint64 `json:"wakeups"`         // times it had nothing to do and waited
 	Pauses          uint64 `json:"pauses"`          // times it paused before, so that more would come (`moderation`)
+	LanesGiven      uint64 `json:"lanesGiven"`      // times it gave a lane to another worker
 	Drops           uint64 `json:"drops"`           // all reasons together
 }
 

@@ -37,6 +37,7 @@ func (c *Config) NeedsRestart(next *Config) []string {
 	add("wireguard.port", c.WireGuardPort, next.WireGuardPort)
 	add("wireguardPort of this node", c.WireGuardPortOf(&c.Self), next.WireGuardPortOf(&next.Self))
 	add("workers", c.Workers, next.Workers)
+	add("express", switched(c.Express), switched(next.Express))
 	add("moderation", switched(c.Moderation), switched(next.Moderation))
 	now := offloadSwitches(new(rawOffloads), &c.Offloads)
 	for k, then := range offloadSwitches(new(rawOffloads), &next.Offloads) {

@@ -222,6 +222,13 @@ func (c *checker) workers() error {
 	return nil
 }
 
+func (c *checker) express() error {
+	if e := c.raw.Express; e != "auto" && e != "off" {
+		return c.wrong("express", e, "is neither auto nor off", "write auto (quiet flows have a worker of their own) or off")
+	}
+	return nil
+}
+
 func (c *checker) moderation() error {
 	if m := c.raw.Moderation; m != "auto" && m != "off" {
 		return c.wrong("moderation", m, "is neither auto nor off", "write auto (pauses while processors are short) or off")

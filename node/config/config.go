@@ -58,6 +58,7 @@ type Config struct {
 	Port          uint16 // UDP port of the VXLAN tunnels of nodes that name no other; PortOf knows
 	WireGuardPort uint16 // UDP port of the encrypted tunnels of nodes that name no other; WireGuardPortOf knows
 	Workers       int    // 0: one per CPU, at most 8
+	Express       bool   // lanes in which little happens have a worker of their own
 	Moderation    bool   // workers pause where small packets and no processors abound
 	Masquerade    bool
 	Offloads      Offloads
@@ -141,6 +142,7 @@ type raw struct {
 	MTU        int         `yaml:"mtu"`
 	VXLAN      rawVXLAN    `yaml:"vxlan"`
 	Workers    int         `yaml:"workers"`
+	Express    string      `yaml:"express"`
 	Moderation string      `yaml:"moderation"`
 	Masquerade bool        `yaml:"masquerade"`
 	Offloads   rawOffloads `yaml:"offloads"`
@@ -185,6 +187,7 @@ func defaults() raw {
 		Control:    string(Static),
 		Device:     "warren0",
 		VXLAN:      rawVXLAN{VNI: 1, Port: 4789},
+		Express:    "auto",
 		Moderation: "auto",
 		Masquerade: true,
 		Offloads: rawOffloads{
@@ -265,6 +268,7 @@ func Parse(src Source) (*Config, error) {
 		VNI:           uint32(r.VXLAN.VNI),
 		WireGuardPort: uint16(r.WireGuard.Port),
 		Workers:       r.Workers,
+		Express:       r.Express == "auto",
 		Moderation:    r.Moderation == "auto",
 		Masquerade:    r.Masquerade,
 		Table:         r.Routing.Table,
@@ -284,7 +288,7 @@ func Parse(src Source) (*Config, error) {
 	}
 	// Spelled out as a list so that the first error found is the one of the key that the others depend on.
 	for _, check := range []func() error{
-		c.vxlan, c.self, c.ports, c.families, c.device, c.mtu, c.workers, c.moderation, c.offloads, c.routing,
+		c.vxlan, c.self, c.ports, c.families, c.device, c.mtu, c.workers, c.express, c.moderation, c.offloads, c.routing,
 		c.metrics, c.directories, c.onExit, c.log,
 	} {
 		if err := check(); err != nil {

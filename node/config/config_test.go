@@ -34,7 +34,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		File: "w.yaml", Control: Static, Node: "a", Self: c.State.Nodes[0], State: c.State,
 		Cluster: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
-		Device:  "warren0", VNI: 1, Port: 4789, WireGuardPort: 51820, Moderation: true, Masquerade: true,
+		Device:  "warren0", VNI: 1, Port: 4789, WireGuardPort: 51820, Express: true, Moderation: true, Masquerade: true,
 		Offloads: Offloads{Checksum: true, TSO: true, USO: true, UDPGSO: true, UDPGRO: true, TunnelGSO: true,
 			Superframes: true},
 		Table: 8787, RulePriority: 5200, RunDir: "/run/warren", StateDir: "/var/lib/warren", OnExit: Remove,
@@ -61,6 +61,7 @@ mtu: 576
 wireguard: {persistentKeepalive: 25, port: 4789, presharedKeyFile: /etc/psk/}
 vxlan: {vni: 16777215, port: 8472}
 workers: 2
+express: off
 moderation: off
 masquerade: false
 offloads: {checksum: off, tso: off, uso: auto, udpGSO: off, udpGRO: "off", tunnelGSO: off, superframes: off}
@@ -78,7 +79,7 @@ log: {level: debug, format: json}
 		c.WireGuardPort != 4789 || c.PersistentKeepalive != 25*time.Second ||
 		c.State.Nodes[0].PresharedKeyFile != "/etc/psk" || c.PresharedKeyFile != "/etc/psk" ||
 		c.Offloads != (Offloads{USO: true}) || c.RunDir != "/tmp/run" || c.OnExit != Leave || c.Masquerade ||
-		c.LogLevel != slog.LevelDebug || c.Workers != 2 || c.Moderation || c.Table != 100 || c.RulePriority != 7 ||
+		c.LogLevel != slog.LevelDebug || c.Workers != 2 || c.Express || c.Moderation || c.Table != 100 || c.RulePriority != 7 ||
 		c.Device != "pods.1" {
 		t.Errorf("%+v", c)
 	}
@@ -123,6 +124,7 @@ func TestErrors(t *testing.T) {
 		{"VNI negative", with("vxlan: {vni: -1}"), "does not fit the 24 bits"},
 		{"workers", with("workers: 257"), "is not a number of workers"},
 		{"workers negative", with("workers: -1"), "is not a number of workers"},
+		{"express", with("express: on"), `express: "on" is neither auto nor off`},
 		{"moderation", with("moderation: on"), `moderation: "on" is neither auto nor off`},
 		{"checksum offload", with("offloads: {checksum: on}"), `offloads.checksum: "on" is neither auto nor off`},
 		{"offload", with("offloads: {tso: on}"), `offloads.tso: "on" is neither auto nor off`},

@@ -3,8 +3,12 @@ package worker
 import (
 	"fmt"
 	"math/bits"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/warren-net/warren/forwarder"
 )
 
 // An Exchange is where the workers of one node give lanes to each other: those in which little happens to the express
@@ -17,7 +21,7 @@ import (
 // bounded, so that nobody gets processors that way.
 //
 // A lane is one worker's at a time, so nothing in it needs a lock. Who gives it away does not wait for it any more, and
-// does not touch it until it comes back.
+// does not touch it until it comes back. What waits there for a session goes with it.
 type Exchange struct {
 	express int // number of the express worker; those before it have the busy lanes
 	to      []handover
@@ -25,9 +29,10 @@ type Exchange struct {
 
 // A handover is the lanes on their way to a worker.
 type handover struct {
-	lanes atomic.Uint32
-	wake  func()
-	_     [48]byte // of its own on a cache line
+	wake    func()
+	lanes   atomic.Uint32 // changed with mu held
+	mu      sync.Mutex
+	waiting []waiting // came from these lanes
 }
 
 // NewExchange makes one for so many workers and the express worker, which gets the number after theirs, and all the
@@ -61,8 +66,12 @@ func (t *traffic) add(bytes, packets uint64) {
 	t.packets += packets
 }
 
-// isExpress reports whether w is the express worker.
-func (w *Worker) isExpress() bool { return w.Exchange != nil && w.ID == w.Exchange.express }
+// IsExpress reports whether w is the express worker.
+func (w *Worker) IsExpress() bool { return w.Exchange != nil && w.ID == w.Exchange.express }
+
+// Preferred reports whether it is the express worker and runs as soon as it has something to do, see Thread. Safe for
+// concurrent use.
+func (w *Worker) Preferred() bool { return w.preferred.Load() }
 
 // takeLanes takes over what was given to the worker, and gives quiet lanes back.
 func (w *Worker) takeLanes() error {
@@ -70,19 +79,12 @@ func (w *Worker) takeLanes() error {
 	if x == nil {
 		return nil
 	}
-	if mine := &x.to[w.ID].lanes; mine.Load() != 0 {
-		for set := mine.Swap(0); set != 0; set &= set - 1 {
-			k := bits.TrailingZeros32(set)
-			w.owned |= 1 << k
-			// What it is like shows in the next window.
-			w.all[k] = lane{Lane: w.all[k].Lane, slots: fewestSlots, secureSlots: fewestSlots,
-				moved: traffic{packets: quietPackets}}
-			if err := w.Waiter.Watch(k, true); err != nil {
-				return fmt.Errorf("worker %d: lane %d: %w", w.ID, k, err)
-			}
+	if mine := &x.to[w.ID]; mine.lanes.Load() != 0 {
+		if err := w.take(mine); err != nil {
+			return err
 		}
 	}
-	if w.isExpress() {
+	if w.IsExpress() {
 		return nil
 	}
 	now := w.Now()
@@ -103,6 +105,31 @@ func (w *Worker) takeLanes() error {
 	return nil
 }
 
+// take takes over what was given to the worker.
+func (w *Worker) take(from *handover) error {
+	from.mu.Lock()
+	lanes, line := from.lanes.Swap(0), from.waiting
+	from.waiting = nil
+	from.mu.Unlock()
+	for set := lanes; set != 0; set &= set - 1 {
+		k := bits.TrailingZeros32(set)
+		w.owned |= 1 << k
+		// What it is like shows in the next window.
+		w.all[k] = lane{Lane: w.all[k].Lane, slots: fewestSlots, secureSlots: fewestSlots,
+			moved: traffic{packets: quietPackets}}
+		if err := w.Waiter.Watch(k, true); err != nil {
+			return fmt.Errorf("worker %d: lane %d: %w", w.ID, k, err)
+		}
+	}
+	for i, e := range line {
+		line[i].lane = &w.all[slices.IndexFunc(w.all, func(l lane) bool { return l.Number == e.lane.Number })]
+	}
+	if len(line) > 0 {
+		w.drop(forwarder.NoSession, w.room.join(line))
+	}
+	return nil
+}
+
 // account notes what the turn of lane k has moved, and gives it away if that is too much for the express worker; given
 // says whether it did.
 func (w *Worker) account(k int, bytes, packets uint64) (given bool, err error) {
@@ -111,7 +138,7 @@ func (w *Worker) account(k int, bytes, packets uint64) (given bool, err error) {
 		return false, nil
 	}
 	w.all[k].moved.add(bytes, packets)
-	if !w.isExpress() {
+	if !w.IsExpress() {
 		return false, nil
 	}
 	if now := w.Now(); now.Sub(w.window.since) >= expressWindow {
@@ -121,24 +148,21 @@ func (w *Worker) account(k int, bytes, packets uint64) (given bool, err error) {
 	if w.window.bytes <= expressBytes && w.window.packets <= expressPackets {
 		return false, nil
 	}
-	if !w.room.empty() { // what waits there is to leave by the lane that it came from
-		return false, nil
-	}
 	return true, w.giveLane(k, k%w.Exchange.express)
 }
 
 // giveLane gives a lane that is in no line to another worker.
 func (w *Worker) giveLane(k, to int) error {
-	if !w.room.empty() {
-		return nil
-	}
 	if err := w.Waiter.Watch(k, false); err != nil {
 		return fmt.Errorf("worker %d: lane %d: %w", w.ID, k, err)
 	}
 	w.owned &^= 1 << k
 	w.Counters.LanesGiven.Add(1)
-	x := w.Exchange
-	x.to[to].lanes.Or(1 << k)
-	x.to[to].wake()
+	h := &w.Exchange.to[to]
+	h.mu.Lock()
+	h.waiting = w.room.takeFrom(h.waiting, &w.all[k])
+	h.lanes.Or(1 << k)
+	h.mu.Unlock()
+	h.wake()
 	return nil
 }

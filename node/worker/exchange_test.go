@@ -1,10 +1,12 @@
 package worker
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
 	"github.com/warren-net/warren/device/memory/netpod"
+	"github.com/warren-net/warren/forwarder/packet"
 )
 
 // TestExchange: quiet lanes are the express worker's, those with large transfers the others', and they come back. What
@@ -58,5 +60,36 @@ func testExchange(t *testing.T, over encapsulation) {
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
+	}
+}
+
+// TestExchangeTakesWhatWaits: a lane with too much for the express worker goes also while what came from it waits for a
+// session, and takes that along.
+func TestExchangeTakesWhatWaits(t *testing.T) {
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, queues: 4, lanes: 2, express: true, late: true})
+	a, b := c.nodes[0], c.nodes[1]
+	packets := numbered(t, 3*expressPackets)
+	for _, p := range packets { // one flow, so all in one lane
+		a.dev.Inject(bytes.Clone(p), packet.Meta{})
+	}
+	c.start(a)
+	express := a.workers[2]
+	for deadline := time.Now().Add(10 * time.Second); express.Counters.LanesGiven.Load() == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("the lane stays with the express worker")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	c.start(b)
+	for k, want := range packets {
+		if got := b.next(t).Data; !bytes.Equal(got, want) {
+			t.Fatalf("packet %d arrived as one of %d bytes, want %d", k, len(got), len(want))
+		}
+	}
+	if d := a.allDrops(); len(d) > 0 {
+		t.Errorf("dropped: %v", d)
+	}
+	if n := express.Counters.Waited.Load(); n == 0 {
+		t.Error("nothing waited at the express worker")
 	}
 }

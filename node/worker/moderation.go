@@ -8,8 +8,9 @@ type Thread interface {
 	Delayed() (d time.Duration, ok bool)
 	// Pause sleeps for about d, less when the Go runtime wants something.
 	Pause(d time.Duration)
-	// Prefer has the thread run as soon as it has something to do, as far as the process may ask for that.
-	Prefer()
+	// Prefer has the thread run as soon as it has something to do. After an error it does so as far as the process may
+	// ask for that.
+	Prefer() error
 }
 
 // What a worker needs to pause, and how long it does.

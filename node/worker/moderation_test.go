@@ -75,7 +75,7 @@ func (c *crowd) Wake() {}
 
 func (c *crowd) Watch(int, bool) error { return nil }
 
-func (c *crowd) Prefer() {}
+func (c *crowd) Prefer() error { return nil }
 
 // run runs a worker in the crowd for so long, and returns its pauses.
 func (c *crowd) run(t *testing.T, long time.Duration) (*Worker, []time.Duration) {

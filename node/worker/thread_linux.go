@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"fmt"
 	"strconv"
 	"time"
 	"unsafe"
@@ -13,8 +14,6 @@ import (
 type OSThread struct {
 	// Hold has the goroutine keep its P while it pauses; see PollWaiter.Hold.
 	Hold bool
-	// Refused is told that the thread may not have a higher priority. nil: nobody is.
-	Refused func(error)
 
 	opened bool
 	fd     int // of /proc/thread-self/schedstat, which goes on to be the opener's; -1: there is none
@@ -68,7 +67,7 @@ const (
 
 // Prefer implements Thread. A short slice everybody may have; a nice value below the process's asks for CAP_SYS_NICE, or
 // for RLIMIT_NICE (getrlimit(2)). What the thread starts is as the others are.
-func (t *OSThread) Prefer() {
+func (t *OSThread) Prefer() error {
 	attr, err := unix.SchedGetAttr(0, 0)
 	if err != nil {
 		attr = &unix.SchedAttr{Size: unix.SizeofSchedAttr}
@@ -76,14 +75,12 @@ func (t *OSThread) Prefer() {
 	own := attr.Nice
 	attr.Policy, attr.Flags = unix.SCHED_NORMAL, unix.SCHED_FLAG_RESET_ON_FORK
 	attr.Nice, attr.Runtime = preferredNice, uint64(preferredSlice)
-	if err = unix.SchedSetAttr(0, attr, 0); err == nil {
-		return
+	if err = unix.SchedSetAttr(0, attr, 0); err != nil {
+		attr.Nice = own
+		_ = unix.SchedSetAttr(0, attr, 0) // without, it is as the others
+		return fmt.Errorf("sched_setattr, nice value %d: %w", preferredNice, err)
 	}
-	if t.Refused != nil {
-		t.Refused(err)
-	}
-	attr.Nice = own
-	_ = unix.SchedSetAttr(0, attr, 0) // without, it is as the others
+	return nil
 }
 
 // Close gives back what Delayed opened, once the worker has ended.

@@ -2,6 +2,8 @@ package worker
 
 import (
 	"bytes"
+	"cmp"
+	"slices"
 	"time"
 
 	"github.com/warren-net/warren/forwarder"
@@ -79,6 +81,31 @@ func (r *waitingRoom) dropFirst() {
 	}
 	*e = waiting{}
 	r.line = r.line[1:]
+}
+
+// takeFrom takes out what came from a lane, and appends it to line.
+func (r *waitingRoom) takeFrom(line []waiting, l *lane) []waiting {
+	if r.empty() {
+		return line
+	}
+	for _, e := range r.takeAll() {
+		if e.lane == l {
+			line = append(line, e)
+		} else {
+			r.put(e)
+		}
+	}
+	return line
+}
+
+// join adds what came from another worker's room, and returns how many were dropped.
+func (r *waitingRoom) join(line []waiting) (dropped int) {
+	for _, e := range line {
+		dropped += r.add(e)
+	}
+	slices.SortStableFunc(r.line, func(a, b waiting) int { return cmp.Compare(a.since, b.since) })
+	r.snap = nil // to be decided on anew: a session may have come up on the way
+	return dropped
 }
 
 // takeAll empties the room.

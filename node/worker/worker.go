@@ -88,20 +88,22 @@ type Waiter interface {
 
 // Config says what a worker works with. All of it but Table belongs to the worker from New on.
 type Config struct {
-	ID         int                // its number among the node's workers; index of its cell in forwarder.PeerStats
-	Lanes      []Lane             // 1 to MaxLanes: the worker's, or with an Exchange all of the node's
-	Exchange   *Exchange          // nil: the lanes stay with the worker
-	Writers    []device.Queue     // the node's queues, for writing: handles of this worker's own; nil: the lanes'
-	Whole      tunnel.WholeSender // sends superpackets uncut to the peers that take them; nil: all of them are cut
-	Waiter     Waiter
-	Thread     Thread // with LockThread; may be nil
-	Moderate   bool   // pause, see moderation; with Thread
-	Table      *forwarder.Table
-	Decoder    vxlan.Decoder
-	Crypt      *wireguard.Tunnel        // encrypts and decrypts; nil: lanes have no Secure
-	PathEvents func([]tunnel.PathEvent) // called on the worker's thread; must not block. nil: ignored
-	Now        func() time.Time         // nil: time.Now
-	LockThread bool                     // keep to one OS thread: for real devices
+	ID       int                // its number among the node's workers; index of its cell in forwarder.PeerStats
+	Lanes    []Lane             // 1 to MaxLanes: the worker's, or with an Exchange all of the node's
+	Exchange *Exchange          // nil: the lanes stay with the worker
+	Writers  []device.Queue     // the node's queues, for writing: handles of this worker's own; nil: the lanes'
+	Whole    tunnel.WholeSender // sends superpackets uncut to the peers that take them; nil: all of them are cut
+	Waiter   Waiter
+	Thread   Thread // with LockThread; may be nil
+	Moderate bool   // pause, see moderation; with Thread
+	// NotPreferred is told why the express worker's thread is as the others are, see Thread. nil: nobody is.
+	NotPreferred func(error)
+	Table        *forwarder.Table
+	Decoder      vxlan.Decoder
+	Crypt        *wireguard.Tunnel        // encrypts and decrypts; nil: lanes have no Secure
+	PathEvents   func([]tunnel.PathEvent) // called on the worker's thread; must not block. nil: ignored
+	Now          func() time.Time         // nil: time.Now
+	LockThread   bool                     // keep to one OS thread: for real devices
 }
 
 // Sizes of a turn. Bytes bound it, so that what one step wrote is still in the processor's second-level cache when the
@@ -137,6 +139,7 @@ type Worker struct {
 	info     packet.Info
 	icmp     icmpLimit
 
+	preferred atomic.Bool // see Thread
 	sessionUp atomic.Bool // since attend looked
 	room      waitingRoom
 
@@ -210,8 +213,12 @@ func (w *Worker) Run(ctx context.Context) error {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 	}
-	if w.isExpress() && w.Thread != nil {
-		w.Thread.Prefer()
+	if w.IsExpress() && w.Thread != nil {
+		err := w.Thread.Prefer()
+		w.preferred.Store(err == nil)
+		if err != nil && w.NotPreferred != nil {
+			w.NotPreferred(err)
+		}
 	}
 	stop := context.AfterFunc(ctx, w.Waiter.Wake)
 	defer stop()
@@ -233,11 +240,11 @@ func (w *Worker) Run(ctx context.Context) error {
 		if wait > 0 && ready != (Ready{}) && w.rests.thread != nil {
 			w.rests.after(w.Now())
 		}
-		if err := w.attend(); err != nil {
-			return fmt.Errorf("worker %d: to a peer with a session: %w", w.ID, err)
-		}
 		if err := w.takeLanes(); err != nil {
 			return err
+		}
+		if err := w.attend(); err != nil {
+			return fmt.Errorf("worker %d: to a peer with a session: %w", w.ID, err)
 		}
 		w.turn.add(ready.of(w.owned))
 		k, side, ok := w.turn.next()
