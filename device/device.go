@@ -4,8 +4,8 @@
 //
 // # Ownership and concurrency
 //
-// A Queue belongs to one worker and is not safe for concurrent use, except for Close. Read fills the caller's buffer
-// and keeps nothing of it; Write keeps nothing of its pieces after it returned.
+// A Queue belongs to one worker at a time and is not safe for concurrent use, except for Close. Read fills the caller's
+// buffer and keeps nothing of it; Write keeps nothing of its pieces after it returned.
 package device
 
 import (

@@ -73,12 +73,13 @@ const spareProcs = 2
 
 // A Node is a running node. Run makes one.
 type Node struct {
-	opt     Options
-	cfg     *config.Config // as it was at the start; what the writer goroutine goes by is plan.cfg
-	nodes   []control.Node // the peers at the start
-	feed    *feed          // nil: the peers stand in the file
-	started time.Time
-	podMTU  int
+	opt        Options
+	processors int            // for so many
+	cfg        *config.Config // as it was at the start; what the writer goroutine goes by is plan.cfg
+	nodes      []control.Node // the peers at the start
+	feed       *feed          // nil: the peers stand in the file
+	started    time.Time
+	podMTU     int
 
 	device   *tun.Device
 	sockets  []*udp.Socket
@@ -149,7 +150,8 @@ func runFed(ctx context.Context, cfg *config.Config, opt Options) error {
 		}
 	})
 	ready := opt.Ready
-	var open time.Time // see direct
+	var open time.Time                  // see direct
+	processors := runtime.GOMAXPROCS(0) // which the node raises
 	for {
 		known, nodes, err := f.awaitHere(ctx, cfg, checkUnderlay)
 		if ctx.Err() != nil {
@@ -160,7 +162,7 @@ func runFed(ctx context.Context, cfg *config.Config, opt Options) error {
 		}
 		opt.Ready, ready = ready, nil // once
 		n := newNode(known, nodes, opt)
-		n.feed, n.direct.open = f, open
+		n.feed, n.direct.open, n.processors = f, open, processors
 		if err := n.run(ctx); !errors.Is(err, errAgain) {
 			return errors.Join(err, failure(ctx))
 		}
@@ -210,11 +212,11 @@ func claim(cfg *config.Config) (*instance, error) {
 }
 
 // workerCount is the number of workers.
-func workerCount(cfg *config.Config) int {
-	if cfg.Workers > 0 {
-		return cfg.Workers
+func (n *Node) workerCount() int {
+	if n.cfg.Workers > 0 {
+		return n.cfg.Workers
 	}
-	return min(runtime.GOMAXPROCS(0), maxDefaultWorkers)
+	return min(n.processors, maxDefaultWorkers)
 }
 
 // lanesWanted is the number of lanes of a node, unless it has more workers: enough for an echo to have one to itself
@@ -288,7 +290,7 @@ func (n *Node) start() (*writer, error) {
 	if n.podMTU, err = podMTU(cfg, underlay); err != nil {
 		return nil, err
 	}
-	workers := workerCount(cfg)
+	workers := n.workerCount()
 	threads := n.threadCount(workers)
 	if procs := threads + spareProcs; n.opt.OwnProcess && runtime.GOMAXPROCS(0) < procs {
 		runtime.GOMAXPROCS(procs) // from then on it does not follow the cgroup's limit any more

@@ -5,7 +5,7 @@
 //
 // # Ownership and concurrency
 //
-// A Socket, an Outbound and an Inbound belong to one worker; nothing here is safe for concurrent use but
+// A Socket, an Outbound and an Inbound belong to one worker at a time; nothing here is safe for concurrent use but
 // Socket.Offloads, Socket.LocalPort and Socket.Close. An Outbound refers to the pieces that were put into it (headers
 // beside payload, never copied) until Reset: whoever adds a piece leaves the bytes alone until the batch was sent. An
 // Inbound owns its buffers; what refers to them is valid until the next Receive.

@@ -169,6 +169,7 @@ type Queue struct {
 	index  int
 	notify atomic.Pointer[func()]
 	write  []byte // the pieces of a Write, joined
+	of     *Queue // that it is another handle of; nil: none
 
 	mu      sync.Mutex // guards what follows
 	ring    []entry
@@ -241,7 +242,7 @@ func (q *Queue) Read(buf []byte) ([]byte, packet.Meta, error) {
 }
 
 // Share makes another handle of the same queue, for another worker to write to.
-func (q *Queue) Share() *Queue { return &Queue{device: q.device, index: q.index} }
+func (q *Queue) Share() *Queue { return &Queue{device: q.device, index: q.index, of: q} }
 
 // Write implements device.Queue. It refuses what device/tun refuses.
 func (q *Queue) Write(m packet.Meta, pieces [][]byte) error {
@@ -257,9 +258,13 @@ func (q *Queue) Write(m packet.Meta, pieces [][]byte) error {
 		d.takes[m.Type].Store(false)
 		return device.ErrNotTaken
 	}
-	q.mu.Lock()
-	closed := q.closed
-	q.mu.Unlock()
+	own := q
+	if q.of != nil {
+		own = q.of
+	}
+	own.mu.Lock()
+	closed := own.closed
+	own.mu.Unlock()
 	switch {
 	case closed:
 		return device.ErrClosed

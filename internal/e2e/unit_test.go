@@ -104,7 +104,8 @@ func (u unit) start(c *cluster, n *lab.Node, socket string) *lab.Proc {
 	}
 	flag, _ := u.capabilities(c.t)
 	p, err := c.lab.Start(n.NS, n.Name+"-unit", "unshare", "--mount", "sh", "-c", sandbox, "sandbox", n.RunDir, n.StateDir,
-		strings.Join(u["ReadOnlyPaths"], " "), "prlimit", "--nice=40:40", "setpriv", "--bounding-set", flag, "--inh-caps", "-all", "--no-new-privs",
+		strings.Join(u["ReadOnlyPaths"], " "), "prlimit", "--nice=40:40",
+		"setpriv", "--bounding-set", flag, "--inh-caps", "-all", "--no-new-privs",
 		"env", "NOTIFY_SOCKET="+socket, warren(), "up", "--config", n.ConfigFile)
 	c.ok(err)
 	return p

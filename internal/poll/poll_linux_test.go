@@ -317,3 +317,31 @@ func TestSharedBit(t *testing.T) {
 	write(t, w0)
 	wantWait(t, p, time.Second, 1<<63, false)
 }
+
+// TestAddAndRemove: a poller waits for what it has at the moment, and says at once what that has already.
+func TestAddAndRemove(t *testing.T) {
+	r0, w0 := pipe(t)
+	r1, w1 := pipe(t)
+	p := newPoller(t, r0)
+	write(t, w1)
+	wantWait(t, p, 0, 0, false)
+	one := FD{FD: r1, Bit: 5}
+	if err := p.Add(one); err != nil {
+		t.Fatal(err)
+	}
+	write(t, w0)
+	wantWait(t, p, time.Second, 1<<5|1, false)
+	if err := p.Add(one); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("added twice: %v", err)
+	}
+	if err := p.Remove(one); err != nil {
+		t.Fatal(err)
+	}
+	wantWait(t, p, time.Second, 1, false)
+	if err := p.Remove(one); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("removed twice: %v", err)
+	}
+	if err := p.Add(FD{FD: r1, Bit: bits}); err == nil {
+		t.Error("added by a bit that there is not")
+	}
+}

@@ -79,8 +79,8 @@ log: {level: debug, format: json}
 		c.WireGuardPort != 4789 || c.PersistentKeepalive != 25*time.Second ||
 		c.State.Nodes[0].PresharedKeyFile != "/etc/psk" || c.PresharedKeyFile != "/etc/psk" ||
 		c.Offloads != (Offloads{USO: true}) || c.RunDir != "/tmp/run" || c.OnExit != Leave || c.Masquerade ||
-		c.LogLevel != slog.LevelDebug || c.Workers != 2 || c.Express || c.Moderation || c.Table != 100 || c.RulePriority != 7 ||
-		c.Device != "pods.1" {
+		c.LogLevel != slog.LevelDebug || c.Workers != 2 || c.Express || c.Moderation || c.Table != 100 ||
+		c.RulePriority != 7 || c.Device != "pods.1" {
 		t.Errorf("%+v", c)
 	}
 }

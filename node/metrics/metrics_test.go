@@ -26,7 +26,8 @@ func (fake) Status() api.Status {
 		Offloads: []api.Offload{{Name: "tun-tso", Enabled: true}, {Name: "udp-gso", Reason: "configuration"}},
 		Workers: []api.Worker{
 			{ID: 0, TxSegments: 5, TxSuperpackets: 2, TxBytes: 100, RxSegments: 1, Wakeups: 9, ICMPSent: 1},
-			{ID: 1, TxSegments: 7, TxSuperpackets: 3, TxBytes: 50, RxSegments: 2, Wakeups: 4, Pauses: 3, LanesGiven: 8, ICMPSent: 1},
+			{ID: 1, TxSegments: 7, TxSuperpackets: 3, TxBytes: 50, RxSegments: 2, Wakeups: 4, Pauses: 3, LanesGiven: 8,
+				ICMPSent: 1},
 		},
 		Snapshot:   api.Snapshot{Generation: 3, Peers: 1, Routes: 9},
 		LastReload: &api.Reload{Time: time.Unix(100, 0), Error: "bad"},

@@ -188,15 +188,21 @@ func (n *testNode) addWorkers(cluster *testCluster, c clusterConfig) {
 	}
 	waits := make([]chanWaiter, threads)
 	for id := range waits {
-		waits[id] = newChanWaiter(c.queues)
-	}
-	wake := func() {
-		for _, w := range waits {
-			w.Wake()
+		waits[id] = newChanWaiter(c.lanes)
+		if c.express {
+			waits[id] = newChanWaiter(0)
 		}
 	}
 	lanes := make([][]Lane, threads)
 	for i, queue := range n.dev.Queues() {
+		wake := waits[i%c.workers()].Wake
+		if c.express {
+			wake = func() {
+				for _, w := range waits {
+					w.tell(i)
+				}
+			}
+		}
 		queue.SetNotify(wake)
 		l := Lane{Number: i, Queue: queue}
 		if !c.noVXLAN {

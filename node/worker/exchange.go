@@ -1,11 +1,11 @@
 package worker
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
-	"slices"
-	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/warren-net/warren/forwarder"
@@ -17,22 +17,25 @@ import (
 // A worker with large transfers has work all the time. It gets its share of the processors and waits for the next one
 // for milliseconds, and with it everything in its lanes, as an echo that has a lane to itself. The express worker does
 // so little that it is never kept waiting: to the kernel's scheduler it has always used less than its share, its slices
-// are short (sched_setattr(2)), and where the process may it has the highest priority. What it may do in a while is
-// bounded, so that nobody gets processors that way.
+// are short (sched_setattr(2)), and where the process may it has the highest priority among the fair.
+//
+// What it does is bounded, so that nobody gets a processor that way: above some fifth of one it gives away the lanes
+// that cause it. As it notices after a turn, its turns are small, and a lane stays away for quietWindow at least: all
+// lanes together, if each comes back for one turn of the most expensive kind, can have it use about twice as much.
 //
 // A lane is one worker's at a time, so nothing in it needs a lock. Who gives it away does not wait for it any more, and
 // does not touch it until it comes back. What waits there for a session goes with it.
 type Exchange struct {
 	express int // number of the express worker; those before it have the busy lanes
 	to      []handover
+	waiting [MaxLanes][]waiting // came from the lane; goes with it
 }
 
 // A handover is the lanes on their way to a worker.
 type handover struct {
-	wake    func()
-	lanes   atomic.Uint32 // changed with mu held
-	mu      sync.Mutex
-	waiting []waiting // came from these lanes
+	lanes atomic.Uint32
+	wake  func()
+	_     [48]byte // of its own on a cache line
 }
 
 // NewExchange makes one for so many workers and the express worker, which gets the number after theirs, and all the
@@ -43,27 +46,50 @@ func NewExchange(workers, lanes int) *Exchange {
 	return x
 }
 
-// What the express worker does and who else gets a lane. Both counts are packets and superpackets read, and receives.
+// What the express worker does and who else gets a lane. Packets are packets and superpackets read, and receives.
 const (
-	// In expressWindow the express worker moves so much in all its lanes; the lane in whose turn it was more goes.
+	// In expressWindow the express worker does so much in all its lanes. When it is more, those with an expressPart of
+	// it go: at least one has as much, and an echo beside them does not.
 	expressWindow  = 2 * time.Millisecond
+	expressTime    = 400 * time.Microsecond // of a processor
 	expressBytes   = 64 << 10
 	expressPackets = 32
+	expressPart    = MaxLanes
+	// Its turns are of this size, see queueBatch and queueBytes.
+	expressBatch = 8
+	expressTurn  = 32 << 10
 	// In quietWindow so much happens in a lane that comes back.
 	quietWindow  = 20 * time.Millisecond
 	quietBytes   = 32 << 10
 	quietPackets = 16
+	// retryWatch is when a worker tries again to wait for a lane, and until then looks at it.
+	retryWatch = time.Millisecond
 )
 
-// A traffic is what was moved in a while.
+// A traffic is what was moved in a while, and the processor's time that it took, as far as that is asked for.
 type traffic struct {
 	since          time.Time
 	bytes, packets uint64
+	took           time.Duration
 }
 
-func (t *traffic) add(bytes, packets uint64) {
-	t.bytes += bytes
-	t.packets += packets
+func (t *traffic) add(more traffic) {
+	t.bytes += more.bytes
+	t.packets += more.packets
+	t.took += more.took
+}
+
+func (t *traffic) sub(less traffic) {
+	t.bytes -= less.bytes
+	t.packets -= less.packets
+	t.took -= less.took
+}
+
+// tooMuch reports whether in t, of all lanes, is more than the express worker is for, and part has to do with it.
+func (t *traffic) tooMuch(part *traffic) bool {
+	return t.took > expressTime && part.took*expressPart >= expressTime ||
+		t.bytes > expressBytes && part.bytes*expressPart >= expressBytes ||
+		t.packets > expressPackets && part.packets*expressPart >= expressPackets
 }
 
 // IsExpress reports whether w is the express worker.
@@ -73,16 +99,25 @@ func (w *Worker) IsExpress() bool { return w.Exchange != nil && w.ID == w.Exchan
 // concurrent use.
 func (w *Worker) Preferred() bool { return w.preferred.Load() }
 
+func (w *Worker) prefer() {
+	err := w.Thread.Prefer()
+	w.preferred.Store(err == nil)
+	if err != nil && w.NotPreferred != nil {
+		w.NotPreferred(err)
+	}
+}
+
 // takeLanes takes over what was given to the worker, and gives quiet lanes back.
 func (w *Worker) takeLanes() error {
 	x := w.Exchange
 	if x == nil {
 		return nil
 	}
-	if mine := &x.to[w.ID]; mine.lanes.Load() != 0 {
-		if err := w.take(mine); err != nil {
-			return err
-		}
+	if mine := &x.to[w.ID].lanes; mine.Load() != 0 {
+		w.take(mine.Swap(0))
+	}
+	if err := w.watch(); err != nil {
+		return err
 	}
 	if w.IsExpress() {
 		return nil
@@ -105,27 +140,37 @@ func (w *Worker) takeLanes() error {
 	return nil
 }
 
-// take takes over what was given to the worker.
-func (w *Worker) take(from *handover) error {
-	from.mu.Lock()
-	lanes, line := from.lanes.Swap(0), from.waiting
-	from.waiting = nil
-	from.mu.Unlock()
+// take takes over lanes.
+func (w *Worker) take(lanes uint32) {
+	w.owned |= lanes
+	w.unwatched |= lanes
 	for set := lanes; set != 0; set &= set - 1 {
 		k := bits.TrailingZeros32(set)
-		w.owned |= 1 << k
+		l := &w.all[k]
 		// What it is like shows in the next window.
-		w.all[k] = lane{Lane: w.all[k].Lane, slots: fewestSlots, secureSlots: fewestSlots,
-			moved: traffic{packets: quietPackets}}
-		if err := w.Waiter.Watch(k, true); err != nil {
-			return fmt.Errorf("worker %d: lane %d: %w", w.ID, k, err)
+		*l = lane{Lane: l.Lane, slots: fewestSlots, secureSlots: fewestSlots, moved: traffic{packets: quietPackets}}
+		if line := w.Exchange.waiting[k]; len(line) > 0 {
+			w.Exchange.waiting[k] = nil
+			for i := range line {
+				line[i].lane = l
+			}
+			w.drop(forwarder.NoSession, w.room.join(line))
 		}
 	}
-	for i, e := range line {
-		line[i].lane = &w.all[slices.IndexFunc(w.all, func(l lane) bool { return l.Number == e.lane.Number })]
-	}
-	if len(line) > 0 {
-		w.drop(forwarder.NoSession, w.room.join(line))
+}
+
+// watch begins to wait for the lanes that the worker has and does not wait for yet. The kernel may have no room for
+// that at the moment (epoll_ctl(2), max_user_watches is one user's for all programs); it will not be the end of the
+// node.
+func (w *Worker) watch() error {
+	for set := w.unwatched; set != 0; set &= set - 1 {
+		k := bits.TrailingZeros32(set)
+		switch err := w.Waiter.Watch(k, true); {
+		case err == nil:
+			w.unwatched &^= 1 << k
+		case !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.ENOMEM):
+			return fmt.Errorf("worker %d: lane %d: %w", w.ID, k, err)
+		}
 	}
 	return nil
 }
@@ -137,32 +182,44 @@ func (w *Worker) account(k int, bytes, packets uint64) (given bool, err error) {
 	if w.Exchange == nil {
 		return false, nil
 	}
-	w.all[k].moved.add(bytes, packets)
+	did := traffic{bytes: bytes, packets: packets}
+	m := &w.all[k].moved
 	if !w.IsExpress() {
+		m.add(did)
 		return false, nil
+	}
+	if w.Thread != nil { // with the waits before, and what else came between two turns
+		used := w.Thread.Used()
+		did.took, w.used = used-w.used, used
 	}
 	if now := w.Now(); now.Sub(w.window.since) >= expressWindow {
 		w.window = traffic{since: now}
 	}
-	w.window.add(bytes, packets)
-	if w.window.bytes <= expressBytes && w.window.packets <= expressPackets {
+	if m.since != w.window.since {
+		*m = traffic{since: w.window.since}
+	}
+	m.add(did)
+	w.window.add(did)
+	if !w.window.tooMuch(m) {
 		return false, nil
 	}
+	w.window.sub(*m)
 	return true, w.giveLane(k, k%w.Exchange.express)
 }
 
 // giveLane gives a lane that is in no line to another worker.
 func (w *Worker) giveLane(k, to int) error {
-	if err := w.Waiter.Watch(k, false); err != nil {
-		return fmt.Errorf("worker %d: lane %d: %w", w.ID, k, err)
+	if w.unwatched&(1<<k) == 0 {
+		if err := w.Waiter.Watch(k, false); err != nil {
+			return fmt.Errorf("worker %d: lane %d: %w", w.ID, k, err)
+		}
 	}
 	w.owned &^= 1 << k
+	w.unwatched &^= 1 << k
 	w.Counters.LanesGiven.Add(1)
-	h := &w.Exchange.to[to]
-	h.mu.Lock()
-	h.waiting = w.room.takeFrom(h.waiting, &w.all[k])
-	h.lanes.Or(1 << k)
-	h.mu.Unlock()
-	h.wake()
+	x := w.Exchange
+	x.waiting[k] = w.room.takeFrom(&w.all[k])
+	x.to[to].lanes.Or(1 << k)
+	x.to[to].wake()
 	return nil
 }

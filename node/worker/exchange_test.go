@@ -2,6 +2,9 @@ package worker
 
 import (
 	"bytes"
+	"fmt"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -91,5 +94,69 @@ func TestExchangeTakesWhatWaits(t *testing.T) {
 	}
 	if n := express.Counters.Waited.Load(); n == 0 {
 		t.Error("nothing waited at the express worker")
+	}
+}
+
+// TestExpressIsBounded: who has to do with it that the express worker has too much to do goes, whatever it is too much
+// of; an echo beside it stays.
+func TestExpressIsBounded(t *testing.T) {
+	for name, hog := range map[string]traffic{
+		"bytes":              {bytes: expressBytes + 1, packets: 1},
+		"packets":            {packets: expressPackets + 1},
+		"costly packets":     {packets: 4, bytes: 400, took: expressTime + 1},
+		"a part of it":       {packets: expressPackets / expressPart, bytes: 100},
+		"what moves nothing": {took: expressTime / expressPart},
+	} {
+		window := traffic{bytes: expressBytes, packets: expressPackets, took: expressTime}
+		echo := traffic{bytes: 84, packets: 1, took: 10 * time.Microsecond}
+		window.add(echo)
+		window.add(hog)
+		if !window.tooMuch(&hog) {
+			t.Errorf("%s: stays", name)
+		}
+		if window.tooMuch(&echo) {
+			t.Errorf("%s: the echo beside it goes", name)
+		}
+		window.sub(hog)
+		window.sub(traffic{bytes: expressBytes, packets: expressPackets, took: expressTime})
+		if window != echo {
+			t.Errorf("%s: what is left is %+v", name, window)
+		}
+	}
+}
+
+// A fullWaiter is a Waiter for which the kernel has no room for a while.
+type fullWaiter struct {
+	Waiter
+	refuses *atomic.Int32
+}
+
+func (f fullWaiter) Watch(lane int, on bool) error {
+	if on && f.refuses.Add(-1) >= 0 {
+		return fmt.Errorf("epoll_ctl: %w", syscall.ENOSPC)
+	}
+	return f.Waiter.Watch(lane, on)
+}
+
+// TestExchangeWithoutRoom: a worker that can't wait for its lanes serves them all the same.
+func TestExchangeWithoutRoom(t *testing.T) {
+	c := newCluster(t, clusterConfig{nodes: 2, queues: 4, lanes: 2, express: true, late: true})
+	a, b := c.nodes[0], c.nodes[1]
+	refuses := new(atomic.Int32)
+	refuses.Store(1 << 30)
+	for _, w := range a.workers {
+		w.Waiter = fullWaiter{w.Waiter, refuses}
+	}
+	c.start(a)
+	c.start(b)
+	packets := numbered(t, 2)
+	a.dev.Inject(bytes.Clone(packets[0]), packet.Meta{})
+	if got := b.next(t).Data; !bytes.Equal(got, packets[0]) {
+		t.Errorf("arrived as %x", got)
+	}
+	refuses.Store(0)
+	a.dev.Inject(bytes.Clone(packets[1]), packet.Meta{})
+	if got := b.next(t).Data; !bytes.Equal(got, packets[1]) {
+		t.Errorf("arrived as %x", got)
 	}
 }

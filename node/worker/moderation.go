@@ -8,6 +8,8 @@ type Thread interface {
 	Delayed() (d time.Duration, ok bool)
 	// Pause sleeps for about d, less when the Go runtime wants something.
 	Pause(d time.Duration)
+	// Used is how long the thread ran in all.
+	Used() time.Duration
 	// Prefer has the thread run as soon as it has something to do. After an error it does so as far as the process may
 	// ask for that.
 	Prefer() error

@@ -75,6 +75,8 @@ func (c *crowd) Wake() {}
 
 func (c *crowd) Watch(int, bool) error { return nil }
 
+func (c *crowd) Used() time.Duration { return 0 }
+
 func (c *crowd) Prefer() error { return nil }
 
 // run runs a worker in the crowd for so long, and returns its pauses.
@@ -95,7 +97,8 @@ func (c *crowd) run(t *testing.T, long time.Duration) (*Worker, []time.Duration)
 	}
 	var table forwarder.Table
 	table.Store(s)
-	w := New(Config{Lanes: []Lane{{Queue: c.queue.Queues()[0]}}, Waiter: c, Thread: c, Moderate: true, Table: &table, Now: c.now})
+	w := New(Config{Lanes: []Lane{{Queue: c.queue.Queues()[0]}}, Waiter: c, Thread: c, Moderate: true,
+		Table: &table, Now: c.now})
 	if err := w.Run(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ func (w *Worker) drainQueue() (bytes int, more bool, err error) {
 	n := 0
 	var closed error
 	more = true
-	for at := 0; n < queueBatch && at < queueBytes; {
+	for at := 0; n < w.size.packets && at < w.size.bytes; {
 		p, m, err := w.lane.Queue.Read(w.reads[at:])
 		if err != nil {
 			more = false

@@ -40,6 +40,7 @@ func (w *Worker) receive(s tunnel.Socket, slots int) error {
 // resize chooses how many slots a socket's next receive has, from how many bytes this one brought.
 func (w *Worker) resize(n *int, bytes int) {
 	switch {
+	case w.IsExpress(): // its turns are small
 	case bytes > socketBytes && *n > fewestSlots:
 		*n /= 2
 	case bytes < socketBytes/2 && w.in.N == *n && *n < len(w.slots):

@@ -58,22 +58,32 @@ func (t *OSThread) Pause(d time.Duration) {
 	_, _, _ = unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, 0, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
 }
 
-// Priority of a preferred thread. A slice is how long it may run on before somebody else has a turn, in which the kernel
-// (6.12 and newer; others go by the nice value) takes the nearest end of a slice first; 0.1 ms is the least.
+// Priority of a preferred thread. A slice is how long it may run on before somebody else has a turn, in which the
+// kernel (6.12 and newer; others go by the nice value) takes the nearest end of a slice first; 0.1 ms is the least.
 const (
 	preferredNice  = -20
 	preferredSlice = 100 * time.Microsecond
 )
 
-// Prefer implements Thread. A short slice everybody may have; a nice value below the process's asks for CAP_SYS_NICE, or
-// for RLIMIT_NICE (getrlimit(2)). What the thread starts is as the others are.
+// Used implements Thread.
+func (t *OSThread) Used() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		return 0 // every kernel has it
+	}
+	return time.Duration(ts.Nano())
+}
+
+// Prefer implements Thread. A short slice everybody may have; a nice value below the process's asks for CAP_SYS_NICE,
+// or for RLIMIT_NICE (getrlimit(2)). What the thread starts is as the others are. Nice values count among the threads
+// of a control group; for the group as a whole the kernel (6.12 and newer) goes by the shortest slice in it.
 func (t *OSThread) Prefer() error {
 	attr, err := unix.SchedGetAttr(0, 0)
 	if err != nil {
-		attr = &unix.SchedAttr{Size: unix.SizeofSchedAttr}
+		return fmt.Errorf("sched_getattr: %w", err)
 	}
 	own := attr.Nice
-	attr.Policy, attr.Flags = unix.SCHED_NORMAL, unix.SCHED_FLAG_RESET_ON_FORK
+	attr.Policy, attr.Priority, attr.Flags = unix.SCHED_NORMAL, 0, unix.SCHED_FLAG_RESET_ON_FORK
 	attr.Nice, attr.Runtime = preferredNice, uint64(preferredSlice)
 	if err = unix.SchedSetAttr(0, attr, 0); err != nil {
 		attr.Nice = own

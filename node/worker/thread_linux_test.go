@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"os"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -78,4 +79,63 @@ func TestOSThread(t *testing.T) {
 		t.Logf("waited %v", d)
 	}
 	<-waited
+}
+
+// TestPrefer: a thread is preferred where the process may have it so, and otherwise the error says what failed and the
+// thread has its nice value. What it starts does not inherit anything.
+func TestPrefer(t *testing.T) {
+	for _, allowed := range []bool{true, false} {
+		may := make(chan bool, 1)
+		go func() {
+			runtime.LockOSThread() // to its end, as nobody else is to have the priority, or lack the right
+			defer close(may)
+			if !allowed {
+				withoutNice(t)
+			}
+			before, err := unix.SchedGetAttr(0, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			thread := &OSThread{}
+			refused := thread.Prefer()
+			now, err := unix.SchedGetAttr(0, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			want := before.Nice
+			if refused == nil {
+				want = preferredNice
+			}
+			if now.Nice != want || now.Flags&unix.SCHED_FLAG_RESET_ON_FORK == 0 {
+				t.Errorf("refused: %v, and now %+v", refused, *now)
+			}
+			if thread.Used() <= 0 {
+				t.Error("the thread has used nothing")
+			}
+			may <- refused == nil
+		}()
+		if got, ok := <-may; ok && got != (allowed && os.Geteuid() == 0) {
+			t.Errorf("preferred: %v, with root's rights: %v", got, allowed)
+		}
+	}
+}
+
+// withoutNice takes from the thread what a priority asks for.
+func withoutNice(t *testing.T) {
+	t.Helper()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Error(err)
+	}
+	data[0].Effective &^= 1 << unix.CAP_SYS_NICE
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		t.Error(err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NICE, &limit); err != nil || limit.Cur > 20 {
+		t.Errorf("limit of nice values: %+v, %v", limit, err)
+	}
 }

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"time"
 
 	"github.com/warren-net/warren/internal/poll"
@@ -38,12 +39,17 @@ func SecureBit(k int) int { return 2*MaxLanes + k }
 
 // Watch implements Waiter.
 func (p *PollWaiter) Watch(lane int, on bool) error {
-	for _, fd := range p.Lanes[lane] {
-		change := p.Remove
-		if on {
-			change = p.Add
+	for i, fd := range p.Lanes[lane] {
+		if !on {
+			if err := p.Remove(fd); err != nil {
+				return err
+			}
+			continue
 		}
-		if err := change(fd); err != nil {
+		if err := p.Add(fd); err != nil {
+			for _, added := range p.Lanes[lane][:i] {
+				err = errors.Join(err, p.Remove(added))
+			}
 			return err
 		}
 	}

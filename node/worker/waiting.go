@@ -83,10 +83,10 @@ func (r *waitingRoom) dropFirst() {
 	r.line = r.line[1:]
 }
 
-// takeFrom takes out what came from a lane, and appends it to line.
-func (r *waitingRoom) takeFrom(line []waiting, l *lane) []waiting {
+// takeFrom takes out what came from a lane.
+func (r *waitingRoom) takeFrom(l *lane) (line []waiting) {
 	if r.empty() {
-		return line
+		return nil
 	}
 	for _, e := range r.takeAll() {
 		if e.lane == l {

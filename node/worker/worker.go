@@ -83,6 +83,7 @@ type Waiter interface {
 	// Wake makes the current or the next Wait return. Safe for concurrent use.
 	Wake()
 	// Watch begins or ends that Wait waits for a lane; at first it waits for none if there is an Exchange, else for all.
+	// After ENOSPC and ENOMEM it is as before, and can be tried again.
 	Watch(lane int, on bool) error
 }
 
@@ -121,6 +122,9 @@ const (
 	eventInterval = 50 * time.Millisecond
 )
 
+// A turnSize is how much a turn reads from the queue.
+type turnSize struct{ packets, bytes int }
+
 // A Worker is one packet loop. New makes one; Run runs it.
 type Worker struct {
 	Config
@@ -130,14 +134,18 @@ type Worker struct {
 	at       int64               // the current turn's time, see now; 0: nobody has asked yet
 	tunnelAt int64               // the same, see clock
 	turn     schedule
-	owned    uint32  // the lanes that are the worker's at present
-	window   traffic // of all lanes
-	rests    moderation
-	moved    uint64 // bytes, in all turns
-	lane     *lane  // whose turn it is
-	all      []lane
-	info     packet.Info
-	icmp     icmpLimit
+	owned    uint32 // the lanes that are the worker's at present
+	// Of an Exchange:
+	unwatched uint32        // those of them that Waiter does not wait for yet
+	window    traffic       // of all lanes
+	used      time.Duration // of a processor, at the last account
+	rests     moderation
+	moved     uint64 // bytes, in all turns
+	lane      *lane  // whose turn it is
+	all       []lane
+	size      turnSize
+	info      packet.Info
+	icmp      icmpLimit
 
 	preferred atomic.Bool // see Thread
 	sessionUp atomic.Bool // since attend looked
@@ -187,6 +195,10 @@ func New(c Config) *Worker {
 		}
 	}
 	w.lane = &w.all[0]
+	w.size = turnSize{queueBatch, queueBytes}
+	if w.IsExpress() {
+		w.size = turnSize{expressBatch, expressTurn}
+	}
 	if c.Exchange == nil {
 		w.owned = 1<<len(w.all) - 1
 	} else {
@@ -211,14 +223,14 @@ type lane struct {
 func (w *Worker) Run(ctx context.Context) error {
 	if w.LockThread {
 		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
+		defer func() {
+			if !w.IsExpress() { // whose thread is to end with the goroutine: nobody else may have its priority
+				runtime.UnlockOSThread()
+			}
+		}()
 	}
 	if w.IsExpress() && w.Thread != nil {
-		err := w.Thread.Prefer()
-		w.preferred.Store(err == nil)
-		if err != nil && w.NotPreferred != nil {
-			w.NotPreferred(err)
-		}
+		w.prefer()
 	}
 	stop := context.AfterFunc(ctx, w.Waiter.Wake)
 	defer stop()
@@ -232,6 +244,9 @@ func (w *Worker) Run(ctx context.Context) error {
 			w.rest()
 			w.Counters.Wakeups.Add(1)
 			wait = waitLimit
+			if w.unwatched != 0 {
+				wait = retryWatch
+			}
 		}
 		ready, err := w.Waiter.Wait(wait)
 		if err != nil {
@@ -247,6 +262,7 @@ func (w *Worker) Run(ctx context.Context) error {
 			return fmt.Errorf("worker %d: to a peer with a session: %w", w.ID, err)
 		}
 		w.turn.add(ready.of(w.owned))
+		w.turn.add(Ready{Queues: w.unwatched, Sockets: w.unwatched, Secure: w.unwatched})
 		k, side, ok := w.turn.next()
 		if !ok {
 			continue
