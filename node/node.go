@@ -184,7 +184,7 @@ func newNode(cfg *config.Config, nodes []control.Node, opt Options) *Node {
 		opt: opt, cfg: cfg, nodes: nodes, started: time.Now(),
 		paths: make(chan tunnel.PathEvent, 256), failed: make(chan error, 1),
 		pokeLink: make(chan struct{}, 1), applied: make(chan applied),
-		gso: newTunnelGSO(),
+		gso: newTunnelGSO(), processors: runtime.GOMAXPROCS(0),
 	}
 }
 
