@@ -19,9 +19,8 @@ import (
 // so little that it is never kept waiting: to the kernel's scheduler it has always used less than its share, its slices
 // are short (sched_setattr(2)), and where the process may it has the highest priority among the fair.
 //
-// What it does is bounded, so that nobody gets a processor that way: above some fifth of one it gives away the lanes
-// that cause it. As it notices after a turn, its turns are small, and a lane stays away for quietWindow at least: all
-// lanes together, if each comes back for one turn of the most expensive kind, can have it use about twice as much.
+// What it does is bounded, so that nobody gets a processor that way: the lanes that cause it go when it is too much. As
+// that shows after a turn, its turns are small, and a lane stays away for quietWindow at least.
 //
 // A lane is one worker's at a time, so nothing in it needs a lock. Who gives it away does not wait for it any more, and
 // does not touch it until it comes back. What waits there for a session goes with it.
@@ -46,17 +45,22 @@ func NewExchange(workers, lanes int) *Exchange {
 	return x
 }
 
-// What the express worker does and who else gets a lane. Packets are packets and superpackets read, and receives.
+// What the express worker does and who else gets a lane. Packets are packets and superpackets read, and receives;
+// segments what these are on the wire, and writes to the device.
 const (
 	// In expressWindow the express worker does so much in all its lanes. When it is more, those with an expressPart of
-	// it go: at least one has as much, and an echo beside them does not.
-	expressWindow  = 2 * time.Millisecond
-	expressTime    = 400 * time.Microsecond // of a processor
-	expressBytes   = 64 << 10
-	expressPackets = 32
-	expressPart    = MaxLanes
+	// it go: at least one has as much, and an echo beside them does not. All that is some tenth of a processor.
+	expressWindow   = 2 * time.Millisecond
+	expressBytes    = 64 << 10
+	expressPackets  = 32
+	expressSegments = 128
+	expressPart     = MaxLanes
+	// Against what none of these count, as floods of ICMP errors, it has so much of a processor in expressTerm. This is
+	// no measure for less: the kernel's work for others that is done in a thread's system calls counts as the thread's.
+	expressTerm = 64 * time.Millisecond
+	expressTime = expressTerm / 2
 	// Its turns are of this size, see queueBatch and queueBytes.
-	expressBatch = 8
+	expressBatch = 4
 	expressTurn  = 32 << 10
 	// In quietWindow so much happens in a lane that comes back.
 	quietWindow  = 20 * time.Millisecond
@@ -66,30 +70,40 @@ const (
 	retryWatch = time.Millisecond
 )
 
-// A traffic is what was moved in a while, and the processor's time that it took, as far as that is asked for.
+// A traffic is what was moved in a while.
 type traffic struct {
-	since          time.Time
-	bytes, packets uint64
-	took           time.Duration
+	since                    time.Time
+	bytes, packets, segments uint64
 }
 
 func (t *traffic) add(more traffic) {
 	t.bytes += more.bytes
 	t.packets += more.packets
-	t.took += more.took
+	t.segments += more.segments
 }
 
 func (t *traffic) sub(less traffic) {
 	t.bytes -= less.bytes
 	t.packets -= less.packets
-	t.took -= less.took
+	t.segments -= less.segments
 }
 
-// tooMuch reports whether in t, of all lanes, is more than the express worker is for, and part has to do with it.
+// tooMuch reports whether t, of all lanes, is more than the express worker is for, and part has to do with it.
 func (t *traffic) tooMuch(part *traffic) bool {
-	return t.took > expressTime && part.took*expressPart >= expressTime ||
-		t.bytes > expressBytes && part.bytes*expressPart >= expressBytes ||
-		t.packets > expressPackets && part.packets*expressPart >= expressPackets
+	return t.bytes > expressBytes && part.bytes*expressPart >= expressBytes ||
+		t.packets > expressPackets && part.packets*expressPart >= expressPackets ||
+		t.segments > expressSegments && part.segments*expressPart >= expressSegments
+}
+
+// A busy is the time that was used of a processor in a while.
+type busy struct {
+	since time.Time
+	took  time.Duration
+}
+
+// tooMuch is traffic's.
+func (b *busy) tooMuch(part *busy) bool {
+	return b.took > expressTime && part.took*expressPart >= expressTime
 }
 
 // IsExpress reports whether w is the express worker.
@@ -177,34 +191,49 @@ func (w *Worker) watch() error {
 
 // account notes what the turn of lane k has moved, and gives it away if that is too much for the express worker; given
 // says whether it did.
-func (w *Worker) account(k int, bytes, packets uint64) (given bool, err error) {
-	w.moved += bytes
-	if w.Exchange == nil {
+func (w *Worker) account(k int, did traffic) (given bool, err error) {
+	w.moved += did.bytes
+	l := &w.all[k]
+	switch {
+	case w.Exchange == nil:
+		return false, nil
+	case !w.IsExpress():
+		l.moved.add(did)
 		return false, nil
 	}
-	did := traffic{bytes: bytes, packets: packets}
-	m := &w.all[k].moved
-	if !w.IsExpress() {
-		m.add(did)
-		return false, nil
-	}
-	if w.Thread != nil { // with the waits before, and what else came between two turns
-		used := w.Thread.Used()
-		did.took, w.used = used-w.used, used
-	}
-	if now := w.Now(); now.Sub(w.window.since) >= expressWindow {
+	now := w.Now()
+	if now.Sub(w.window.since) >= expressWindow {
 		w.window = traffic{since: now}
 	}
-	if m.since != w.window.since {
-		*m = traffic{since: w.window.since}
+	if l.moved.since != w.window.since {
+		l.moved = traffic{since: w.window.since}
 	}
-	m.add(did)
+	l.moved.add(did)
 	w.window.add(did)
-	if !w.window.tooMuch(m) {
+	if !w.window.tooMuch(&l.moved) && !w.tooBusy(l, now) {
 		return false, nil
 	}
-	w.window.sub(*m)
+	w.window.sub(l.moved)
+	w.busy.took -= l.busy.took
 	return true, w.giveLane(k, k%w.Exchange.express)
+}
+
+// tooBusy notes the time that passed in the thread until the end of lane l's turn, and reports whether it is too much.
+func (w *Worker) tooBusy(l *lane, now time.Time) bool {
+	if w.Thread == nil {
+		return false
+	}
+	if now.Sub(w.busy.since) >= expressTerm {
+		w.busy = busy{since: now}
+	}
+	if l.busy.since != w.busy.since {
+		l.busy = busy{since: w.busy.since}
+	}
+	used := w.Thread.Used()
+	l.busy.took += used - w.used
+	w.busy.took += used - w.used
+	w.used = used
+	return w.busy.tooMuch(&l.busy)
 }
 
 // giveLane gives a lane that is in no line to another worker.

@@ -100,15 +100,15 @@ func TestExchangeTakesWhatWaits(t *testing.T) {
 // TestExpressIsBounded: who has to do with it that the express worker has too much to do goes, whatever it is too much
 // of; an echo beside it stays.
 func TestExpressIsBounded(t *testing.T) {
+	limit := traffic{bytes: expressBytes, packets: expressPackets, segments: expressSegments}
 	for name, hog := range map[string]traffic{
-		"bytes":              {bytes: expressBytes + 1, packets: 1},
-		"packets":            {packets: expressPackets + 1},
-		"costly packets":     {packets: 4, bytes: 400, took: expressTime + 1},
-		"a part of it":       {packets: expressPackets / expressPart, bytes: 100},
-		"what moves nothing": {took: expressTime / expressPart},
+		"bytes":         {bytes: expressBytes + 1, packets: 1},
+		"packets":       {packets: expressPackets + 1},
+		"small packets": {packets: 2, bytes: 4000, segments: 130},
+		"a part of it":  {packets: expressPackets / expressPart, bytes: 100},
 	} {
-		window := traffic{bytes: expressBytes, packets: expressPackets, took: expressTime}
-		echo := traffic{bytes: 84, packets: 1, took: 10 * time.Microsecond}
+		window := limit
+		echo := traffic{bytes: 84, packets: 1, segments: 1}
 		window.add(echo)
 		window.add(hog)
 		if !window.tooMuch(&hog) {
@@ -118,10 +118,14 @@ func TestExpressIsBounded(t *testing.T) {
 			t.Errorf("%s: the echo beside it goes", name)
 		}
 		window.sub(hog)
-		window.sub(traffic{bytes: expressBytes, packets: expressPackets, took: expressTime})
+		window.sub(limit)
 		if window != echo {
 			t.Errorf("%s: what is left is %+v", name, window)
 		}
+	}
+	all, hog, echo := busy{took: expressTime + 1}, busy{took: expressTime / 4}, busy{took: expressTime / 20}
+	if !all.tooMuch(&hog) || all.tooMuch(&echo) {
+		t.Error("who takes a processor stays, or the echo beside it goes")
 	}
 }
 

@@ -138,6 +138,7 @@ type Worker struct {
 	// Of an Exchange:
 	unwatched uint32        // those of them that Waiter does not wait for yet
 	window    traffic       // of all lanes
+	busy      busy          // the same
 	used      time.Duration // of a processor, at the last account
 	rests     moderation
 	moved     uint64 // bytes, in all turns
@@ -217,6 +218,7 @@ type lane struct {
 	Lane
 	slots, secureSlots int     // receives in its next turn, by socket
 	moved              traffic // in the window
+	busy               busy    // the same
 }
 
 // Run moves packets until ctx ends (and returns nil) or the device or the socket is gone.
@@ -283,7 +285,7 @@ func (w *Worker) serve(k int, ready side) error {
 	w.snap, w.at, w.tunnelAt = w.Table.Load(), 0, 0
 	var left side
 	var moved int
-	before := w.packets()
+	packets, segments := w.packets(), w.segments()
 	if ready&queueSide != 0 {
 		bytes, more, err := w.drainQueue()
 		if err != nil {
@@ -314,7 +316,9 @@ func (w *Worker) serve(k int, ready side) error {
 		}
 		moved += bytes
 	}
-	given, err := w.account(k, uint64(moved), w.packets()-before)
+	given, err := w.account(k, traffic{
+		bytes: uint64(moved), packets: w.packets() - packets, segments: w.segments() - segments,
+	})
 	if !given {
 		w.turn.done(k, left, moved)
 	}
@@ -323,6 +327,12 @@ func (w *Worker) serve(k int, ready side) error {
 
 // packets is how many packets and superpackets were read, and receives.
 func (w *Worker) packets() uint64 { return w.Counters.QueueReads.Load() + w.Counters.Receives.Load() }
+
+// segments is how many packets there were on the wire, and writes to the device.
+func (w *Worker) segments() uint64 {
+	c := &w.Counters
+	return c.SegmentsIn.Load() + c.SegmentsOut.Load() + c.QueueWrites.Load()
+}
 
 // rest pauses before a wait, if that is worth it.
 func (w *Worker) rest() {
