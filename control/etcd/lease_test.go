@@ -65,9 +65,8 @@ func TestRangeUsedUp(t *testing.T) {
 			t.Errorf("%q does not say %q", err, want)
 		}
 	}
-	if late.wholes != 1 || len(late.nodes) != 4 {
-		t.Errorf("it has no CIDR, and is to know the others all the same: %v", late.nodes)
-	}
+	// It has no CIDR, and knows the others all the same.
+	late.until("knowledge of the others", func() bool { return late.wholes == 1 && len(late.nodes) == 4 })
 
 	// One leaves, and the one that waits gets what it had; nothing has to be started again.
 	had := last.nodes["n3"].PodCIDRs
@@ -97,6 +96,7 @@ func TestTwoNodesOfOneName(t *testing.T) {
 		t.Errorf("the second one changed the record: %+v", got)
 	}
 	// What the record says is the first one's, and not for the second one to be.
+	second.until("record", func() bool { return second.nodes["a"].Name != "" })
 	if got := second.nodes["a"]; got.Broken == "" || len(got.PodCIDRs)+len(got.Addresses) > 0 ||
 		!strings.Contains(got.Broken, was.Addresses[0].String()) {
 		t.Errorf("the second one takes itself for the first one: %+v", got)
@@ -193,9 +193,7 @@ func TestExpiry(t *testing.T) {
 	}
 	again := c.start(cfg)
 	_ = again.problem(func(err error) bool { return errors.Is(err, etcd.ErrUsedUp) })
-	if len(again.nodes) != 2 {
-		t.Errorf("it knows %v", again.nodes)
-	}
+	again.until("knowledge of the others", func() bool { return len(again.nodes) == 2 })
 }
 
 // TestRecordDeleted takes a running node's keys away: it writes them again, with the CIDRs that it has.
