@@ -95,9 +95,11 @@ test-routers: TOOLS += bird:bird2 /usr/lib/frr/zebra:frr
 test-routers: need-root deps build ## Routes of `warren routes export` in BIRD and FRR; installs both, which are services
 	WARREN_REQUIRE_ROOT=1 $(GO) test -buildvcs=false -tags routers -count 1 -timeout 5m -v -run TestRouters ./internal/e2e
 
-# Each switch of the configuration's `offloads` by itself, all of them, and the one that can be forced.
+# Each switch of the configuration's `offloads` by itself, all of them, the one that can be forced, and how workers share
+# what there is to do.
 OFFLOADS ?= checksum=off tso=off uso=off udpGSO=off udpGRO=off tunnelGSO=off superframes=off \
-	checksum=off,tso=off,uso=off,udpGSO=off,udpGRO=off,tunnelGSO=off,superframes=off tunnelGSO=on
+	checksum=off,tso=off,uso=off,udpGSO=off,udpGRO=off,tunnelGSO=off,superframes=off tunnelGSO=on \
+	express=off,moderation=off
 
 .PHONY: test-offloads
 test-offloads: need-root deps build ## The node's and the cluster's tests and the demo, with each offload off; twenty minutes

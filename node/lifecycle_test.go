@@ -20,6 +20,8 @@ func TestStartTalkStop(t *testing.T) {
 	c := newCluster(t, "a", "b")
 	a, b := c.nodes[0], c.nodes[1]
 	before := c.state(a)
+	b.Settings.Express = "off"
+	c.ok(c.lab.WriteConfigs())
 	for _, n := range c.nodes {
 		c.ok(n.Up(c.ctx))
 	}
@@ -27,9 +29,12 @@ func TestStartTalkStop(t *testing.T) {
 	c.ping(b, a)
 
 	s := c.status(a)
-	if s.Node != "a" || s.Device.Queues != 16 || s.Device.MTU != 1420 || s.Snapshot.Peers != 1 || len(s.Workers) != 2 ||
+	if s.Node != "a" || s.Device.Queues != 16 || s.Device.MTU != 1420 || s.Snapshot.Peers != 1 || len(s.Workers) != 3 ||
 		len(s.Offloads) == 0 || len(s.Warnings) != 0 || s.LastReload != nil || s.Tunnel.Underlay[0].Device != "eth0" {
 		t.Errorf("%+v", s)
+	}
+	if w := s.Workers[2]; !w.Express || s.Workers[0].Express || len(c.status(b).Workers) != 2 {
+		t.Errorf("%+v; without an express worker %+v", s.Workers, c.status(b).Workers)
 	}
 	p := ask[[]api.Peer](c, a, "peers")
 	if len(p) != 1 || p[0].Name != "b" || p[0].MTU != 1420 ||

@@ -74,7 +74,7 @@ const spareProcs = 2
 // A Node is a running node. Run makes one.
 type Node struct {
 	opt        Options
-	processors int            // for so many
+	processors int            // of which nobody raised the number yet; workers by default
 	cfg        *config.Config // as it was at the start; what the writer goroutine goes by is plan.cfg
 	nodes      []control.Node // the peers at the start
 	feed       *feed          // nil: the peers stand in the file

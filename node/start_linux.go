@@ -154,7 +154,7 @@ func (n *Node) lane(i, k int) (worker.Lane, []poll.FD) {
 
 func (n *Node) notPreferred(err error) {
 	n.opt.Log.Info("the express worker may not have the highest priority: quiet flows wait longer beside large "+
-		"transfers; allow it with a limit RLIMIT_NICE of 40 (LimitNICE=40 in a unit) or the capability CAP_SYS_NICE, or "+
+		"transfers; allow it with a limit RLIMIT_NICE of 40 (LimitNICE=-20 in a unit) or the capability CAP_SYS_NICE, or "+
 		"write `express: off`", "error", err)
 }
 

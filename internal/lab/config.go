@@ -16,6 +16,8 @@ type Settings struct {
 	MTU           int               `yaml:"mtu,omitempty"` // bytes, of the pods' interfaces
 	Encapsulation string            `yaml:"encapsulation,omitempty"`
 	Workers       int               `yaml:"workers,omitempty"`
+	Express       string            `yaml:"express,omitempty"`    // auto or off; empty: see OffloadsEnv
+	Moderation    string            `yaml:"moderation,omitempty"` // the same
 	Masquerade    *bool             `yaml:"masquerade,omitempty"`
 	Offloads      map[string]string `yaml:"offloads,omitempty"` // by key: auto or off; nil: see OffloadsEnv
 	Metrics       string            `yaml:"metrics,omitempty"`

@@ -9,7 +9,7 @@ import (
 
 // OffloadsEnv is the environment variable with the offloads of all nodes for which nobody asked for any by
 // Settings.Offloads, as in `udpGSO=off,tunnelGSO=on`: `make test-offloads` runs what other tests prove with each
-// offload on and off. The demo takes it too.
+// offload on and off, and with `express=off` and `moderation=off`. The demo takes it too.
 const OffloadsEnv = "WARREN_TEST_OFFLOADS"
 
 // offloadsFrom reads the value of OffloadsEnv; what the daemon knows is not checked here, it refuses what it does not.
@@ -37,14 +37,20 @@ func AllOffloads(mode string) map[string]string {
 	return all
 }
 
-// settings are what a node's file says: its own, where they say nothing about offloads, those of the environment, and
+// settings are what a node's file says: its own, where they say nothing about a switch, that of the environment, and
 // where they name no encapsulation, plaintext: the daemon asks for that by name.
 func (n *Node) settings() (Settings, error) {
 	s := n.Settings
 	s.Encapsulation = cmp.Or(s.Encapsulation, "vxlan")
-	var err error
-	if s.Offloads == nil {
-		s.Offloads, err = offloadsFrom(os.Getenv(OffloadsEnv))
+	switches, err := offloadsFrom(os.Getenv(OffloadsEnv))
+	if err != nil {
+		return s, err
 	}
-	return s, err
+	s.Express, s.Moderation = cmp.Or(s.Express, switches["express"]), cmp.Or(s.Moderation, switches["moderation"])
+	delete(switches, "express")
+	delete(switches, "moderation")
+	if s.Offloads == nil {
+		s.Offloads = switches
+	}
+	return s, nil
 }

@@ -47,6 +47,12 @@ func TestOffloadsFromEnvironment(t *testing.T) {
 			t.Errorf("%q, the test asked for %v: %v, %v, want %v", c.env, c.set, got, err, c.want)
 		}
 	}
+	t.Setenv(OffloadsEnv, "express=off,tso=off")
+	n := &Node{Name: "a", Settings: Settings{Moderation: "auto"}}
+	s, err := n.settings()
+	if err != nil || s.Express != "off" || s.Moderation != "auto" || !maps.Equal(s.Offloads, chosen) {
+		t.Errorf("%+v, %v", s, err)
+	}
 	for _, env := range []string{"udpGSO", "=off", "tso=", "tso=off,"} {
 		t.Setenv(OffloadsEnv, env)
 		if got, err := writtenOffloads(t, &Node{Name: "a"}); err == nil || !strings.Contains(err.Error(), OffloadsEnv) {

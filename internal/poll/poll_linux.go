@@ -7,9 +7,9 @@
 //
 // # Ownership and concurrency
 //
-// A Poller belongs to one worker: Wait and Close are called by one goroutine at a time. Wake may be called by any
-// goroutine at any time, also after Close. The descriptors stay the caller's; one that is closed leaves the poller by
-// itself, so close descriptors only while nobody waits for them, or their numbers may be reused unnoticed.
+// A Poller belongs to one worker: Wait, Add, Remove and Close are called by one goroutine at a time. Wake may be called
+// by any goroutine at any time, also after Close. The descriptors stay the caller's; one that is closed leaves the
+// poller by itself, so close descriptors only while nobody waits for them, or their numbers may be reused unnoticed.
 package poll
 
 import (

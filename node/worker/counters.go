@@ -35,8 +35,8 @@ type Counters struct {
 	ICMPSent     atomic.Uint64 // ICMP errors made
 	ICMPLimited  atomic.Uint64 // ICMP errors not made because of the rate limit
 	Wakeups      atomic.Uint64 // times the worker had nothing to do and waited
-	LanesGiven   atomic.Uint64 // lanes given to another worker
 	Pauses       atomic.Uint64 // times it paused before, so that more would come; see moderation
+	LanesGiven   atomic.Uint64 // lanes given to another worker
 	// Of what came from the device the superpackets, of what came from peers or was to leave to them the segments.
 	Drops [forwarder.NumReasons]atomic.Uint64
 }

@@ -16,8 +16,7 @@ import (
 //
 // A worker with large transfers has work all the time. It gets its share of the processors and waits for the next one
 // for milliseconds, and with it everything in its lanes, as an echo that has a lane to itself. The express worker does
-// so little that it is never kept waiting: to the kernel's scheduler it has always used less than its share, its slices
-// are short (sched_setattr(2)), and where the process may it has the highest priority among the fair.
+// little, and where the process may, its thread has the highest priority among the fair: nobody keeps it waiting.
 //
 // What it does is bounded, so that nobody gets a processor that way: the lanes that cause it go when it is too much. As
 // that shows after a turn, its turns are small, and a lane stays away for quietWindow at least.
@@ -48,25 +47,25 @@ func NewExchange(workers, lanes int) *Exchange {
 // What the express worker does and who else gets a lane. Packets are packets and superpackets read, and receives;
 // segments what these are on the wire, and writes to the device.
 const (
-	// In expressWindow the express worker does so much in all its lanes. When it is more, those with an expressPart of
-	// it go: at least one has as much, and an echo beside them does not. All that is some tenth of a processor.
+	// In expressWindow the express worker does so much in all its lanes; when it is more, the lane with most of it goes.
+	// All that is some tenth of a processor.
 	expressWindow   = 2 * time.Millisecond
 	expressBytes    = 64 << 10
 	expressPackets  = 32
 	expressSegments = 128
-	expressPart     = MaxLanes
 	// Against what none of these count, as floods of ICMP errors, it has so much of a processor in expressTerm. This is
 	// no measure for less: the kernel's work for others that is done in a thread's system calls counts as the thread's.
 	expressTerm = 64 * time.Millisecond
 	expressTime = expressTerm / 2
-	// Its turns are of this size, see queueBatch and queueBytes.
+	// Its turns are of this size, see queueBatch, queueBytes and fewestSlots.
 	expressBatch = 4
 	expressTurn  = 32 << 10
-	// In quietWindow so much happens in a lane that comes back.
+	expressSlots = 1
+	// A lane in which less than so much happens in quietWindow comes back.
 	quietWindow  = 20 * time.Millisecond
 	quietBytes   = 32 << 10
 	quietPackets = 16
-	// retryWatch is when a worker tries again to wait for a lane, and until then looks at it.
+	// retryWatch is when a worker tries again to wait for a lane; until then it looks at it so often.
 	retryWatch = time.Millisecond
 )
 
@@ -88,22 +87,10 @@ func (t *traffic) sub(less traffic) {
 	t.segments -= less.segments
 }
 
-// tooMuch reports whether t, of all lanes, is more than the express worker is for, and part has to do with it.
-func (t *traffic) tooMuch(part *traffic) bool {
-	return t.bytes > expressBytes && part.bytes*expressPart >= expressBytes ||
-		t.packets > expressPackets && part.packets*expressPart >= expressPackets ||
-		t.segments > expressSegments && part.segments*expressPart >= expressSegments
-}
-
 // A busy is the time that was used of a processor in a while.
 type busy struct {
 	since time.Time
 	took  time.Duration
-}
-
-// tooMuch is traffic's.
-func (b *busy) tooMuch(part *busy) bool {
-	return b.took > expressTime && part.took*expressPart >= expressTime
 }
 
 // IsExpress reports whether w is the express worker.
@@ -119,6 +106,7 @@ func (w *Worker) prefer() {
 	if err != nil && w.NotPreferred != nil {
 		w.NotPreferred(err)
 	}
+	w.used = w.Thread.Used()
 }
 
 // takeLanes takes over what was given to the worker, and gives quiet lanes back.
@@ -129,18 +117,23 @@ func (w *Worker) takeLanes() error {
 	}
 	if mine := &x.to[w.ID].lanes; mine.Load() != 0 {
 		w.take(mine.Swap(0))
+		if err := w.watch(); err != nil {
+			return err
+		}
 	}
-	if err := w.watch(); err != nil {
-		return err
+	if w.unwatched != 0 {
+		if err := w.lookAtUnwatched(); err != nil {
+			return err
+		}
 	}
 	if w.IsExpress() {
 		return nil
 	}
 	now := w.Now()
-	if now.Sub(w.window.since) < quietWindow {
+	if now.Sub(w.looked) < quietWindow {
 		return nil
 	}
-	w.window.since = now
+	w.looked = now
 	for set := w.owned; set != 0; set &= set - 1 {
 		k := bits.TrailingZeros32(set)
 		m := &w.all[k].moved
@@ -162,7 +155,7 @@ func (w *Worker) take(lanes uint32) {
 		k := bits.TrailingZeros32(set)
 		l := &w.all[k]
 		// What it is like shows in the next window.
-		*l = lane{Lane: l.Lane, slots: fewestSlots, secureSlots: fewestSlots, moved: traffic{packets: quietPackets}}
+		*l = lane{Lane: l.Lane, slots: w.size.slots, secureSlots: w.size.slots, moved: traffic{packets: quietPackets}}
 		if line := w.Exchange.waiting[k]; len(line) > 0 {
 			w.Exchange.waiting[k] = nil
 			for i := range line {
@@ -189,8 +182,23 @@ func (w *Worker) watch() error {
 	return nil
 }
 
-// account notes what the turn of lane k has moved, and gives it away if that is too much for the express worker; given
-// says whether it did.
+// lookAtUnwatched gives those lanes a turn and tries again to wait for them, but no more often than retryWatch: they
+// are not to keep the others from theirs.
+func (w *Worker) lookAtUnwatched() error {
+	now := w.Now()
+	if now.Sub(w.retried) < retryWatch {
+		return nil
+	}
+	w.retried = now
+	if err := w.watch(); err != nil {
+		return err
+	}
+	w.turn.add(Ready{Queues: w.unwatched, Sockets: w.unwatched, Secure: w.unwatched})
+	return nil
+}
+
+// account notes what the turn of lane k has moved. When it is too much for the express worker, it gives away the lane
+// with most of it; given says whether that is k. One whose turn comes soon goes after that.
 func (w *Worker) account(k int, did traffic) (given bool, err error) {
 	w.moved += did.bytes
 	l := &w.all[k]
@@ -201,6 +209,22 @@ func (w *Worker) account(k int, did traffic) (given bool, err error) {
 		l.moved.add(did)
 		return false, nil
 	}
+	w.note(l, did)
+	most := w.mostOfTooMuch()
+	if most < 0 || most != k && w.turn.has(most) {
+		return false, nil
+	}
+	if m := &w.all[most]; m.moved.since == w.window.since {
+		w.window.sub(m.moved)
+	}
+	if m := &w.all[most]; m.busy.since == w.busy.since {
+		w.busy.took -= m.busy.took
+	}
+	return most == k, w.giveLane(most, most%w.Exchange.express)
+}
+
+// note notes what the express worker did in lane l, and the time that its thread used until now.
+func (w *Worker) note(l *lane, did traffic) {
 	now := w.Now()
 	if now.Sub(w.window.since) >= expressWindow {
 		w.window = traffic{since: now}
@@ -210,18 +234,8 @@ func (w *Worker) account(k int, did traffic) (given bool, err error) {
 	}
 	l.moved.add(did)
 	w.window.add(did)
-	if !w.window.tooMuch(&l.moved) && !w.tooBusy(l, now) {
-		return false, nil
-	}
-	w.window.sub(l.moved)
-	w.busy.took -= l.busy.took
-	return true, w.giveLane(k, k%w.Exchange.express)
-}
-
-// tooBusy notes the time that passed in the thread until the end of lane l's turn, and reports whether it is too much.
-func (w *Worker) tooBusy(l *lane, now time.Time) bool {
 	if w.Thread == nil {
-		return false
+		return
 	}
 	if now.Sub(w.busy.since) >= expressTerm {
 		w.busy = busy{since: now}
@@ -233,7 +247,44 @@ func (w *Worker) tooBusy(l *lane, now time.Time) bool {
 	l.busy.took += used - w.used
 	w.busy.took += used - w.used
 	w.used = used
-	return w.busy.tooMuch(&l.busy)
+}
+
+// mostOfTooMuch is the lane that has most of what there is too much of at the express worker; -1: there is not.
+func (w *Worker) mostOfTooMuch() int {
+	moved := func(l *lane) traffic {
+		if l.moved.since != w.window.since {
+			return traffic{}
+		}
+		return l.moved
+	}
+	switch {
+	case w.window.bytes > expressBytes:
+		return w.most(func(l *lane) uint64 { return moved(l).bytes })
+	case w.window.packets > expressPackets:
+		return w.most(func(l *lane) uint64 { return moved(l).packets })
+	case w.window.segments > expressSegments:
+		return w.most(func(l *lane) uint64 { return moved(l).segments })
+	case w.busy.took > expressTime:
+		return w.most(func(l *lane) uint64 {
+			if l.busy.since != w.busy.since {
+				return 0
+			}
+			return uint64(l.busy.took)
+		})
+	}
+	return -1
+}
+
+// most is the lane of the worker's that has most of something.
+func (w *Worker) most(of func(*lane) uint64) int {
+	most, k := uint64(0), -1
+	for set := w.owned; set != 0; set &= set - 1 {
+		i := bits.TrailingZeros32(set)
+		if n := of(&w.all[i]); n > most {
+			most, k = n, i
+		}
+	}
+	return k
 }
 
 // giveLane gives a lane that is in no line to another worker.

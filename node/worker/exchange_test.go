@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	devmem "github.com/warren-net/warren/device/memory"
 	"github.com/warren-net/warren/device/memory/netpod"
 	"github.com/warren-net/warren/forwarder/packet"
 )
@@ -69,7 +70,9 @@ func testExchange(t *testing.T, over encapsulation) {
 // TestExchangeTakesWhatWaits: a lane with too much for the express worker goes also while what came from it waits for a
 // session, and takes that along.
 func TestExchangeTakesWhatWaits(t *testing.T) {
-	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, queues: 4, lanes: 2, express: true, late: true})
+	begin := time.Now()
+	c := newCluster(t, clusterConfig{nodes: 2, over: encrypted, queues: 4, lanes: 2, express: true, late: true,
+		now: func() time.Time { return begin }}) // so that all is in one window
 	a, b := c.nodes[0], c.nodes[1]
 	packets := numbered(t, 3*expressPackets)
 	for _, p := range packets { // one flow, so all in one lane
@@ -97,70 +100,116 @@ func TestExchangeTakesWhatWaits(t *testing.T) {
 	}
 }
 
-// TestExpressIsBounded: who has to do with it that the express worker has too much to do goes, whatever it is too much
-// of; an echo beside it stays.
-func TestExpressIsBounded(t *testing.T) {
-	limit := traffic{bytes: expressBytes, packets: expressPackets, segments: expressSegments}
-	for name, hog := range map[string]traffic{
-		"bytes":         {bytes: expressBytes + 1, packets: 1},
-		"packets":       {packets: expressPackets + 1},
-		"small packets": {packets: 2, bytes: 4000, segments: 130},
-		"a part of it":  {packets: expressPackets / expressPart, bytes: 100},
-	} {
-		window := limit
-		echo := traffic{bytes: 84, packets: 1, segments: 1}
-		window.add(echo)
-		window.add(hog)
-		if !window.tooMuch(&hog) {
-			t.Errorf("%s: stays", name)
-		}
-		if window.tooMuch(&echo) {
-			t.Errorf("%s: the echo beside it goes", name)
-		}
-		window.sub(hog)
-		window.sub(limit)
-		if window != echo {
-			t.Errorf("%s: what is left is %+v", name, window)
-		}
+// expressAlone is an express worker that has three lanes and does not run: account is told of turns.
+func expressAlone(t *testing.T) (w *Worker, thread *usedThread, pass func(time.Duration)) {
+	t.Helper()
+	now := time.Now()
+	thread = &usedThread{}
+	x := NewExchange(2, 3)
+	c := devmem.New(devmem.Config{Queues: 3})
+	t.Cleanup(func() { _ = c.Close() })
+	var lanes []Lane
+	for i, q := range c.Queues() {
+		lanes = append(lanes, Lane{Number: i, Queue: q})
 	}
-	all, hog, echo := busy{took: expressTime + 1}, busy{took: expressTime / 4}, busy{took: expressTime / 20}
-	if !all.tooMuch(&hog) || all.tooMuch(&echo) {
-		t.Error("who takes a processor stays, or the echo beside it goes")
+	for id := range 3 {
+		w = New(Config{ID: id, Lanes: lanes, Exchange: x, Waiter: newChanWaiter(0), Thread: thread,
+			Now: func() time.Time { return now }})
+	}
+	if err := w.takeLanes(); err != nil {
+		t.Fatal(err)
+	}
+	return w, thread, func(d time.Duration) { now = now.Add(d) }
+}
+
+// A usedThread is a Thread that says what it is told to.
+type usedThread struct{ used time.Duration }
+
+func (u *usedThread) Delayed() (time.Duration, bool) { return 0, false }
+func (u *usedThread) Pause(time.Duration)            {}
+func (u *usedThread) Prefer() error                  { return nil }
+func (u *usedThread) Used() time.Duration            { return u.used }
+
+// TestExpressIsBounded: the lane goes that has most of what is too much, whatever that is, and an echo beside it stays
+// whose turn it is when that shows.
+func TestExpressIsBounded(t *testing.T) {
+	const hog, echo = 0, 1
+	ping := traffic{bytes: 84, packets: 2, segments: 3}
+	const pinged = 10 * time.Microsecond
+	for name, c := range map[string]struct { // all that there may be beside a ping
+		turns int
+		did   traffic
+		took  time.Duration
+	}{
+		"bytes":         {2, traffic{bytes: expressBytes/2 - 42, packets: 1, segments: 20}, 0},
+		"packets":       {6, traffic{bytes: 400, packets: expressPackets / 6, segments: 5}, 0},
+		"small packets": {2, traffic{bytes: 4000, packets: 1, segments: expressSegments/2 - 2}, 0},
+		"nothing":       {1, traffic{}, expressTime - pinged},
+	} {
+		w, thread, pass := expressAlone(t)
+		turn := func(k int, did traffic, took time.Duration) {
+			thread.used += took
+			given, err := w.account(k, did)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if given == (w.owned&(1<<k) != 0) {
+				t.Errorf("%s: lane %d given: %v, left are %03b", name, k, given, w.owned)
+			}
+		}
+		for range 3 { // in each term anew
+			pass(expressTerm)
+			turn(echo, ping, pinged)
+			for range c.turns {
+				turn(hog, c.did, c.took)
+			}
+			if w.owned != 0b111 {
+				t.Fatalf("%s: the lanes left are %03b before it is too much", name, w.owned)
+			}
+		}
+		turn(echo, ping, pinged)
+		if w.owned != 0b110 {
+			t.Errorf("%s: the lanes left are %03b", name, w.owned)
+		}
+		turn(echo, ping, pinged)
+		if w.window.packets != 3*ping.packets || w.window.bytes != 3*ping.bytes || w.busy.took != 3*pinged {
+			t.Errorf("%s: of the lane that went remain %+v, %v", name, w.window, w.busy.took)
+		}
 	}
 }
 
 // A fullWaiter is a Waiter for which the kernel has no room for a while.
 type fullWaiter struct {
 	Waiter
-	refuses *atomic.Int32
+	full *atomic.Bool
 }
 
 func (f fullWaiter) Watch(lane int, on bool) error {
-	if on && f.refuses.Add(-1) >= 0 {
+	if on && f.full.Load() {
 		return fmt.Errorf("epoll_ctl: %w", syscall.ENOSPC)
 	}
 	return f.Waiter.Watch(lane, on)
 }
 
-// TestExchangeWithoutRoom: a worker that can't wait for its lanes serves them all the same.
+// TestExchangeWithoutRoom: a worker that can't wait for its lanes serves them all the same, also those that have
+// something beside those that have nothing.
 func TestExchangeWithoutRoom(t *testing.T) {
 	c := newCluster(t, clusterConfig{nodes: 2, queues: 4, lanes: 2, express: true, late: true})
 	a, b := c.nodes[0], c.nodes[1]
-	refuses := new(atomic.Int32)
-	refuses.Store(1 << 30)
+	full := new(atomic.Bool)
+	full.Store(true)
 	for _, w := range a.workers {
-		w.Waiter = fullWaiter{w.Waiter, refuses}
+		w.Waiter = fullWaiter{w.Waiter, full}
 	}
 	c.start(a)
 	c.start(b)
-	packets := numbered(t, 2)
-	a.dev.Inject(bytes.Clone(packets[0]), packet.Meta{})
-	if got := b.next(t).Data; !bytes.Equal(got, packets[0]) {
-		t.Errorf("arrived as %x", got)
-	}
-	refuses.Store(0)
-	a.dev.Inject(bytes.Clone(packets[1]), packet.Meta{})
-	if got := b.next(t).Data; !bytes.Equal(got, packets[1]) {
-		t.Errorf("arrived as %x", got)
+	for _, room := range []bool{false, true} {
+		full.Store(!room)
+		for k, p := range numbered(t, 20) {
+			a.dev.Inject(bytes.Clone(p), packet.Meta{})
+			if got := b.next(t).Data; !bytes.Equal(got, p) {
+				t.Fatalf("packet %d, room %v: arrived as %x", k, room, got)
+			}
+		}
 	}
 }

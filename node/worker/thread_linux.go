@@ -67,10 +67,8 @@ const (
 
 // Used implements Thread.
 func (t *OSThread) Used() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
-		return 0 // every kernel has it
-	}
+	var ts unix.Timespec // 0 if the kernel does not say, which every one does
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_THREAD_CPUTIME_ID, uintptr(unsafe.Pointer(&ts)), 0)
 	return time.Duration(ts.Nano())
 }
 
@@ -82,8 +80,11 @@ func (t *OSThread) Prefer() error {
 	if err != nil {
 		return fmt.Errorf("sched_getattr: %w", err)
 	}
+	if attr.Policy == unix.SCHED_FIFO || attr.Policy == unix.SCHED_RR {
+		return nil // somebody has given it more already
+	}
 	own := attr.Nice
-	attr.Policy, attr.Priority, attr.Flags = unix.SCHED_NORMAL, 0, unix.SCHED_FLAG_RESET_ON_FORK
+	attr.Policy, attr.Flags = unix.SCHED_NORMAL, unix.SCHED_FLAG_RESET_ON_FORK
 	attr.Nice, attr.Runtime = preferredNice, uint64(preferredSlice)
 	if err = unix.SchedSetAttr(0, attr, 0); err != nil {
 		attr.Nice = own

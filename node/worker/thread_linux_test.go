@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"os"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -84,58 +83,77 @@ func TestOSThread(t *testing.T) {
 // TestPrefer: a thread is preferred where the process may have it so, and otherwise the error says what failed and the
 // thread has its nice value. What it starts does not inherit anything.
 func TestPrefer(t *testing.T) {
-	for _, allowed := range []bool{true, false} {
-		may := make(chan bool, 1)
+	for _, privileged := range []bool{true, false} {
+		done := make(chan struct{})
 		go func() {
+			defer close(done)
 			runtime.LockOSThread() // to its end, as nobody else is to have the priority, or lack the right
-			defer close(may)
-			if !allowed {
-				withoutNice(t)
+			if !privileged {
+				dropNice(t)
 			}
-			before, err := unix.SchedGetAttr(0, 0)
-			if err != nil {
-				t.Error(err)
-				return
-			}
+			before := threadAttr(t)
 			thread := &OSThread{}
-			refused := thread.Prefer()
-			now, err := unix.SchedGetAttr(0, 0)
-			if err != nil {
-				t.Error(err)
-				return
-			}
+			err := thread.Prefer()
 			want := before.Nice
-			if refused == nil {
+			if mayNice(t) {
 				want = preferredNice
 			}
+			if (err == nil) != mayNice(t) {
+				t.Errorf("may: %v, error %v", mayNice(t), err)
+			}
+			now := threadAttr(t)
 			if now.Nice != want || now.Flags&unix.SCHED_FLAG_RESET_ON_FORK == 0 {
-				t.Errorf("refused: %v, and now %+v", refused, *now)
+				t.Errorf("error %v, and now %+v", err, now)
+			}
+			if now.Runtime != 0 && now.Runtime != uint64(preferredSlice) { // older kernels have no slices
+				t.Errorf("a slice of %d ns", now.Runtime)
 			}
 			if thread.Used() <= 0 {
 				t.Error("the thread has used nothing")
 			}
-			may <- refused == nil
 		}()
-		if got, ok := <-may; ok && got != (allowed && os.Geteuid() == 0) {
-			t.Errorf("preferred: %v, with root's rights: %v", got, allowed)
-		}
+		<-done
 	}
 }
 
-// withoutNice takes from the thread what a priority asks for.
-func withoutNice(t *testing.T) {
+func threadAttr(t *testing.T) unix.SchedAttr {
+	t.Helper()
+	a, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		t.Error(err)
+		return unix.SchedAttr{}
+	}
+	return *a
+}
+
+// threadCaps are the capabilities of the thread.
+func threadCaps(t *testing.T) (unix.CapUserHeader, [2]unix.CapUserData) {
 	t.Helper()
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {
 		t.Error(err)
 	}
+	return header, data
+}
+
+// dropNice takes from the thread the capability that a priority asks for.
+func dropNice(t *testing.T) {
+	t.Helper()
+	header, data := threadCaps(t)
 	data[0].Effective &^= 1 << unix.CAP_SYS_NICE
 	if err := unix.Capset(&header, &data[0]); err != nil {
 		t.Error(err)
 	}
+}
+
+// mayNice reports whether the thread may have the least nice value.
+func mayNice(t *testing.T) bool {
+	t.Helper()
+	_, data := threadCaps(t)
 	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NICE, &limit); err != nil || limit.Cur > 20 {
-		t.Errorf("limit of nice values: %+v, %v", limit, err)
+	if err := unix.Getrlimit(unix.RLIMIT_NICE, &limit); err != nil {
+		t.Error(err)
 	}
+	return data[0].Effective&(1<<unix.CAP_SYS_NICE) != 0 || limit.Cur >= 20-preferredNice
 }

@@ -49,6 +49,15 @@ func (r *waitingRoom) holds(peer int32) bool { return len(r.line) > 0 && r.of[pe
 
 // add keeps a copy of a superpacket, and returns how many were dropped.
 func (r *waitingRoom) add(e waiting) (dropped int) {
+	if r.of[e.peer]+e.size() > waitingPeer {
+		return 1
+	}
+	e.packet = bytes.Clone(e.packet)
+	return r.admit(e)
+}
+
+// admit is add without a copy.
+func (r *waitingRoom) admit(e waiting) (dropped int) {
 	size := e.size()
 	if r.of[e.peer]+size > waitingPeer {
 		return 1
@@ -57,7 +66,6 @@ func (r *waitingRoom) add(e waiting) (dropped int) {
 		r.dropFirst()
 		dropped++
 	}
-	e.packet = bytes.Clone(e.packet)
 	r.put(e)
 	return dropped
 }
@@ -98,12 +106,13 @@ func (r *waitingRoom) takeFrom(l *lane) (line []waiting) {
 	return line
 }
 
-// join adds what came from another worker's room, and returns how many were dropped.
+// join adds what came from another worker's room, each in its place in time, and returns how many were dropped.
 func (r *waitingRoom) join(line []waiting) (dropped int) {
-	for _, e := range line {
-		dropped += r.add(e)
+	all := append(r.takeAll(), line...)
+	slices.SortStableFunc(all, func(a, b waiting) int { return cmp.Compare(a.since, b.since) })
+	for _, e := range all {
+		dropped += r.admit(e)
 	}
-	slices.SortStableFunc(r.line, func(a, b waiting) int { return cmp.Compare(a.since, b.since) })
 	r.snap = nil // to be decided on anew: a session may have come up on the way
 	return dropped
 }

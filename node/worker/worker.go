@@ -122,8 +122,8 @@ const (
 	eventInterval = 50 * time.Millisecond
 )
 
-// A turnSize is how much a turn reads from the queue.
-type turnSize struct{ packets, bytes int }
+// A turnSize is how much a turn reads from the queue, and how many receives a lane has at first.
+type turnSize struct{ packets, bytes, slots int }
 
 // A Worker is one packet loop. New makes one; Run runs it.
 type Worker struct {
@@ -137,7 +137,9 @@ type Worker struct {
 	owned    uint32 // the lanes that are the worker's at present
 	// Of an Exchange:
 	unwatched uint32        // those of them that Waiter does not wait for yet
-	window    traffic       // of all lanes
+	retried   time.Time     // to wait for them
+	looked    time.Time     // for quiet lanes, not the express worker
+	window    traffic       // of all lanes, the express worker alone
 	busy      busy          // the same
 	used      time.Duration // of a processor, at the last account
 	rests     moderation
@@ -189,17 +191,17 @@ func New(c Config) *Worker {
 		w.rests.thread = c.Thread
 	}
 	w.segs.Arena = &w.arena
+	w.size = turnSize{queueBatch, queueBytes, fewestSlots}
+	if w.IsExpress() {
+		w.size = turnSize{expressBatch, expressTurn, expressSlots}
+	}
 	for _, l := range w.Lanes {
-		w.all = append(w.all, lane{Lane: l, slots: fewestSlots, secureSlots: fewestSlots})
+		w.all = append(w.all, lane{Lane: l, slots: w.size.slots, secureSlots: w.size.slots})
 		if c.Writers == nil {
 			w.Writers = append(w.Writers, l.Queue)
 		}
 	}
 	w.lane = &w.all[0]
-	w.size = turnSize{queueBatch, queueBytes}
-	if w.IsExpress() {
-		w.size = turnSize{expressBatch, expressTurn}
-	}
 	if c.Exchange == nil {
 		w.owned = 1<<len(w.all) - 1
 	} else {
@@ -264,7 +266,6 @@ func (w *Worker) Run(ctx context.Context) error {
 			return fmt.Errorf("worker %d: to a peer with a session: %w", w.ID, err)
 		}
 		w.turn.add(ready.of(w.owned))
-		w.turn.add(Ready{Queues: w.unwatched, Sockets: w.unwatched, Secure: w.unwatched})
 		k, side, ok := w.turn.next()
 		if !ok {
 			continue
