@@ -48,10 +48,11 @@ func NewExchange(workers, lanes int) *Exchange {
 // segments what these are on the wire, and writes to the device.
 const (
 	// In expressWindow the express worker does so much in all its lanes; when it is more, the lane with most of it goes.
-	// All that is some tenth of a processor.
-	expressWindow   = 2 * time.Millisecond
+	// All that is some twentieth of a processor. With four times as many packets the express worker had half of what
+	// connections make that come and go, which were a quarter fewer: one more thread that is woken for each packet.
+	expressWindow   = 4 * time.Millisecond
 	expressBytes    = 64 << 10
-	expressPackets  = 32
+	expressPackets  = 16
 	expressSegments = 128
 	// Against what none of these count, as floods of ICMP errors, it has so much of a processor in expressTerm. This is
 	// no measure for less: the kernel's work for others that is done in a thread's system calls counts as the thread's.
@@ -64,7 +65,7 @@ const (
 	// A lane in which less than so much happens in quietWindow comes back.
 	quietWindow  = 20 * time.Millisecond
 	quietBytes   = 32 << 10
-	quietPackets = 16
+	quietPackets = 8
 	// retryWatch is when a worker tries again to wait for a lane; until then it looks at it so often.
 	retryWatch = time.Millisecond
 )
