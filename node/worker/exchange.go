@@ -65,7 +65,7 @@ const (
 	// A lane in which less than so much happens in quietWindow comes back.
 	quietWindow  = 20 * time.Millisecond
 	quietBytes   = 32 << 10
-	quietPackets = 8
+	quietPackets = 16
 	// retryWatch is when a worker tries again to wait for a lane; until then it looks at it so often.
 	retryWatch = time.Millisecond
 )
