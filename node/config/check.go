@@ -223,15 +223,17 @@ func (c *checker) workers() error {
 }
 
 func (c *checker) express() error {
-	if e := c.raw.Express; e != "auto" && e != "off" {
-		return c.wrong("express", e, "is neither auto nor off", "write auto (quiet flows have a worker of their own) or off")
-	}
-	return nil
+	return c.autoOrOff("express", c.raw.Express, "quiet flows have a worker of their own")
 }
 
 func (c *checker) moderation() error {
-	if m := c.raw.Moderation; m != "auto" && m != "off" {
-		return c.wrong("moderation", m, "is neither auto nor off", "write auto (pauses while processors are short) or off")
+	return c.autoOrOff("moderation", c.raw.Moderation, "pauses while processors are short")
+}
+
+// autoOrOff checks a switch; auto is what that one does.
+func (c *checker) autoOrOff(key, value, auto string) error {
+	if value != "auto" && value != "off" {
+		return c.wrong(key, value, "is neither auto nor off", fmt.Sprintf("write auto (%s) or off", auto))
 	}
 	return nil
 }
