@@ -63,7 +63,7 @@ func workerAnswer(w *worker.Worker) api.Worker {
 		OutsidePackets: c.KernelOut.Load(), OutsideBytes: c.KernelBytes.Load(),
 		DeviceReads: c.QueueReads.Load(), DeviceWrites: c.QueueWrites.Load(),
 		ICMPSent: c.ICMPSent.Load(), ICMPRateLimited: c.ICMPLimited.Load(), Wakeups: c.Wakeups.Load(),
-		Pauses: c.Pauses.Load(), LanesGiven: c.LanesGiven.Load(),
+		Pauses: c.Pauses.Load(), LanesGiven: c.LanesGiven.Load(), FlowsMoved: c.FlowsMoved.Load(),
 	}
 	for r := range c.Drops {
 		out.Drops += c.Drops[r].Load()

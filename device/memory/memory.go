@@ -21,7 +21,8 @@ import (
 )
 
 const (
-	defaultQueueLength = 500 // the kernel's, for a TUN device
+	flowSlots          = 1024 // as the kernel has
+	defaultQueueLength = 500  // the kernel's, for a TUN device
 	writtenLength      = 1024
 	maxDatagrams       = 128 // UDP_MAX_SEGMENTS, of the newest kernels
 )
@@ -57,6 +58,7 @@ type Device struct {
 	down    atomic.Bool
 	onWrite atomic.Pointer[func(p []byte, m packet.Meta)]
 	written chan Packet
+	flows   [flowSlots]atomic.Uint64 // 1<<63 | hash<<8 | queue of the flow that was written last among those of a slot
 
 	injected, full, wrote, lost atomic.Uint64
 }
@@ -83,14 +85,27 @@ func New(c Config) *Device {
 // Queues are the device's queues, one for each worker.
 func (d *Device) Queues() []*Queue { return d.queues }
 
-// Inject puts a packet into the queue that its flow belongs to; both directions of a flow have the same. It reports
-// whether there was room: a full queue drops, as the kernel does. Metadata is passed on as it is, also when it lies.
+// Inject puts a packet into the queue to which its flow's other direction was written last, or, before anything was, by
+// its hash. It reports whether there was room: a full queue drops, as the kernel does. Metadata is passed on as it is,
+// also when it lies.
 func (d *Device) Inject(p []byte, m packet.Meta) bool {
 	if len(p) > device.BufferSize-device.Headroom {
 		return false
 	}
-	q := d.queues[int(flowHash(p)%uint32(len(d.queues)))]
-	return q.put(p, m)
+	return d.queues[d.queueOf(flowHash(p))].put(p, m)
+}
+
+// learn notes the queue that a flow is written to.
+func (d *Device) learn(hash uint32, queue int) {
+	d.flows[hash%flowSlots].Store(1<<63 | uint64(hash)<<8 | uint64(queue))
+}
+
+// queueOf is the queue of a flow. The kernel forgets what it has learnt after three seconds; this one does not.
+func (d *Device) queueOf(hash uint32) int {
+	if f := d.flows[hash%flowSlots].Load(); f>>8 == 1<<55|uint64(hash) {
+		return int(f & 0xff)
+	}
+	return int(hash % uint32(len(d.queues)))
 }
 
 // OnWrite sets the function that gets what is written, in the place of the channel of Written. p is only valid during
@@ -275,6 +290,7 @@ func (q *Queue) Write(m packet.Meta, pieces [][]byte) error {
 	for _, p := range pieces {
 		q.write = append(q.write, p...)
 	}
+	d.learn(flowHash(q.write), q.index)
 	d.deliver(q.write, m, q.index)
 	return nil
 }

@@ -184,6 +184,38 @@ func TestFlowHash(t *testing.T) {
 	}
 }
 
+// TestFlowsFollow: a flow's packets come in the queue to which its other direction was written last.
+func TestFlowsFollow(t *testing.T) {
+	d := New(Config{Queues: 4})
+	d.OnWrite(func([]byte, packet.Meta) {})
+	there, back, other := udp4(1, 2, 7, 80, 10), udp4(2, 1, 80, 7, 10), udp4(1, 2, 8, 80, 10)
+	where := func(p []byte) int {
+		if !d.Inject(p, packet.Meta{}) {
+			t.Fatal("not injected")
+		}
+		buf := make([]byte, device.BufferSize)
+		for i, q := range d.Queues() {
+			if _, _, err := q.Read(buf); err == nil {
+				return i
+			}
+		}
+		t.Fatal("in no queue")
+		return -1
+	}
+	before := where(other)
+	for _, i := range []int{3, 0, 2} {
+		if err := d.Queues()[i].Share().Write(packet.Meta{}, [][]byte{back}); err != nil {
+			t.Fatal(err)
+		}
+		if got := where(there); got != i {
+			t.Errorf("the flow comes in queue %d after it was written to %d", got, i)
+		}
+	}
+	if after := where(other); after != before {
+		t.Errorf("another flow comes in queue %d, before in %d", after, before)
+	}
+}
+
 func TestNoAllocations(t *testing.T) {
 	d := New(Config{QueueLength: 4})
 	q := d.Queues()[0]

@@ -29,11 +29,16 @@ type dump struct {
 // cut it, and summed it, for a device that can do neither (validate_xmit_skb): so these are the wire's packets. What a
 // device receives may have been merged already (GRO), and its checksums left open by the sender.
 func (c *cluster) dump(ns *lab.NS, device string) *dump {
+	return c.dumpOf(ns, device, device, "-Q", "out", "-s", "0")
+}
+
+// dumpOf does what dump does, under a name of its own, with options of tcpdump's for what is written.
+func (c *cluster) dumpOf(ns *lab.NS, name, device string, options ...string) *dump {
 	c.t.Helper()
-	d := &dump{c: c, device: device, file: filepath.Join(c.lab.Dir, device+".pcap")}
+	d := &dump{c: c, device: device, file: filepath.Join(c.lab.Dir, name+".pcap")}
 	var err error
-	d.proc, err = c.lab.Start(ns, "tcpdump-"+device, "tcpdump", "-n", "-i", device, "-Q", "out", "-s", "0",
-		"-B", "16384", "--immediate-mode", "-Z", "root", "-w", d.file)
+	d.proc, err = c.lab.Start(ns, "tcpdump-"+name, append([]string{"tcpdump", "-n", "-i", device, "-B", "16384",
+		"--immediate-mode", "-Z", "root", "-w", d.file}, options...)...)
 	c.ok(err)
 	c.eventually(func() error {
 		if !strings.Contains(d.proc.LogTail(), "listening on") {

@@ -103,6 +103,7 @@ type Worker struct {
 	Wakeups         uint64 `json:"wakeups"`         // times it had nothing to do and waited
 	Pauses          uint64 `json:"pauses"`          // times it paused before, so that more would come (`moderation`)
 	LanesGiven      uint64 `json:"lanesGiven"`      // times it gave a lane to another worker
+	FlowsMoved      uint64 `json:"flowsMoved"`      // times it had small flows leave the lane of a large one
 	Drops           uint64 `json:"drops"`           // all reasons together
 }
 

@@ -75,6 +75,7 @@ var specs = [...]struct {
 	{"wakeups_total", "Times that a worker had nothing to do and waited.", []string{"worker"}},
 	{"pauses_total", "Times that a worker paused before, so that more would come (moderation).", []string{"worker"}},
 	{"lanes_given_total", "Times that a worker gave a lane to another one (express).", []string{"worker"}},
+	{"flows_moved_total", "Times that a worker had small flows leave the lane of a large one.", []string{"worker"}},
 	{"drops_total", "Dropped packets by reason.", []string{"reason"}},
 	{"icmp_sent_total", "ICMP errors made.", nil},
 	{"icmp_rate_limited_total", "ICMP errors not made because of the rate limit.", nil},
@@ -191,6 +192,7 @@ func (o out) workers(workers []api.Worker) {
 		o.counter("wakeups_total", w.Wakeups, strconv.Itoa(w.ID))
 		o.counter("pauses_total", w.Pauses, strconv.Itoa(w.ID))
 		o.counter("lanes_given_total", w.LanesGiven, strconv.Itoa(w.ID))
+		o.counter("flows_moved_total", w.FlowsMoved, strconv.Itoa(w.ID))
 		sum.TxSegments += w.TxSegments
 		sum.RxSegments += w.RxSegments
 		sum.TxBytes += w.TxBytes

@@ -27,7 +27,7 @@ func (fake) Status() api.Status {
 		Workers: []api.Worker{
 			{ID: 0, TxSegments: 5, TxSuperpackets: 2, TxBytes: 100, RxSegments: 1, Wakeups: 9, ICMPSent: 1},
 			{ID: 1, TxSegments: 7, TxSuperpackets: 3, TxBytes: 50, RxSegments: 2, Wakeups: 4, Pauses: 3, LanesGiven: 8,
-				ICMPSent: 1},
+				FlowsMoved: 6, ICMPSent: 1},
 		},
 		Snapshot:   api.Snapshot{Generation: 3, Peers: 1, Routes: 9},
 		LastReload: &api.Reload{Time: time.Unix(100, 0), Error: "bad"},
@@ -62,6 +62,7 @@ func TestHandler(t *testing.T) {
 		`warren_wakeups_total{worker="1"} 4`,
 		`warren_pauses_total{worker="1"} 3`,
 		`warren_lanes_given_total{worker="1"} 8`,
+		`warren_flows_moved_total{worker="1"} 6`,
 		`warren_drops_total{reason="no-route"} 4`,
 		`warren_drops_total{reason="wrong-vni"} 0`,
 		`warren_icmp_sent_total 2`,

@@ -37,6 +37,7 @@ type Counters struct {
 	Wakeups      atomic.Uint64 // times the worker had nothing to do and waited
 	Pauses       atomic.Uint64 // times it paused before, so that more would come; see moderation
 	LanesGiven   atomic.Uint64 // lanes given to another worker
+	FlowsMoved   atomic.Uint64 // buckets of flows told to leave a lane with a large one; see steering
 	// Of what came from the device the superpackets, of what came from peers or was to leave to them the segments.
 	Drops [forwarder.NumReasons]atomic.Uint64
 }

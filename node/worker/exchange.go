@@ -27,6 +27,8 @@ type Exchange struct {
 	express int // number of the express worker; those before it have the busy lanes
 	to      []handover
 	waiting [MaxLanes][]waiting // came from the lane; goes with it
+
+	steering steering
 }
 
 // A handover is the lanes on their way to a worker.
@@ -41,6 +43,7 @@ type handover struct {
 func NewExchange(workers, lanes int) *Exchange {
 	x := &Exchange{express: workers, to: make([]handover, workers+1)}
 	x.to[workers].lanes.Store(1<<lanes - 1)
+	x.steering.lanes = uint32(lanes)
 	return x
 }
 
@@ -145,18 +148,24 @@ func (w *Worker) takeLanes() error {
 		}
 		*m = traffic{}
 	}
+	w.makeWay()
 	return nil
 }
 
 // take takes over lanes.
 func (w *Worker) take(lanes uint32) {
+	now := w.Now()
+	if w.IsExpress() {
+		w.Exchange.steering.quiet.Or(lanes)
+	}
 	w.owned |= lanes
 	w.unwatched |= lanes
 	for set := lanes; set != 0; set &= set - 1 {
 		k := bits.TrailingZeros32(set)
 		l := &w.all[k]
 		// What it is like shows in the next window.
-		*l = lane{Lane: l.Lane, slots: w.size.slots, secureSlots: w.size.slots, moved: traffic{packets: quietPackets}}
+		*l = lane{Lane: l.Lane, slots: w.size.slots, secureSlots: w.size.slots, moved: traffic{packets: quietPackets},
+			taken: now}
 		if line := w.Exchange.waiting[k]; len(line) > 0 {
 			w.Exchange.waiting[k] = nil
 			for i := range line {
@@ -299,6 +308,9 @@ func (w *Worker) giveLane(k, to int) error {
 	w.unwatched &^= 1 << k
 	w.Counters.LanesGiven.Add(1)
 	x := w.Exchange
+	if w.IsExpress() {
+		x.steering.quiet.And(^uint32(1 << k))
+	}
 	x.waiting[k] = w.room.takeFrom(&w.all[k])
 	x.to[to].lanes.Or(1 << k)
 	x.to[to].wake()

@@ -65,6 +65,7 @@ func (w *Worker) fromQueue(p []byte, m packet.Meta) error {
 		return nil
 	}
 	p = p[:i.Len]
+	w.came(i, len(p))
 	d := w.snap.FromTUN(i, m)
 	switch d.Verdict {
 	case forwarder.ToPeer:
@@ -92,7 +93,7 @@ func (w *Worker) fromQueue(p []byte, m packet.Meta) error {
 // giveBack writes a superpacket of the device back to it.
 func (w *Worker) giveBack(p []byte, m packet.Meta) error {
 	w.iovecs = append(w.iovecs[:0], p)
-	return w.deliver(w.lane.Queue, m, w.iovecs, 1)
+	return w.deliver(w.backTo(&w.info), m, w.iovecs, 1)
 }
 
 // toPeer encapsulates a superpacket into w.out, for a peer whose traffic is not encrypted.

@@ -149,8 +149,7 @@ func (w *Worker) deliverRun(k int) error {
 	w.Counters.BytesIn.Add(uint64(run.Bytes))
 	// By the flow, whoever received it: the kernel hands the flow's other direction to the queue that this one is written
 	// to, so a flow that moved between queues would make its answers move between workers, and be reordered.
-	q := w.Writers[run.Info.FlowHash()%uint32(len(w.Writers))]
-	return w.deliver(q, m, pieces, run.Segments)
+	return w.deliver(w.queueOf(&run.Info, run.Bytes), m, pieces, run.Segments)
 }
 
 // encapReason translates why the encapsulation refused a datagram.

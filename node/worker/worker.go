@@ -14,7 +14,8 @@
 // lane by its hash, in both directions, so that flows of different lanes don't wait for each other: neither in the
 // kernel's queue in front of the worker nor in the buffer of the receiver's socket, which are first in, first out. The
 // worker gives the lanes turns (see schedule), a bounded number of bytes each; one that had nothing to do comes before
-// those that always have. Lanes in which little happens are in the hands of one worker, see Exchange.
+// those that always have. Lanes in which little happens are in the hands of one worker, see Exchange, and small flows
+// leave the lanes of large ones for these, see steering.
 //
 // # Who owns which buffer
 //
@@ -142,6 +143,7 @@ type Worker struct {
 	window    traffic       // of all lanes, the express worker alone
 	busy      busy          // the same
 	used      time.Duration // of a processor, at the last account
+	uses      []use         // by bucket, see steering; not the express worker
 	rests     moderation
 	moved     uint64 // bytes, in all turns
 	lane      *lane  // whose turn it is
@@ -206,6 +208,9 @@ func New(c Config) *Worker {
 		w.owned = 1<<len(w.all) - 1
 	} else {
 		c.Exchange.to[c.ID].wake = c.Waiter.Wake
+		if !w.IsExpress() {
+			w.uses = make([]use, buckets)
+		}
 	}
 	w.reads = make([]byte, queueBytes+device.BufferSize+64) // a superframe grows a little at its end
 	w.slots = w.in.Slots
@@ -221,6 +226,7 @@ type lane struct {
 	slots, secureSlots int     // receives in its next turn, by socket
 	moved              traffic // in the window
 	busy               busy    // the same
+	taken              time.Time
 }
 
 // Run moves packets until ctx ends (and returns nil) or the device or the socket is gone.
@@ -367,6 +373,9 @@ func (w *Worker) tick() {
 		}
 		if !w.room.empty() {
 			w.drop(forwarder.NoSession, w.room.expire(w.Crypt.Now()))
+		}
+		if w.IsExpress() {
+			w.sendHome(now)
 		}
 	}
 }
