@@ -28,7 +28,7 @@ type Exchange struct {
 	to      []handover
 	waiting [MaxLanes][]waiting // came from the lane; goes with it
 
-	steering steering
+	steering *steering
 }
 
 // A handover is the lanes on their way to a worker.
@@ -41,9 +41,8 @@ type handover struct {
 // NewExchange makes one for so many workers and the express worker, which gets the number after theirs, and all the
 // lanes at first.
 func NewExchange(workers, lanes int) *Exchange {
-	x := &Exchange{express: workers, to: make([]handover, workers+1)}
+	x := &Exchange{express: workers, to: make([]handover, workers+1), steering: newSteering(lanes)}
 	x.to[workers].lanes.Store(1<<lanes - 1)
-	x.steering.lanes = uint32(lanes)
 	return x
 }
 
@@ -134,7 +133,8 @@ func (w *Worker) takeLanes() error {
 		return nil
 	}
 	now := w.Now()
-	if now.Sub(w.looked) < quietWindow {
+	window := now.Sub(w.looked)
+	if window < quietWindow {
 		return nil
 	}
 	w.looked = now
@@ -148,24 +148,22 @@ func (w *Worker) takeLanes() error {
 		}
 		*m = traffic{}
 	}
-	w.makeWay()
+	w.makeWay(window, now)
 	return nil
 }
 
 // take takes over lanes.
 func (w *Worker) take(lanes uint32) {
-	now := w.Now()
-	if w.IsExpress() {
-		w.Exchange.steering.quiet.Or(lanes)
-	}
 	w.owned |= lanes
 	w.unwatched |= lanes
 	for set := lanes; set != 0; set &= set - 1 {
 		k := bits.TrailingZeros32(set)
 		l := &w.all[k]
 		// What it is like shows in the next window.
-		*l = lane{Lane: l.Lane, slots: w.size.slots, secureSlots: w.size.slots, moved: traffic{packets: quietPackets},
-			taken: now}
+		*l = lane{Lane: l.Lane, slots: w.size.slots, secureSlots: w.size.slots, moved: traffic{packets: quietPackets}}
+		if w.IsExpress() {
+			w.Exchange.steering.took(k, w.Now())
+		}
 		if line := w.Exchange.waiting[k]; len(line) > 0 {
 			w.Exchange.waiting[k] = nil
 			for i := range line {
@@ -309,7 +307,7 @@ func (w *Worker) giveLane(k, to int) error {
 	w.Counters.LanesGiven.Add(1)
 	x := w.Exchange
 	if w.IsExpress() {
-		x.steering.quiet.And(^uint32(1 << k))
+		x.steering.gave(k)
 	}
 	x.waiting[k] = w.room.takeFrom(&w.all[k])
 	x.to[to].lanes.Or(1 << k)

@@ -65,8 +65,10 @@ func (w *Worker) fromQueue(p []byte, m packet.Meta) error {
 		return nil
 	}
 	p = p[:i.Len]
-	w.came(i, len(p))
 	d := w.snap.FromTUN(i, m)
+	if d.Verdict != forwarder.Drop {
+		w.came(i, len(p))
+	}
 	switch d.Verdict {
 	case forwarder.ToPeer:
 		if d.Peer.Encrypted {

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -9,151 +10,297 @@ import (
 	"github.com/warren-net/warren/forwarder/packet"
 )
 
-// steeringLanes is how many lanes there are in these tests.
-const steeringLanes = 4
+// A steeringTest is a worker that does not run and has lanes 0 and 1, beside an express worker that has the others for
+// long enough.
+type steeringTest struct {
+	*testing.T
+	w, express *Worker
+	now        time.Time
+}
 
-// oneWorker is a worker that does not run and has lanes 0 and 1, beside an express worker that has lanes 2 and 3.
-func oneWorker(t *testing.T) (w, express *Worker, pass func(time.Duration)) {
+func newSteeringTest(t *testing.T, lanes int) *steeringTest {
 	t.Helper()
-	now := time.Now()
-	x := NewExchange(1, steeringLanes)
-	d := devmem.New(devmem.Config{Queues: steeringLanes})
+	s := &steeringTest{T: t, now: time.Now()}
+	x := NewExchange(1, lanes)
+	d := devmem.New(devmem.Config{Queues: lanes})
 	t.Cleanup(func() { _ = d.Close() })
-	var lanes []Lane
+	var all []Lane
 	for i, q := range d.Queues() {
-		lanes = append(lanes, Lane{Number: i, Queue: q})
+		all = append(all, Lane{Number: i, Queue: q})
 	}
 	var both [2]*Worker
 	for id := range both {
-		both[id] = New(Config{ID: id, Lanes: lanes, Exchange: x, Waiter: newChanWaiter(0),
-			Now: func() time.Time { return now }})
+		both[id] = New(Config{ID: id, Lanes: all, Exchange: x, Waiter: newChanWaiter(0),
+			Now: func() time.Time { return s.now }})
 	}
-	w, express = both[0], both[1]
-	steps := []func() error{
-		express.takeLanes,
-		func() error { return express.giveLane(0, 0) }, func() error { return express.giveLane(1, 0) },
-		w.takeLanes,
-	}
-	for _, step := range steps {
-		if err := step(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return w, express, func(d time.Duration) { now = now.Add(d) }
+	s.w, s.express = both[0], both[1]
+	s.ok(s.express.takeLanes())
+	s.give(s.express, 0, 1)
+	s.ok(s.w.takeLanes())
+	s.now = s.now.Add(roomAfter)
+	s.window()
+	return s
 }
 
-// flowIn is a flow whose bucket is this one.
-func flowIn(t *testing.T, bucket uint32) *packet.Info {
-	t.Helper()
+func (s *steeringTest) ok(err error) {
+	s.Helper()
+	if err != nil {
+		s.Fatal(err)
+	}
+}
+
+// give has a worker give lanes to the other one.
+func (s *steeringTest) give(from *Worker, lanes ...int) {
+	s.Helper()
+	to := s.w
+	if from == s.w {
+		to = s.express
+	}
+	for _, k := range lanes {
+		s.ok(from.giveLane(k, to.ID))
+	}
+	s.ok(to.takeLanes())
+}
+
+// flow is one whose bucket is this one.
+func (s *steeringTest) flow(bucket uint32) *packet.Info {
+	s.Helper()
 	i := &packet.Info{Version: 4, Src: netip.MustParseAddr("10.244.1.2"), Dst: netip.MustParseAddr("10.244.2.2"),
 		DstPort: 80, Flags: packet.HasPorts}
-	for i.SrcPort = 1; i.FlowHash()%buckets != bucket; i.SrcPort++ {
+	for i.SrcPort = 1; i.FlowHash()%s.w.Exchange.steering.buckets != bucket; i.SrcPort++ {
 		if i.SrcPort == 0 {
-			t.Fatalf("no flow for bucket %d", bucket)
+			s.Fatalf("no flow for bucket %d", bucket)
 		}
 	}
 	return i
 }
 
+// read has packets of a bucket come in a lane.
+func (s *steeringTest) read(bucket uint32, lane, packets, bytes int) {
+	s.Helper()
+	s.w.lane = &s.w.all[lane]
+	i := s.flow(bucket)
+	for k := range packets {
+		s.w.came(i, bytes*(k+1)/packets-bytes*k/packets)
+	}
+}
+
+// window ends one; the worker's lanes are busy.
+func (s *steeringTest) window() {
+	s.Helper()
+	for k := range s.w.all {
+		s.w.all[k].moved.packets = quietPackets
+	}
+	s.now = s.now.Add(quietWindow)
+	s.ok(s.w.takeLanes())
+}
+
+// lane is where a bucket's packets are written to.
+func (s *steeringTest) lane(bucket uint32) int {
+	q := s.express.queueOf(s.flow(bucket), 0)
+	return slices.Index(s.express.Writers, q)
+}
+
 // TestSteering: a small flow leaves the lane of a large one for one of the express worker's, after it was small for a
 // while, and nothing else does.
 func TestSteering(t *testing.T) {
-	const small, large, other = 8, 4, 5 // buckets: two in lane 0, one in lane 1
+	const small, large = 8, 4 // both at home in lane 0
+	const long = 10 * calmWindows
 	for name, c := range map[string]struct {
-		small, large int // bytes in a window
-		packets      int // of the small one
-		in           int // the lane of the large one
-		windows      int
-		noRoom       bool
-		moves        bool
+		bytes, packets           int // of the small one in a window
+		largeBytes, largePackets int
+		in                       int // the lane of the large one
+		windows                  int
+		moves                    bool
 	}{
-		"beside a large one":         {500, quietBytes, 4, 0, calmWindows, false, true},
-		"not for long enough":        {500, quietBytes, 4, 0, calmWindows - 1, false, false},
-		"beside a small one":         {500, smallBytes - 1, 4, 0, 10 * calmWindows, false, false},
-		"beside one of middle size":  {500, quietBytes - 1, 4, 0, 10 * calmWindows, false, false},
-		"beside one in another lane": {500, quietBytes, 4, 1, 10 * calmWindows, false, false},
-		"with too many bytes":        {smallBytes, quietBytes, 4, 0, 10 * calmWindows, false, false},
-		"with too many packets":      {500, quietBytes, smallPackets, 0, 10 * calmWindows, false, false},
-		"where no lane is quiet":     {500, quietBytes, 4, 0, 10 * calmWindows, true, false},
+		"beside many bytes":          {500, 4, largeBytes, 1, 0, calmWindows, true},
+		"beside many packets":        {500, 4, 500, largePackets, 0, calmWindows, true},
+		"not for long enough":        {500, 4, largeBytes, 1, 0, calmWindows - 1, false},
+		"beside a small one":         {500, 4, smallBytes - 1, 1, 0, long, false},
+		"beside one of middle size":  {500, 4, largeBytes - 1, largePackets - 1, 0, long, false},
+		"beside one in another lane": {500, 4, largeBytes, 1, 1, long, false},
+		"with too many bytes":        {smallBytes, 4, largeBytes, 1, 0, long, false},
+		"with too many packets":      {500, smallPackets, largeBytes, 1, 0, long, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, express, pass := oneWorker(t)
-			if c.noRoom {
-				for k := 2; k < steeringLanes; k++ {
-					if err := express.giveLane(k, 0); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			quiet, hog := flowIn(t, small), flowIn(t, large)
-			if c.in == 1 {
-				hog = flowIn(t, other)
-			}
+			s := newSteeringTest(t, 4)
 			for range c.windows {
-				w.lane = &w.all[0]
-				for k := range c.packets {
-					if k%2 == 0 {
-						w.came(quiet, c.small/c.packets)
-					} else {
-						w.queueOf(quiet, c.small-c.small/c.packets*(c.packets-1))
-					}
-				}
-				w.lane = &w.all[c.in]
-				w.came(hog, c.large)
-				pass(quietWindow)
-				if err := w.takeLanes(); err != nil {
-					t.Fatal(err)
-				}
+				s.read(small, 0, c.packets, c.bytes)
+				s.read(large, c.in, c.largePackets, c.largeBytes)
+				s.window()
 			}
-			moved := w.queueOf(quiet, 0) != w.Writers[0]
-			if n := w.Counters.FlowsMoved.Load(); moved != c.moves || (n > 0) != moved {
-				t.Errorf("moved: %v, %d times, want that: %v", moved, n, c.moves)
+			lane := s.lane(small)
+			if (lane >= 2) != c.moves || lane == 1 {
+				t.Errorf("it is in lane %d, is to have moved: %v", lane, c.moves)
 			}
-			if q := w.queueOf(hog, 0); q != w.Writers[c.in] {
-				t.Errorf("the large flow moved")
+			if n := s.w.Counters.FlowsMoved.Load(); n > 1 || (n > 0) != c.moves {
+				t.Errorf("%d flows moved", n)
 			}
-			if q := w.queueOf(quiet, 0); moved && q != w.Writers[2] && q != w.Writers[3] {
-				t.Errorf("it moved to a lane that is not the express worker's")
+			if lane := s.lane(large); lane != 0 {
+				t.Errorf("the large flow is in lane %d", lane)
 			}
 		})
 	}
 }
 
-// TestSteeringHome: a flow that is away goes home when both lanes are the express worker's, and have been for a while.
+// TestSteeringBesideReceived: a large flow may come from the wire alone.
+func TestSteeringBesideReceived(t *testing.T) {
+	s := newSteeringTest(t, 4)
+	for range calmWindows {
+		s.read(8, 0, 4, 500)
+		s.w.lane = &s.w.all[0]
+		s.w.queueOf(s.flow(4), largeBytes)
+		s.window()
+	}
+	if lane := s.lane(8); lane < 2 {
+		t.Errorf("the flow stays in lane %d", lane)
+	}
+}
+
+// TestSteeringRoom: flows come only to lanes that have been quiet for a while, and only so many to each.
+func TestSteeringRoom(t *testing.T) {
+	s := newSteeringTest(t, 16)
+	s.give(s.express, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+	beside := func(buckets []uint32, windows int) {
+		for range windows {
+			for _, b := range buckets {
+				s.read(b, 0, 2, 100)
+			}
+			s.read(0, 0, 1, largeBytes)
+			s.window()
+		}
+	}
+	beside([]uint32{16}, 2*calmWindows)
+	if n := s.w.Counters.FlowsMoved.Load(); n != 0 {
+		t.Fatalf("%d flows moved where no lane is quiet", n)
+	}
+	s.give(s.w, 2)
+	beside([]uint32{16}, int(roomAfter/quietWindow)-1)
+	if n := s.w.Counters.FlowsMoved.Load(); n != 0 {
+		t.Fatalf("%d flows moved to a lane that was busy a moment ago", n)
+	}
+	var many []uint32
+	for b := range uint32(2 * mostGuests) { // as if the kernel had all of them read in lane 0
+		many = append(many, 16+b)
+	}
+	many = slices.DeleteFunc(many, func(b uint32) bool { return b%16 == 2 })
+	before := uint64(0)
+	for range 3 * calmWindows {
+		beside(many, 1)
+		n := s.w.Counters.FlowsMoved.Load()
+		if n-before > movesAtOnce {
+			t.Fatalf("%d flows moved at once", n-before)
+		}
+		before = n
+	}
+	beside(many, 100)
+	if n := s.w.Exchange.steering.guests[2].Load(); n != mostGuests {
+		t.Errorf("%d flows came to the one quiet lane, want %d", n, mostGuests)
+	}
+}
+
+// TestSteeringTurns: who comes first does not keep the others from moving, though it is told in vain again and again.
+func TestSteeringTurns(t *testing.T) {
+	s := newSteeringTest(t, 4)
+	var vain []uint32
+	for k := range uint32(3 * movesAtOnce) { // nothing comes in of them: they stay in lane 0, whatever they are told
+		vain = append(vain, 2+4*k)
+	}
+	const last = 800
+	for k := 0; s.lane(last) == 0; k++ {
+		if k == 20*calmWindows {
+			t.Fatal("the last flow is never told to go")
+		}
+		for _, b := range vain {
+			s.read(b, 0, 4, 500)
+			s.w.Exchange.steering.to[b].Store(0) // and it is forgotten
+		}
+		s.read(last, 0, 4, 500)
+		s.read(4, 0, 1, largeBytes)
+		s.window()
+	}
+}
+
+// TestSteeringCalm: a connection that begins is not moved, whatever its bucket had before; nor one that has just moved.
+func TestSteeringCalm(t *testing.T) {
+	const bucket = 8
+	s := newSteeringTest(t, 4)
+	large := func(lane int) {
+		s.read(4, lane, 1, largeBytes)
+		s.window()
+	}
+	for range calmWindows {
+		s.read(bucket, 0, 4, 500)
+		s.window()
+	}
+	syn := s.flow(bucket)
+	syn.TCPFlags = tcpSYN
+	s.w.lane = &s.w.all[0]
+	s.w.came(syn, 60)
+	large(0)
+	if lane := s.lane(bucket); lane != 0 {
+		t.Fatalf("a connection that begins moves to lane %d", lane)
+	}
+	for k := 0; s.lane(bucket) == 0; k++ {
+		if k == calmWindows {
+			t.Fatal("the flow stays where it is")
+		}
+		s.read(bucket, 0, 4, 500)
+		large(0)
+	}
+	first := s.lane(bucket)
+	// A large flow comes there.
+	s.give(s.express, first)
+	for range calmWindows - 1 {
+		s.read(bucket, first, 4, 500)
+		large(first)
+		if lane := s.lane(bucket); lane != first {
+			t.Fatalf("the flow moves on to lane %d at once", lane)
+		}
+	}
+	s.read(bucket, first, 4, 500)
+	large(first)
+	if lane := s.lane(bucket); lane == first || lane < 2 {
+		t.Errorf("the flow is in lane %d beside a large one, %d is quiet", lane, 5-first)
+	}
+}
+
+// TestSteeringHome: a flow that is away goes home when both lanes are the express worker's, and have been for a while,
+// and it has been away for long enough.
 func TestSteeringHome(t *testing.T) {
 	const bucket = 8 // its home is lane 0
 	for name, c := range map[string]struct {
-		away int
+		to   uint32
 		back []int // the lanes that the express worker gets back
 		wait time.Duration
+		stay time.Duration
 		home bool
 	}{
-		"both quiet":               {2, []int{0}, homeAfter, true},
-		"not for long enough":      {2, []int{0}, homeAfter - time.Millisecond, false},
-		"its home is busy":         {2, []int{1}, homeAfter, false},
-		"where it is is busy":      {1, []int{0}, homeAfter, false},
-		"both quiet, both had not": {1, []int{0, 1}, homeAfter, true},
+		"both quiet":               {2, []int{0}, homeAfter, homeAfter, true},
+		"not for long enough":      {2, []int{0}, homeAfter / 2, 2 * homeAfter, false},
+		"it has just come":         {2, []int{0}, 2 * homeAfter, homeAfter / 2, false},
+		"its home is busy":         {2, []int{1}, homeAfter, homeAfter, false},
+		"where it is is busy":      {1, []int{0}, homeAfter, homeAfter, false},
+		"both quiet, both had not": {1, []int{0, 1}, homeAfter, homeAfter, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, express, pass := oneWorker(t)
-			s := &w.Exchange.steering
-			s.send(bucket, uint32(c.away))
-			pass(homeAfter)
-			for _, k := range c.back {
-				if err := w.giveLane(k, express.ID); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := express.takeLanes(); err != nil {
-				t.Fatal(err)
-			}
-			pass(c.wait)
-			express.tick()
-			if home := express.queueOf(flowIn(t, bucket), 0) == express.Writers[0]; home != c.home {
+			const tick = 1 << toldTick
+			s := newSteeringTest(t, 4)
+			begin := s.now
+			s.give(s.w, c.back...)
+			x := s.w.Exchange.steering
+			x.send(bucket, c.to, begin.Add(c.wait-c.stay-tick))
+			s.now = begin.Add(c.wait)
+			s.express.tick()
+			if home := s.lane(bucket) == 0; home != c.home {
 				t.Errorf("at home: %v, want that: %v", home, c.home)
 			}
-			if n := s.away.Load(); (n == 0) != c.home {
-				t.Errorf("%d are away", n)
+			left := int32(1)
+			if c.home {
+				left = 0
+			}
+			if n, guests := x.away.Load(), x.guests[c.to].Load(); n != left || guests != left {
+				t.Errorf("%d are away, %d in lane %d", n, guests, c.to)
 			}
 		})
 	}
@@ -161,43 +308,54 @@ func TestSteeringHome(t *testing.T) {
 
 // TestSteeringSameNode: what goes back to the device stays in the lane that the kernel chose, unless it was told to go.
 func TestSteeringSameNode(t *testing.T) {
-	const bucket = 8
-	w, _, _ := oneWorker(t)
-	i := flowIn(t, bucket)
-	w.lane = &w.all[1]
-	if w.backTo(i) != w.all[1].Queue {
+	const bucket = 8 // its home is lane 0
+	s := newSteeringTest(t, 4)
+	i := s.flow(bucket)
+	s.w.lane = &s.w.all[1]
+	if s.w.backTo(i) != s.w.all[1].Queue {
 		t.Error("a flow that was told nothing leaves its lane")
 	}
-	if !w.move(bucket, 1<<1, 1<<3) || w.backTo(i) != w.Writers[3] {
+	if s.w.move(bucket, 1, 1<<0, s.now) {
+		t.Error("it is told to go home, which nobody would notice")
+	}
+	if !s.w.move(bucket, 1, 1<<0|1<<3, s.now) || s.w.backTo(i) != s.w.Writers[3] {
 		t.Error("a flow that was told to go stays")
 	}
-	if w.move(bucket, 1<<1, 1<<3) {
+	if s.w.move(bucket, 1, 1<<2, s.now) {
 		t.Error("it is told again, though it came from its old lane")
 	}
-	if !w.move(bucket, 1<<3, 1<<2) || w.backTo(i) != w.Writers[2] {
+	if !s.w.move(bucket, 3, 1<<2, s.now) || s.w.backTo(i) != s.w.Writers[2] {
 		t.Error("it can't leave the lane that it was told to go to")
 	}
 }
 
-// TestSteeringChoice: flows go home where that is quiet, and else spread over the lanes that are.
+// TestSteeringChoice: flows spread over the lanes that are quiet, and go home where theirs is. Buckets have the home
+// that flows have without them, at a node without an express worker.
 func TestSteeringChoice(t *testing.T) {
-	const lanes = 16
-	s := steering{lanes: lanes}
-	const quiet = 0b1010_0000_0100_0010
-	chosen := map[uint32]int{}
-	for b := range uint32(buckets) {
-		lane := s.choose(b, quiet)
-		if quiet&(1<<lane) == 0 {
-			t.Fatalf("bucket %d goes to lane %d", b, lane)
+	for _, lanes := range []int{16, 15, 14, 12} {
+		s := newSteering(lanes)
+		const quiet = 0b10_0100_0100_0010
+		set := uint32(quiet & (1<<lanes - 1))
+		chosen := map[uint32]int{}
+		for b := range s.buckets {
+			lane, home := s.choose(b, set), s.home(b)
+			if set&(1<<lane) == 0 {
+				t.Fatalf("bucket %d goes to lane %d of %b", b, lane, set)
+			}
+			if set&(1<<home) != 0 && lane != home {
+				t.Errorf("bucket %d goes to lane %d in place of %d", b, lane, home)
+			}
+			chosen[lane]++
 		}
-		if home := b % lanes; quiet&(1<<home) != 0 && lane != home {
-			t.Errorf("bucket %d goes to lane %d in place of %d", b, lane, home)
+		for lane, n := range chosen {
+			if least := mostBuckets / len(chosen) / 2; n < least || n > 3*least {
+				t.Errorf("%d of %d buckets go to lane %d, which is one of %d", n, s.buckets, lane, len(chosen))
+			}
 		}
-		chosen[lane]++
-	}
-	for lane, n := range chosen {
-		if n < buckets/8 || n > buckets/2 {
-			t.Errorf("%d of %d go to lane %d, which is one of four", n, buckets, lane)
+		for hash := range uint32(1 << 16) {
+			if home := s.home(hash % s.buckets); home != hash%uint32(lanes) {
+				t.Fatalf("of %d lanes hash %d has %d for its home", lanes, hash, home)
+			}
 		}
 	}
 }

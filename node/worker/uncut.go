@@ -46,6 +46,7 @@ const (
 	minIPHeader = 20
 	protoTCP    = 6 // IANA protocol numbers
 	protoUDP    = 17
+	tcpSYN      = 0x02 // RFC 9293, 3.1
 )
 
 // ipLength is the length that an IP header claims; p has at least 6 bytes.

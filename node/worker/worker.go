@@ -144,6 +144,7 @@ type Worker struct {
 	busy      busy          // the same
 	used      time.Duration // of a processor, at the last account
 	uses      []use         // by bucket, see steering; not the express worker
+	firstUse  uint32        // who may move first
 	rests     moderation
 	moved     uint64 // bytes, in all turns
 	lane      *lane  // whose turn it is
@@ -209,7 +210,7 @@ func New(c Config) *Worker {
 	} else {
 		c.Exchange.to[c.ID].wake = c.Waiter.Wake
 		if !w.IsExpress() {
-			w.uses = make([]use, buckets)
+			w.uses = make([]use, c.Exchange.steering.buckets)
 		}
 	}
 	w.reads = make([]byte, queueBytes+device.BufferSize+64) // a superframe grows a little at its end
@@ -226,7 +227,6 @@ type lane struct {
 	slots, secureSlots int     // receives in its next turn, by socket
 	moved              traffic // in the window
 	busy               busy    // the same
-	taken              time.Time
 }
 
 // Run moves packets until ctx ends (and returns nil) or the device or the socket is gone.
@@ -375,7 +375,7 @@ func (w *Worker) tick() {
 			w.drop(forwarder.NoSession, w.room.expire(w.Crypt.Now()))
 		}
 		if w.IsExpress() {
-			w.sendHome(now)
+			w.Exchange.steering.sendHome(now)
 		}
 	}
 }
