@@ -219,9 +219,8 @@ func (n *Node) workerCount() int {
 	return min(n.processors, maxDefaultWorkers)
 }
 
-// lanesWanted is the number of lanes of a node, unless it has more workers: enough for an echo to have one to itself
-// beside a few large transfers (beside four of them in 77 % of cases). More of them would let a hostile pod fill more
-// queues with its flows; see deviceQueueLength.
+// lanesWanted is the number of lanes of a node, unless it has more workers: enough for small flows to find some without
+// a large transfer. More of them would let a hostile pod fill more queues with its flows; see deviceQueueLength.
 const lanesWanted = 16
 
 // laneCount is the number of lanes of all workers together: as many for each.

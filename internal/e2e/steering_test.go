@@ -73,7 +73,7 @@ func (c *cluster) quietFlowLeaves(a, b *lab.Node, frames echoFrames) {
 	tries := 0
 	lanes := func(check func(n *lab.Node, last []int) error) {
 		c.t.Helper()
-		c.eventually(func() (err error) {
+		c.within(40*time.Second, func() (err error) {
 			tries++
 			d := c.dumpOf(a.NS, fmt.Sprintf("echo%d", tries), "eth0", "-s", "96", filter)
 			e.more(10)

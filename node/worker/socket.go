@@ -148,7 +148,7 @@ func (w *Worker) deliverRun(k int) error {
 	cell.RxBytes.Add(uint64(run.Bytes))
 	w.Counters.BytesIn.Add(uint64(run.Bytes))
 	// By the flow, whoever received it: the kernel hands the flow's other direction to the queue that this one is written
-	// to, so a flow that moved between queues would make its answers move between workers, and be reordered.
+	// to, so a flow that moved with each packet would make its answers move between workers, and be reordered.
 	return w.deliver(w.queueOf(&run.Info, run.Bytes), m, pieces, run.Segments)
 }
 

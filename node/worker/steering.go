@@ -15,8 +15,8 @@ import (
 //
 // A flow has a home, which both its nodes find by its hash: there its two directions share a lane. A small flow whose
 // home is a large one's too waits behind that, in the kernel's queue, where no order of turns helps. So it is told to
-// go, into one of the express worker's lanes, and home again when that is quiet. Each node decides on what it sends,
-// and needs to know nothing of the other's decisions.
+// go, into one of the express worker's lanes, and home again when that is one of these too. Each node decides on what
+// it sends, and needs to know nothing of the other's decisions.
 //
 // Who is told to go, or home, may overtake himself, as what he has in the old queue, and in the old lane's socket at
 // the other node, waits there. That is little, as there was little of him for a while, and most often nothing: who
@@ -25,39 +25,48 @@ type steering struct {
 	lanes   uint32
 	buckets uint32          // a multiple of lanes
 	to      []atomic.Uint32 // by bucket, see told; 0: home
-	_       [64]byte        // what follows is written more often
+	begin   time.Time
+	_       [64]byte // what follows is written more often
 
 	away   atomic.Int32           // how many are not at home
 	guests [MaxLanes]atomic.Int32 // how many of them are in a lane
-	since  [MaxLanes]atomic.Int64 // from when on it is the express worker's, Unix nanoseconds; 0: it is not
+	since  [MaxLanes]atomic.Int64 // from when on it is the express worker's, see at; 0: it is not
 }
 
 const (
-	// mostBuckets is how many flows are told apart: so few that going over all of them is cheap, and so many that a quiet
-	// one seldom has a large one's bucket. mostGuests is how many may come to a lane: as many again as are at home there.
+	// mostBuckets is how many flows are told apart: so few that going over all of them is cheap, and so many that a small
+	// one seldom has a large one's bucket. mostGuests is how many may come to a lane: of 16 as many as are at home there.
 	mostBuckets = 1024
 	mostGuests  = mostBuckets / MaxLanes
-	// In quietWindow a bucket is large with largeBytes or largePackets, and others are better off elsewhere; it is small,
-	// and may go, with less than smallBytes and smallPackets: an answer for a request is two packets, or three.
+	// A bucket with so much in quietWindow is large, and others are better off elsewhere; one with less than the half is
+	// small, and may go. A request with its answer is two packets, or three.
 	largeBytes   = quietBytes
 	largePackets = 128
-	smallBytes   = quietBytes / 2
-	smallPackets = 32
+	smallShare   = 2
 	// calmWindows is in how many windows it has to have been small since it last moved: a connection begins so, also one
-	// that has much to send, and is not to be moved then.
+	// that has much to send, and is not to be moved then. Nothing for idleWindows, some seconds, and it begins anew; so
+	// has the kernel forgotten by then where to put it.
 	calmWindows = 3
+	idleWindows = 200
 	// movesAtOnce is how many go in a window, so that the express worker's lanes don't get too much at once.
 	movesAtOnce = 4
 	// roomAfter is for how long a lane has to have been the express worker's before others come: a large flow may pause.
-	// homeAfter is for how long both of a flow's lanes have before it goes home, and for how long it stays.
+	// homeAfter is for how long both of a flow's lanes have before it goes home, and for how long it stays. After
+	// fullAfter it makes place for others where a lane is full: nobody knows whether it still lives.
 	roomAfter = 200 * time.Millisecond
 	homeAfter = time.Second
+	fullAfter = 30 * time.Second
 )
 
 func newSteering(lanes int) *steering {
 	buckets := mostBuckets / lanes * lanes
-	return &steering{lanes: uint32(lanes), buckets: uint32(buckets), to: make([]atomic.Uint32, buckets)}
+	return &steering{
+		lanes: uint32(lanes), buckets: uint32(buckets), to: make([]atomic.Uint32, buckets), begin: time.Now(),
+	}
 }
+
+// at is a time in nanoseconds, more than 0, that no change of the system's clock moves.
+func (s *steering) at(now time.Time) int64 { return max(1, int64(now.Sub(s.begin))) }
 
 // A told is what a bucket was told: to go to a lane, and when, in ticks of 134 ms. 0: nothing, it is at home.
 type told uint32
@@ -67,35 +76,40 @@ const (
 	toldBits = 8  // of the lane
 )
 
-func tell(lane uint32, now time.Time) told {
-	return told(uint32(now.UnixNano()>>toldTick)<<toldBits | (lane + 1))
-}
+func tell(lane uint32, at int64) told { return told(uint32(at>>toldTick)<<toldBits | (lane + 1)) }
 
 func (t told) lane() uint32 { return uint32(t)&(1<<toldBits-1) - 1 }
 
 // age is for how long it holds; after 26 days it begins anew.
-func (t told) age(now time.Time) time.Duration {
-	ticks := (uint32(now.UnixNano()>>toldTick)<<toldBits - uint32(t)&^(1<<toldBits-1)) >> toldBits
+func (t told) age(at int64) time.Duration {
+	ticks := (uint32(at>>toldTick)<<toldBits - uint32(t)&^(1<<toldBits-1)) >> toldBits
 	return time.Duration(ticks) << toldTick
 }
 
 // A use is what a worker saw of a bucket in a window.
 type use struct {
 	bytes   uint32
-	packets uint8 // superpackets read and written, both directions; saturates
-	calm    uint8 // windows with something of it, and little
-	queue   uint8 // 1 + the lane where it was read last; 0: it was not
-	from    uint8 // 1 + the lane where it was received last; 0: it was not
+	packets uint32 // superpackets read and written, both directions
+	calm    uint8  // windows with something of it, and little
+	idle    uint8  // windows with nothing of it, since then
+	queue   uint8  // 1 + the lane where it was read last; 0: it was not
+	from    uint8  // 1 + the lane where it was received last; 0: it was not
+	back    bool   // something of it was written back to the device
 }
 
-func (u *use) large() bool { return u.bytes >= largeBytes || u.packets >= largePackets }
-func (u *use) small() bool { return u.bytes < smallBytes && u.packets < smallPackets }
+// large says so of a window that was so many times as long as quietWindow; small too.
+func (u *use) large(times float64) bool {
+	return float64(u.bytes) >= times*largeBytes || float64(u.packets) >= times*largePackets
+}
+
+func (u *use) small(times float64) bool {
+	twice := use{bytes: smallShare * u.bytes, packets: smallShare * u.packets}
+	return !twice.large(times)
+}
 
 func (u *use) add(i *packet.Info, bytes int) {
 	u.bytes += uint32(bytes)
-	if u.packets < 1<<8-1 {
-		u.packets++
-	}
+	u.packets++
 	if i.TCPFlags&tcpSYN != 0 {
 		u.calm = 0
 	}
@@ -104,13 +118,17 @@ func (u *use) add(i *packet.Info, bytes int) {
 // lanes are those where it was seen.
 func (u *use) lanes() uint32 { return (1<<u.queue | 1<<u.from) >> 1 }
 
-// end ends a window with something in it.
-func (u *use) end() {
+// end ends a window.
+func (u *use) end(times float64) {
 	switch {
-	case !u.small():
-		u.calm = 0
-	case u.calm < calmWindows:
-		u.calm++
+	case u.packets == 0:
+		if u.idle++; u.idle == idleWindows {
+			u.calm, u.idle = 0, 0
+		}
+	case !u.small(times):
+		u.calm, u.idle = 0, 0
+	default:
+		u.calm, u.idle = min(u.calm+1, calmWindows), 0
 	}
 }
 
@@ -118,7 +136,7 @@ func (u *use) end() {
 func (s *steering) home(bucket uint32) uint32 { return bucket % s.lanes }
 
 // took notes that a lane is the express worker's from now on.
-func (s *steering) took(lane int, now time.Time) { s.since[lane].Store(now.UnixNano()) }
+func (s *steering) took(lane int, now time.Time) { s.since[lane].Store(s.at(now)) }
 
 // gave notes that it is not any more.
 func (s *steering) gave(lane int) { s.since[lane].Store(0) }
@@ -126,7 +144,7 @@ func (s *steering) gave(lane int) { s.since[lane].Store(0) }
 // quietFor is the set of the lanes that have been the express worker's for so long.
 func (s *steering) quietFor(d time.Duration, now time.Time) (set uint32) {
 	for k := range s.lanes {
-		if since := s.since[k].Load(); since != 0 && now.UnixNano()-since >= int64(d) {
+		if since := s.since[k].Load(); since != 0 && s.at(now)-since >= int64(d) {
 			set |= 1 << k
 		}
 	}
@@ -148,7 +166,7 @@ func (s *steering) room(now time.Time) uint32 {
 func (s *steering) send(bucket, lane uint32, now time.Time) {
 	t := told(0)
 	if lane != s.home(bucket) {
-		t = tell(lane, now)
+		t = tell(lane, s.at(now))
 		s.away.Add(1)
 		s.guests[lane].Add(1)
 	}
@@ -163,7 +181,8 @@ func (s *steering) left(t told) {
 	}
 }
 
-// sendHome tells those to go home that have been elsewhere for long enough, in a lane that is as quiet as their home.
+// sendHome tells those to go home that have been elsewhere for long enough, in a lane that is the express worker's as
+// their home is, and some of those in a full lane.
 func (s *steering) sendHome(now time.Time) {
 	if s.away.Load() == 0 {
 		return
@@ -171,10 +190,12 @@ func (s *steering) sendHome(now time.Time) {
 	quiet := s.quietFor(homeAfter, now)
 	for b := range s.to {
 		t := told(s.to[b].Load())
-		if t == 0 || quiet&(1<<t.lane()) == 0 || quiet&(1<<s.home(uint32(b))) == 0 || t.age(now) < homeAfter {
+		if t == 0 {
 			continue
 		}
-		if s.to[b].CompareAndSwap(uint32(t), 0) {
+		age, both := t.age(s.at(now)), uint32(1<<t.lane()|1<<s.home(uint32(b)))
+		goes := age >= homeAfter && quiet&both == both || age >= fullAfter && s.guests[t.lane()].Load() >= mostGuests
+		if goes && s.to[b].CompareAndSwap(uint32(t), 0) {
 			s.left(t)
 		}
 	}
@@ -213,11 +234,16 @@ func (w *Worker) queueOf(i *packet.Info, bytes int) device.Queue {
 // backTo is the queue to which a packet from the device is written: the one that it came from, which the kernel chose
 // by a hash of its own, unless its flow was told to go.
 func (w *Worker) backTo(i *packet.Info) device.Queue {
-	if w.Exchange != nil && w.Exchange.steering.away.Load() != 0 {
-		s := w.Exchange.steering
-		if t := told(s.to[i.FlowHash()%s.buckets].Load()); t != 0 {
-			return w.Writers[t.lane()]
-		}
+	if w.Exchange == nil {
+		return w.lane.Queue
+	}
+	s := w.Exchange.steering
+	bucket := i.FlowHash() % s.buckets
+	if w.uses != nil {
+		w.uses[bucket].back = true
+	}
+	if t := told(s.to[bucket].Load()); t != 0 {
+		return w.Writers[t.lane()]
 	}
 	return w.lane.Queue
 }
@@ -232,18 +258,12 @@ func (w *Worker) came(i *packet.Info, bytes int) {
 	u.queue = uint8(w.lane.Number) + 1
 }
 
-// makeWay ends a window of a worker with busy lanes, which took so long: small flows leave the lanes of large ones. A
-// worker that has slept has none.
+// makeWay ends a window of a worker with busy lanes, which took so long: small flows leave the lanes of large ones.
 func (w *Worker) makeWay(took time.Duration, now time.Time) {
-	if took > 4*quietWindow {
-		for b := range w.uses {
-			w.uses[b] = use{calm: w.uses[b].calm}
-		}
-		return
-	}
+	times := float64(took) / float64(quietWindow)
 	var large, room uint32
 	for b := range w.uses {
-		if u := &w.uses[b]; u.large() {
+		if u := &w.uses[b]; u.large(times) {
 			large |= u.lanes()
 		}
 	}
@@ -254,30 +274,32 @@ func (w *Worker) makeWay(took time.Duration, now time.Time) {
 	for k := range n {
 		b := (first + k) % n // so that everybody's turn comes
 		u := &w.uses[b]
-		if u.packets == 0 {
+		if u.packets == 0 && u.calm == 0 {
 			continue
 		}
-		u.end()
-		if room != 0 && moves < movesAtOnce && u.calm == calmWindows && u.queue != 0 && large&(1<<(u.queue-1)) != 0 &&
-			w.move(b, uint32(u.queue-1), room, now) {
+		u.end(times)
+		if u.calm == calmWindows && u.queue != 0 && large&(1<<(u.queue-1)) != 0 && room != 0 && moves < movesAtOnce &&
+			w.move(b, u, room, now) {
 			u.calm = 0
 			room = w.Exchange.steering.room(now)
 			if moves++; moves == movesAtOnce {
 				w.firstUse = b + 1
 			}
 		}
-		*u = use{calm: u.calm}
+		*u = use{calm: u.calm, idle: u.idle}
 	}
 }
 
-// move tells a bucket that is read from a lane to go to one of those in room, unless it has been told already.
-func (w *Worker) move(bucket, from, room uint32, now time.Time) bool {
+// move tells a bucket to go from the lane where it is read to one of those in room, unless it has been told already.
+func (w *Worker) move(bucket uint32, u *use, room uint32, now time.Time) bool {
 	s := w.Exchange.steering
-	switch t := told(s.to[bucket].Load()); {
+	from, home := uint32(u.queue-1), s.home(bucket)
+	t := told(s.to[bucket].Load())
+	switch {
+	case t != 0 && t.lane() != from, t == 0 && from != home && !u.back:
+		return false // nothing comes in of it that would tell it
 	case t == 0:
-		room &^= 1 << s.home(bucket) // where nothing can tell it to go
-	case t.lane() != from:
-		return false
+		room &^= 1 << home // where it would be told nothing
 	}
 	if room == 0 {
 		return false

@@ -16,11 +16,12 @@ type steeringTest struct {
 	*testing.T
 	w, express *Worker
 	now        time.Time
+	flows      map[uint32]*packet.Info // by bucket
 }
 
 func newSteeringTest(t *testing.T, lanes int) *steeringTest {
 	t.Helper()
-	s := &steeringTest{T: t, now: time.Now()}
+	s := &steeringTest{T: t, now: time.Now().Add(time.Hour), flows: map[uint32]*packet.Info{}}
 	x := NewExchange(1, lanes)
 	d := devmem.New(devmem.Config{Queues: lanes})
 	t.Cleanup(func() { _ = d.Close() })
@@ -65,6 +66,9 @@ func (s *steeringTest) give(from *Worker, lanes ...int) {
 // flow is one whose bucket is this one.
 func (s *steeringTest) flow(bucket uint32) *packet.Info {
 	s.Helper()
+	if i := s.flows[bucket]; i != nil {
+		return i
+	}
 	i := &packet.Info{Version: 4, Src: netip.MustParseAddr("10.244.1.2"), Dst: netip.MustParseAddr("10.244.2.2"),
 		DstPort: 80, Flags: packet.HasPorts}
 	for i.SrcPort = 1; i.FlowHash()%s.w.Exchange.steering.buckets != bucket; i.SrcPort++ {
@@ -72,6 +76,7 @@ func (s *steeringTest) flow(bucket uint32) *packet.Info {
 			s.Fatalf("no flow for bucket %d", bucket)
 		}
 	}
+	s.flows[bucket] = i
 	return i
 }
 
@@ -86,12 +91,14 @@ func (s *steeringTest) read(bucket uint32, lane, packets, bytes int) {
 }
 
 // window ends one; the worker's lanes are busy.
-func (s *steeringTest) window() {
+func (s *steeringTest) window() { s.longWindow(quietWindow) }
+
+func (s *steeringTest) longWindow(d time.Duration) {
 	s.Helper()
 	for k := range s.w.all {
 		s.w.all[k].moved.packets = quietPackets
 	}
-	s.now = s.now.Add(quietWindow)
+	s.now = s.now.Add(d)
 	s.ok(s.w.takeLanes())
 }
 
@@ -111,23 +118,27 @@ func TestSteering(t *testing.T) {
 		largeBytes, largePackets int
 		in                       int // the lane of the large one
 		windows                  int
+		length                   int // of a window, as a multiple of the usual
 		moves                    bool
 	}{
-		"beside many bytes":          {500, 4, largeBytes, 1, 0, calmWindows, true},
-		"beside many packets":        {500, 4, 500, largePackets, 0, calmWindows, true},
-		"not for long enough":        {500, 4, largeBytes, 1, 0, calmWindows - 1, false},
-		"beside a small one":         {500, 4, smallBytes - 1, 1, 0, long, false},
-		"beside one of middle size":  {500, 4, largeBytes - 1, largePackets - 1, 0, long, false},
-		"beside one in another lane": {500, 4, largeBytes, 1, 1, long, false},
-		"with too many bytes":        {smallBytes, 4, largeBytes, 1, 0, long, false},
-		"with too many packets":      {500, smallPackets, largeBytes, 1, 0, long, false},
+		"beside many bytes":          {500, 4, largeBytes, 1, 0, calmWindows, 1, true},
+		"beside many packets":        {500, 4, 500, largePackets, 0, calmWindows, 1, true},
+		"as large as may be":         {largeBytes/2 - 1, largePackets/2 - 1, largeBytes, 1, 0, calmWindows, 1, true},
+		"not for long enough":        {500, 4, largeBytes, 1, 0, calmWindows - 1, 1, false},
+		"beside a small one":         {500, 4, largeBytes / 2, 1, 0, long, 1, false},
+		"beside one of middle size":  {500, 4, largeBytes - 1, largePackets - 1, 0, long, 1, false},
+		"beside one in another lane": {500, 4, largeBytes, 1, 1, long, 1, false},
+		"with too many bytes":        {largeBytes / 2, 4, largeBytes, 1, 0, long, 1, false},
+		"with too many packets":      {500, largePackets / 2, largeBytes, 1, 0, long, 1, false},
+		"in windows of 0.1 s":        {2 * largeBytes, 200, 5 * largeBytes, 1, 0, calmWindows, 5, true},
+		"not so many in 0.1 s":       {500, 4, 5*largeBytes - 1, 1, 0, long, 5, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSteeringTest(t, 4)
 			for range c.windows {
 				s.read(small, 0, c.packets, c.bytes)
 				s.read(large, c.in, c.largePackets, c.largeBytes)
-				s.window()
+				s.longWindow(time.Duration(c.length) * quietWindow)
 			}
 			lane := s.lane(small)
 			if (lane >= 2) != c.moves || lane == 1 {
@@ -165,6 +176,7 @@ func TestSteeringRoom(t *testing.T) {
 		for range windows {
 			for _, b := range buckets {
 				s.read(b, 0, 2, 100)
+				s.w.backTo(s.flow(b)) // so that it may be read elsewhere than at home
 			}
 			s.read(0, 0, 1, largeBytes)
 			s.window()
@@ -202,26 +214,65 @@ func TestSteeringRoom(t *testing.T) {
 // TestSteeringTurns: who comes first does not keep the others from moving, though it is told in vain again and again.
 func TestSteeringTurns(t *testing.T) {
 	s := newSteeringTest(t, 4)
+	x := s.w.Exchange.steering
 	var vain []uint32
-	for k := range uint32(3 * movesAtOnce) { // nothing comes in of them: they stay in lane 0, whatever they are told
-		vain = append(vain, 2+4*k)
+	for k := range uint32(4 * movesAtOnce) { // nothing comes in of them: they stay in lane 0, whatever they are told
+		vain = append(vain, 8+4*k)
 	}
 	const last = 800
 	for k := 0; s.lane(last) == 0; k++ {
-		if k == 20*calmWindows {
+		if k == 3*calmWindows {
 			t.Fatal("the last flow is never told to go")
 		}
 		for _, b := range vain {
 			s.read(b, 0, 4, 500)
-			s.w.Exchange.steering.to[b].Store(0) // and it is forgotten
+			x.left(told(x.to[b].Swap(0))) // and it is forgotten
 		}
 		s.read(last, 0, 4, 500)
 		s.read(4, 0, 1, largeBytes)
 		s.window()
 	}
+	if n := s.w.Counters.FlowsMoved.Load(); n <= movesAtOnce {
+		t.Errorf("only %d were told to go: nobody stood in the way", n)
+	}
 }
 
-// TestSteeringCalm: a connection that begins is not moved, whatever its bucket had before; nor one that has just moved.
+// TestSteeringFull: where a lane is full, who has been there for long makes place.
+func TestSteeringFull(t *testing.T) {
+	s := newSteeringTest(t, 4)
+	x := s.w.Exchange.steering
+	for b := range uint32(mostGuests) {
+		x.send(4*b, 2, s.now)
+	}
+	for _, step := range []struct {
+		after time.Duration
+		left  int32
+	}{{fullAfter - time.Second, mostGuests}, {2 * time.Second, mostGuests - 1}, {time.Hour, mostGuests - 1}} {
+		s.now = s.now.Add(step.after)
+		s.express.tick()
+		if n := x.guests[2].Load(); n != step.left || x.away.Load() != n {
+			t.Errorf("%d are in the lane, want %d; %d away", n, step.left, x.away.Load())
+		}
+	}
+}
+
+// TestSteeringAge: what was told is as old as it is, also when the count begins anew.
+func TestSteeringAge(t *testing.T) {
+	for _, begin := range []int64{1, int64(time.Hour), 1<<(toldTick+32-toldBits) - 1, 1<<62 + 12345} {
+		for _, age := range []time.Duration{0, homeAfter, time.Minute, 20 * 24 * time.Hour} {
+			got := tell(15, begin)
+			if got.lane() != 15 || got == 0 {
+				t.Errorf("told at %d: lane %d", begin, got.lane())
+			}
+			if a := got.age(begin + int64(age)); a < age-1<<toldTick || a > age+1<<toldTick {
+				t.Errorf("told at %d: %v old after %v", begin, a, age)
+			}
+		}
+	}
+}
+
+// TestSteeringCalm: a connection that begins is not moved, whatever its bucket had before; nor what begins after some
+// seconds with nothing, nor what has just moved.
 func TestSteeringCalm(t *testing.T) {
 	const bucket = 8
 	s := newSteeringTest(t, 4)
@@ -233,17 +284,32 @@ func TestSteeringCalm(t *testing.T) {
 		s.read(bucket, 0, 4, 500)
 		s.window()
 	}
-	syn := s.flow(bucket)
+	syn := *s.flow(bucket)
 	syn.TCPFlags = tcpSYN
 	s.w.lane = &s.w.all[0]
-	s.w.came(syn, 60)
+	s.w.came(&syn, 60)
 	large(0)
 	if lane := s.lane(bucket); lane != 0 {
 		t.Fatalf("a connection that begins moves to lane %d", lane)
 	}
+	for range calmWindows {
+		s.read(bucket, 0, 4, 500)
+		s.window()
+	}
+	for range idleWindows {
+		s.window()
+	}
+	s.read(bucket, 0, 4, 500)
+	large(0)
+	if lane := s.lane(bucket); lane != 0 {
+		t.Fatalf("what begins after a long time moves to lane %d", lane)
+	}
 	for k := 0; s.lane(bucket) == 0; k++ {
 		if k == calmWindows {
 			t.Fatal("the flow stays where it is")
+		}
+		for range idleWindows / 2 { // as a ping that is sent once a second or two
+			large(0)
 		}
 		s.read(bucket, 0, 4, 500)
 		large(0)
@@ -306,26 +372,40 @@ func TestSteeringHome(t *testing.T) {
 	}
 }
 
-// TestSteeringSameNode: what goes back to the device stays in the lane that the kernel chose, unless it was told to go.
+// TestSteeringSameNode: what goes back to the device stays in the lane that the kernel chose, unless it was told to go;
+// and what does not, and is not read in its home, can't be told.
 func TestSteeringSameNode(t *testing.T) {
 	const bucket = 8 // its home is lane 0
 	s := newSteeringTest(t, 4)
 	i := s.flow(bucket)
 	s.w.lane = &s.w.all[1]
+	move := func(from int, back bool, room uint32) bool {
+		return s.w.move(bucket, &use{queue: uint8(from) + 1, back: back}, room, s.now)
+	}
 	if s.w.backTo(i) != s.w.all[1].Queue {
 		t.Error("a flow that was told nothing leaves its lane")
 	}
-	if s.w.move(bucket, 1, 1<<0, s.now) {
+	if !s.w.uses[bucket].back {
+		t.Error("it is not known that it goes back")
+	}
+	if move(1, false, 1<<3) {
+		t.Error("a flow to a peer is told to go, though nothing comes in of it")
+	}
+	if move(1, true, 1<<0) {
 		t.Error("it is told to go home, which nobody would notice")
 	}
-	if !s.w.move(bucket, 1, 1<<0|1<<3, s.now) || s.w.backTo(i) != s.w.Writers[3] {
+	if !move(1, true, 1<<0|1<<3) || s.w.backTo(i) != s.w.Writers[3] {
 		t.Error("a flow that was told to go stays")
 	}
-	if s.w.move(bucket, 1, 1<<2, s.now) {
+	if move(1, true, 1<<2) {
 		t.Error("it is told again, though it came from its old lane")
 	}
-	if !s.w.move(bucket, 3, 1<<2, s.now) || s.w.backTo(i) != s.w.Writers[2] {
+	if !move(3, true, 1<<2) || s.w.backTo(i) != s.w.Writers[2] {
 		t.Error("it can't leave the lane that it was told to go to")
+	}
+	if x := s.w.Exchange.steering; x.away.Load() != 1 || x.guests[3].Load() != 0 || x.guests[2].Load() != 1 {
+		t.Errorf("%d are away, %d and %d in the lanes where it was and is", x.away.Load(), x.guests[3].Load(),
+			x.guests[2].Load())
 	}
 }
 
