@@ -12,10 +12,10 @@
 //
 // A lane is a queue of the device and a socket, or two: one for VXLAN, one for the encrypted tunnel. A flow is in one
 // lane by its hash, mostly in both directions, so that flows of different lanes don't wait for each other: neither in
-// the kernel's queue in front of the worker nor in the buffer of the receiver's socket, first in, first out as these are.
-// The worker gives the lanes turns (see schedule), a bounded number of bytes each; one that had nothing to do comes before
-// those that always have. Lanes in which little happens are in the hands of one worker, see Exchange, and small flows
-// leave the lanes of large ones for these, see steering.
+// the kernel's queue in front of the worker nor in the buffer of the receiver's socket, first in, first out as both
+// are. The worker gives the lanes turns (see schedule), a bounded number of bytes each; one that had nothing to do
+// comes before those that always have. Lanes in which little happens are in the hands of one worker, see Exchange, and
+// small flows leave the lanes of large ones for these, see steering.
 //
 // # Who owns which buffer
 //
