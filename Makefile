@@ -99,10 +99,10 @@ test-routers: need-root deps build ## Routes of `warren routes export` in BIRD a
 # what there is to do.
 OFFLOADS ?= checksum=off tso=off uso=off udpGSO=off udpGRO=off tunnelGSO=off superframes=off \
 	checksum=off,tso=off,uso=off,udpGSO=off,udpGRO=off,tunnelGSO=off,superframes=off tunnelGSO=on \
-	express=off,moderation=off
+	express=off moderation=off
 
 .PHONY: test-offloads
-test-offloads: need-root deps build ## The node's and the cluster's tests and the demo, with each offload off; twenty minutes
+test-offloads: need-root deps build ## The node's and the cluster's tests and the demo, with each offload off; half an hour
 	@$(BUILD) -o bin/warren-demo ./internal/lab/demo
 	@failed=""; for o in $(OFFLOADS); do \
 		echo "== WARREN_TEST_OFFLOADS=$$o"; export WARREN_TEST_OFFLOADS=$$o WARREN_REQUIRE_ROOT=1; \

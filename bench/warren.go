@@ -66,7 +66,8 @@ func (w *warrenSystem) Up(ctx context.Context, b *Bed) (*Path, error) {
 	b.Lab.Options.BinDir = w.binDir
 	for _, n := range b.Nodes {
 		n.Settings.Encapsulation, n.Settings.MTU = w.encapsulation, b.PodMTU()
-		n.Settings.Offloads = map[string]string{} // the daemon's own, whatever lab.OffloadsEnv says
+		// The daemon's own, whatever lab.OffloadsEnv says.
+		n.Settings.Offloads, n.Settings.Express, n.Settings.Moderation = map[string]string{}, "auto", "auto"
 		if w.encapsulation != encrypted {
 			continue
 		}

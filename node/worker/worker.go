@@ -186,7 +186,6 @@ func New(c Config) *Worker {
 	}
 	w := &Worker{
 		Config: c,
-		in:     tunnel.NewInbound(socketSlots),
 		join:   packet.NewCoalescer(packet.CoalescerOptions{TCP: true, UDP: true}),
 		iovecs: make([][]byte, 0, 4),
 	}
@@ -214,6 +213,11 @@ func New(c Config) *Worker {
 		}
 	}
 	w.reads = make([]byte, queueBytes+device.BufferSize+64) // a superframe grows a little at its end
+	receives := socketSlots
+	if w.IsExpress() {
+		receives = w.size.slots
+	}
+	w.in = tunnel.NewInbound(receives)
 	w.slots = w.in.Slots
 	if c.Crypt != nil {
 		w.seals.messages = make([]byte, 0, sealedBytes)
