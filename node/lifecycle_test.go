@@ -20,7 +20,7 @@ func TestStartTalkStop(t *testing.T) {
 	c := newCluster(t, "a", "b")
 	a, b := c.nodes[0], c.nodes[1]
 	before := c.state(a)
-	b.Settings.Express = "off"
+	a.Settings.Express, b.Settings.Express = "auto", "off"
 	c.ok(c.lab.WriteConfigs())
 	for _, n := range c.nodes {
 		c.ok(n.Up(c.ctx))

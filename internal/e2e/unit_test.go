@@ -135,6 +135,7 @@ func TestUnit(t *testing.T) {
 	u := readUnit(t)
 	c := newCluster(t, lab.Options{})
 	a, b := c.node("a"), c.node("b")
+	a.Settings.Express = "auto"
 	c.configure()
 	before := c.state(a.NS)
 	at := filepath.Join(t.TempDir(), "notify")
