@@ -196,12 +196,9 @@ func (e *echo) more(n int64) {
 // transferBeside sends as fast as TCP can in the lane of an echo, until it is stopped.
 func (c *cluster) transferBeside(from, to *lab.Pod, e *echo) (stop func()) {
 	c.t.Helper()
-	var l net.Listener
+	l, err := to.NS.Listen(to.V4)
+	c.ok(err)
 	var sender net.Conn
-	c.ok(to.NS.Do(func() (err error) {
-		l, err = net.Listen("tcp", netip.AddrPortFrom(to.V4, 0).String())
-		return err
-	}))
 	const firstPort = 20000
 	local := net.TCPAddrFromAddrPort(netip.AddrPortFrom(from.V4, firstPort))
 	for ; ; local.Port++ {

@@ -225,10 +225,7 @@ func (w *Worker) queueOf(i *packet.Info, bytes int) device.Queue {
 		u.add(i, bytes)
 		u.from = uint8(w.lane.Number) + 1
 	}
-	if t := told(s.to[bucket].Load()); t != 0 {
-		return w.Writers[t.lane()]
-	}
-	return w.Writers[s.home(bucket)]
+	return w.toldQueue(bucket, w.Writers[s.home(bucket)])
 }
 
 // backTo is the queue to which a packet from the device is written: the one that it came from, which the kernel chose
@@ -242,10 +239,15 @@ func (w *Worker) backTo(i *packet.Info) device.Queue {
 	if w.uses != nil {
 		w.uses[bucket].back = true
 	}
-	if t := told(s.to[bucket].Load()); t != 0 {
+	return w.toldQueue(bucket, w.lane.Queue)
+}
+
+// toldQueue is the queue that a bucket was told to go to; it is at this one if it was told nothing.
+func (w *Worker) toldQueue(bucket uint32, at device.Queue) device.Queue {
+	if t := told(w.Exchange.steering.to[bucket].Load()); t != 0 {
 		return w.Writers[t.lane()]
 	}
-	return w.lane.Queue
+	return at
 }
 
 // came notes a packet that was read from the lane's queue.
